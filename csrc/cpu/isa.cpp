@@ -1,0 +1,56 @@
+// Picks the kernel file for this CPU, once, and lets tests ask for a lower one. Every one of them gives the same bits.
+#include <atomic>
+
+#include "isa.h"
+#include "pool_cpu.h"
+
+namespace fastpool::cpu {
+namespace {
+
+bool runs(const Kernels& kernels) {
+  if (&kernels == &kernels_avx512)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && runs(kernels_avx2);
+  if (&kernels == &kernels_avx2)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return true;
+}
+
+const Kernels* const kAll[] = {&kernels_avx512, &kernels_avx2, &kernels_portable};  // best first
+
+const Kernels* best() {
+  for (const Kernels* kernels : kAll)
+    if (runs(*kernels)) return kernels;
+  return &kernels_portable;
+}
+
+std::atomic<const Kernels*> in_use{nullptr};
+
+}  // namespace
+
+const Kernels& kernels() {
+  const Kernels* kernels = in_use.load(std::memory_order_relaxed);
+  if (kernels == nullptr) in_use.store(kernels = best(), std::memory_order_relaxed);
+  return *kernels;
+}
+
+const char* isa() { return kernels().name; }
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Kernels* kernels : kAll)
+    if (runs(*kernels)) names.emplace_back(kernels->name);
+  return names;
+}
+
+bool use_isa(const std::string& name) {
+  for (const Kernels* kernels : kAll) {
+    if ((name.empty() || name == kernels->name) && runs(*kernels)) {
+      in_use.store(kernels, std::memory_order_relaxed);
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace fastpool::cpu

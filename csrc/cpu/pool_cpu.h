@@ -1,0 +1,29 @@
+// Pooling on a CPU: which kernel file, how work is cut and spread over threads. No torch header here either.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernel.h"
+
+namespace fastpool::cpu {
+
+// How to run body(0) .. body(n - 1), possibly at the same time; at::parallel_for in the library, threads in its tests.
+struct Parallel {
+  int threads = 1;
+  std::function<void(int64_t n, const std::function<void(int64_t)>& body)> run;
+};
+
+void pool(const PoolCall& call, const Parallel& parallel);
+void l2_normalize(const NormalizeCall& call, const Parallel& parallel);
+
+// Why the values of starts / ends are wrong, or an empty string. `cu` says that they came from cu_seqlens.
+std::string check_bounds(const PoolCall& call, bool cu);
+
+// The instruction set in use, those this CPU can run, and a way to ask for one ("" is the best again).
+// Returns false when this CPU cannot run it.
+FASTPOOL_API const char* isa();
+FASTPOOL_API std::vector<std::string> isas();
+FASTPOOL_API bool use_isa(const std::string& name);
+
+}  // namespace fastpool::cpu

@@ -1,0 +1,141 @@
+// Vectors of lanes for one instruction set: loads that widen to the accumulator, stores that round once. Included only
+// by the kernel files, each inside its own namespace (FASTPOOL_ISA) and with its own compiler flags. Plain GCC/Clang
+// vector types: every lane is IEEE arithmetic on one column, so the width changes the speed and never the bits.
+#pragma once
+#include <cstring>
+
+#include "../segments.h"
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace fastpool::FASTPOOL_ISA {
+
+struct half_t { uint16_t bits; };
+struct bfloat16_t { uint16_t bits; };
+
+// 32 bytes with AVX-512 too, which brings twice the registers: 64-byte loads were measured to stream 15-30 % slower from
+// memory (Zen 4), and never faster in the cache by enough to matter.
+#if defined(__AVX2__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+
+// Accumulator lanes, and the unsigned integers of the same width that the conversions work on.
+template <class A> struct Vec;
+template <> struct Vec<float> {
+  static constexpr int lanes = kBytes / 4;
+  typedef float type __attribute__((vector_size(kBytes)));
+  typedef uint32_t bits __attribute__((vector_size(kBytes)));
+  typedef uint16_t narrow __attribute__((vector_size(kBytes / 2)));
+};
+template <> struct Vec<double> {
+  static constexpr int lanes = kBytes / 8;
+  typedef double type __attribute__((vector_size(kBytes)));
+  typedef uint64_t bits __attribute__((vector_size(kBytes)));
+  typedef float narrow __attribute__((vector_size(kBytes / 2)));
+};
+using VF = Vec<float>::type;
+using UF = Vec<float>::bits;
+using NF = Vec<float>::narrow;
+using VD = Vec<double>::type;
+
+template <class To, class From>
+FASTPOOL_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+template <class V>
+FASTPOOL_INLINE V read(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// ---- loads: storage type -> accumulator lanes, exact
+template <class T> struct AccumulatorOf { using type = float; };
+template <> struct AccumulatorOf<double> { using type = double; };
+
+FASTPOOL_INLINE VF load(const float* p) { return read<VF>(p); }
+FASTPOOL_INLINE VD load(const double* p) { return read<VD>(p); }
+FASTPOOL_INLINE VF load(const bfloat16_t* p) {
+#if defined(__AVX2__)  // GCC 12 widens a generic vector in three instructions instead of one
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(read<__m128i>(p)), 16));
+#else
+  return bit_cast<VF>(__builtin_convertvector(read<NF>(p), UF) << 16);
+#endif
+}
+FASTPOOL_INLINE VF load(const half_t* p) {
+#if defined(__F16C__)
+  return _mm256_cvtph_ps(read<__m128i>(p));
+#else
+  const UF h = __builtin_convertvector(read<NF>(p), UF);
+  const UF sign = (h & 0x8000u) << 16, magnitude = h & 0x7fffu;
+  // Exponent and mantissa moved into place, then the bias put right by an exact product (subnormals included).
+  UF finite = bit_cast<UF>(bit_cast<VF>(magnitude << 13) * 0x1p112f);
+  UF special = (magnitude << 13) | 0x7f800000u;
+  special = magnitude > 0x7c00u ? special | 0x00400000u : special;
+  return bit_cast<VF>(sign | (magnitude >= 0x7c00u ? special : finite));
+#endif
+}
+
+// ---- stores: accumulator lanes -> storage type, rounded to nearest even, once
+FASTPOOL_INLINE void store(float* p, VF v) { std::memcpy(p, &v, sizeof v); }
+FASTPOOL_INLINE void store(double* p, VF v) {
+  for (int i = 0; i < Vec<float>::lanes; ++i) p[i] = v[i];
+}
+FASTPOOL_INLINE void store(bfloat16_t* p, VF v) {
+  const UF u = bit_cast<UF>(v);
+  const UF rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const NF n = __builtin_convertvector((v == v) ? rounded : UF{} + 0x7fc0u, NF);
+  std::memcpy(p, &n, sizeof n);
+}
+FASTPOOL_INLINE void store(half_t* p, VF v) {
+#if defined(__F16C__)
+  const __m128i n = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const UF u = bit_cast<UF>(v), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
+  // Normal results round in place; subnormal ones by adding 0.5, whose last mantissa bit is fp16's smallest step.
+  const UF normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const UF subnormal = bit_cast<UF>(bit_cast<VF>(magnitude) + 0.5f) - 0x3f000000u;
+  UF h = magnitude < (113u << 23) ? subnormal : normal;
+  h = magnitude >= 0x477ff000u ? UF{} + 0x7c00u : h;  // 65520 and beyond round to infinity
+  h = magnitude > 0x7f800000u ? UF{} + 0x7e00u : h;
+  const NF n = __builtin_convertvector(sign | h, NF);
+#endif
+  std::memcpy(p, &n, sizeof n);
+}
+FASTPOOL_INLINE void store(double* p, VD v) { std::memcpy(p, &v, sizeof v); }
+FASTPOOL_INLINE void store(float* p, VD v) {
+  const auto n = __builtin_convertvector(v, Vec<double>::narrow);
+  std::memcpy(p, &n, sizeof n);
+}
+// float64 to 16 bits in one rounding: first to float32 rounded to odd (an inexact result keeps its last bit set), which
+// has bits enough that rounding it again to 16 is the same as rounding once.
+template <class N>
+FASTPOOL_INLINE void store16(N* p, VD v) {
+  constexpr int n = Vec<double>::lanes;
+  float odd[Vec<float>::lanes] = {};
+  for (int i = 0; i < n; ++i) {
+    const double d = v[i];
+    const float nearest = static_cast<float>(d);
+    uint32_t u = bit_cast<uint32_t>(nearest);
+    if (nearest == nearest && static_cast<double>(nearest) != d && (u & 1u) == 0) {
+      // The neighbour on d's side is odd; infinity's inner neighbour is the largest finite number, also odd.
+      const bool beyond = (nearest < 0 ? -static_cast<double>(nearest) : nearest) > (d < 0 ? -d : d);
+      u = beyond ? u - 1 : u + 1;
+      if (nearest == 0) u = (d < 0 ? 0x80000000u : 0u) | 1u;
+    }
+    odd[i] = bit_cast<float>(u);
+  }
+  N narrow[Vec<float>::lanes];
+  store(narrow, load(odd));
+  std::memcpy(p, narrow, n * sizeof(N));
+}
+FASTPOOL_INLINE void store(half_t* p, VD v) { store16(p, v); }
+FASTPOOL_INLINE void store(bfloat16_t* p, VD v) { store16(p, v); }
+
+}  // namespace fastpool::FASTPOOL_ISA

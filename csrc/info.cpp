@@ -1,0 +1,33 @@
+// fastpool._native: a small module without torch: how the library was built, the instruction set in use and a way to
+// force a lower one, the constants that C++, Triton and Python must share.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/pool_cpu.h"
+#include "native.h"
+
+namespace py = pybind11;
+using namespace fastpool;
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Build information, instruction sets and shared constants of fastpool's native library.";
+  m.attr("compiler") = FASTPOOL_COMPILER;
+  m.attr("torch_version") = FASTPOOL_TORCH_VERSION;
+  m.attr("cuda_architectures") = FASTPOOL_CUDA_ARCHITECTURES;
+  m.attr("LEAF") = kLeaf;
+  m.attr("NORM_BLOCK") = kNormBlock;
+  m.attr("NORM_EPS") = kNormEps;
+  py::dict modes;
+  for (int code = 0; code < kModes; ++code) modes[kModeNames[code]] = code;
+  m.attr("MODES") = modes;
+
+  m.def("isa", &cpu::isa, "The instruction set in use.");
+  m.def("isas", &cpu::isas, "The instruction sets this CPU can run, best first.");
+  m.def("use_isa", [](const std::string& name) {
+    if (!cpu::use_isa(name)) throw py::value_error("this CPU cannot run the instruction set '" + name + "'");
+  }, py::arg("name") = "", "Use this instruction set; the best one without a name. The bits stay the same.");
+
+  m.def("redirect_process", &native::redirect_process);
+  m.def("redirect_thread", &native::redirect_thread);
+  m.def("set_error", &native::set_error);
+}

@@ -1,0 +1,68 @@
+// What a pooling call is, for host and device code alike. No torch header is allowed here: the kernels below this line
+// are built and tested without torch.
+#pragma once
+#include <cstdint>
+
+// The library hides its symbols; these few are for fastpool._native (info.cpp).
+#define FASTPOOL_API __attribute__((visibility("default")))
+
+namespace fastpool {
+
+// The canonical order of additions, shared with Triton and the reference (see python/fastpool/reference.py): a leaf is
+// this many consecutive tokens, added one after another; leaves meet in an aligned binary tree.
+constexpr int kLeaf = 32;
+// The squares of a norm are added in blocks of this many columns, each folded in halves, the blocks in order.
+constexpr int kNormBlock = 128;
+// F.normalize's default: a vector shorter than this is divided by it instead.
+constexpr double kNormEps = 1e-12;
+
+// Codes are shared with python/fastpool/modes.py; a test holds the two together.
+enum class Mode : int { mean = 0, mean_sqrt_len, sum, max, cls, last, weighted_mean };
+constexpr const char* kModeNames[] = {"mean", "mean_sqrt_len", "sum", "max", "cls", "last", "weighted_mean"};
+constexpr int kModes = sizeof(kModeNames) / sizeof(kModeNames[0]);
+enum class DType : int { float16 = 0, bfloat16, float32, float64 };
+
+// [n] int32 or int64 values, any stride; absent when data is null.
+struct Indices {
+  const void* data = nullptr;
+  int64_t stride = 1;
+  bool wide = true;
+  int64_t operator[](int64_t i) const {
+    return wide ? static_cast<const int64_t*>(data)[i * stride] : static_cast<const int32_t*>(data)[i * stride];
+  }
+};
+
+// One value per token, [B, S] or [T] (batch stride 0); absent when data is null.
+struct PerToken {
+  const void* data = nullptr;
+  int bytes = 1;                 // of a mask's element: its values count as zero or not zero
+  DType dtype = DType::float32;  // of a weight
+  int64_t batch_stride = 0, stride = 1;
+};
+
+// A segment is the rows [begin, end) of one sequence. Padded and packed input differ in the batch stride alone: packed
+// segments all start from the same row 0, so theirs is 0.
+struct PoolCall {
+  Mode mode = Mode::mean;
+  DType dtype = DType::float32, out_dtype = DType::float32;
+  bool normalize = false;
+  int64_t batch = 0, rows = 0, dim = 0;  // segments; S or T; columns used
+  const void* hidden = nullptr;
+  int64_t batch_stride = 0, row_stride = 0;  // elements
+  Indices starts, ends;                      // absent: 0 and rows
+  PerToken mask, weights;
+  void* out = nullptr;                       // [batch, dim], contiguous
+};
+
+// l2_normalize: rows of x, any leading shape.
+struct NormalizeCall {
+  DType dtype = DType::float32, out_dtype = DType::float32;
+  double eps = kNormEps;
+  int64_t rows = 0, dim = 0;
+  const void* x = nullptr;
+  int leading = 0;  // leading dimensions
+  const int64_t *sizes = nullptr, *strides = nullptr;
+  void* out = nullptr;  // [rows, dim], contiguous
+};
+
+}  // namespace fastpool

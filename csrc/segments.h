@@ -1,0 +1,66 @@
+// The first of the two ideas: where a segment's real tokens are. Included by every kernel.
+#pragma once
+#include "pool.h"
+
+#if defined(__CUDACC__)
+#define FASTPOOL_INLINE __host__ __device__ __forceinline__ static
+#else
+// Always inlined: a kernel file built for AVX-512 must leave no shared copy that the linker could hand to another file.
+#define FASTPOOL_INLINE __attribute__((always_inline)) static inline
+#endif
+
+namespace fastpool {
+
+struct Segment {
+  int64_t begin, end;  // from the first real token to behind the last one; holes stay inside
+};
+
+// Whether the token at row `i` of sequence `b` is real, given its segment holds it.
+FASTPOOL_INLINE bool is_real(const PerToken& mask, int64_t b, int64_t i) {
+  if (mask.data == nullptr) return true;
+  const int64_t at = b * mask.batch_stride + i * mask.stride;
+  switch (mask.bytes) {
+    case 1: return static_cast<const uint8_t*>(mask.data)[at] != 0;
+    case 2: return static_cast<const uint16_t*>(mask.data)[at] != 0;
+    case 4: return static_cast<const uint32_t*>(mask.data)[at] != 0;
+    default: return static_cast<const uint64_t*>(mask.data)[at] != 0;
+  }
+}
+
+// How many of the n tokens from row `i` on are real.
+template <class T>
+FASTPOOL_INLINE int64_t count_nonzero(const T* p, int64_t stride, int64_t n) {
+  int64_t count = 0;
+  if (stride == 1)
+    for (int64_t j = 0; j < n; ++j) count += p[j] != 0;
+  else
+    for (int64_t j = 0; j < n; ++j) count += p[j * stride] != 0;
+  return count;
+}
+FASTPOOL_INLINE int64_t count_real(const PerToken& mask, int64_t b, int64_t i, int64_t n) {
+  if (mask.data == nullptr) return n;
+  const int64_t at = b * mask.batch_stride + i * mask.stride;
+  switch (mask.bytes) {
+    case 1: return count_nonzero(static_cast<const uint8_t*>(mask.data) + at, mask.stride, n);
+    case 2: return count_nonzero(static_cast<const uint16_t*>(mask.data) + at, mask.stride, n);
+    case 4: return count_nonzero(static_cast<const uint32_t*>(mask.data) + at, mask.stride, n);
+    default: return count_nonzero(static_cast<const uint64_t*>(mask.data) + at, mask.stride, n);
+  }
+}
+
+// Bounds were checked before (CPU); they are clamped to [0, rows] all the same, so that nothing reads out of bounds.
+FASTPOOL_INLINE Segment segment_of(const PoolCall& call, int64_t b) {
+  int64_t begin = call.starts.data ? call.starts[b] : 0;
+  int64_t end = call.ends.data ? call.ends[b] : call.rows;
+  begin = begin < 0 ? 0 : begin;
+  end = end > call.rows ? call.rows : end;
+  if (begin >= end) return {0, 0};
+  // Padding is skipped a leaf at a time, then token by token.
+  while (end - begin >= kLeaf && count_real(call.mask, b, begin, kLeaf) == 0) begin += kLeaf;
+  while (begin < end && !is_real(call.mask, b, begin)) ++begin;
+  while (end - begin >= kLeaf && count_real(call.mask, b, end - kLeaf, kLeaf) == 0) end -= kLeaf;
+  while (begin < end && !is_real(call.mask, b, end - 1)) --end;
+  return {begin, end};
+}
+
+}  // namespace fastpool

@@ -1,0 +1,2 @@
+"""Adapters from a checked call to a kernel. Each offers `refuses(tensor)`: why it cannot serve calls on that tensor, or
+None; and, where calls reach it through Python, `pool(call)` and `l2_normalize(call)`."""

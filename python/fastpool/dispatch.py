@@ -1,0 +1,161 @@
+"""Which backend a call takes, and why not another.
+
+On CPU tensors torch's own dispatcher calls the native library without coming here, unless a thread has asked for another
+backend. Every other call comes through `choose`.
+"""
+
+import os
+import threading
+import warnings
+from dataclasses import dataclass
+from types import ModuleType, TracebackType
+
+from torch import Tensor
+
+from .backends import native, reference, triton
+from .segments import NormalizeCall, PoolCall
+
+Call = PoolCall | NormalizeCall
+
+# Fastest first: `auto` takes the first that does not refuse the call.
+BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "reference": reference}
+_NAMES = ("auto", *BACKENDS)
+
+
+def _known(name: str, source: str) -> str:
+    if name not in _NAMES:
+        raise ValueError(f"{source} must be one of {', '.join(_NAMES)}, got {name!r}")
+    return name
+
+
+_process_wish = _known(os.environ.get("FASTPOOL_BACKEND", "auto"), "FASTPOOL_BACKEND")
+_thread = threading.local()
+
+_validate = os.environ.get("FASTPOOL_VALIDATE", "0") not in ("", "0")
+
+
+def start() -> None:
+    """Loads what has to be loaded, once the ops are defined."""
+    native.load()
+    native.redirect_process(_process_wish not in ("auto", "native"))
+
+
+def wish() -> str:
+    """The backend this thread asks for, or "auto"."""
+    wishes: list[str] = getattr(_thread, "wishes", [])
+    return wishes[-1] if wishes else _process_wish
+
+
+class backend:
+    """Context manager: in this thread, calls take the named backend (or "auto") and no other.
+
+    >>> with fastpool.backend("reference"):
+    ...     fastpool.mean(hidden, mask)
+
+    A call that the backend cannot serve raises RuntimeError and says why. FASTPOOL_BACKEND does the same for a process.
+    Raises ValueError for an unknown name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = _known(name, "fastpool.backend: name")
+
+    def __enter__(self) -> "backend":
+        if not hasattr(_thread, "wishes"):
+            _thread.wishes = []
+        _thread.wishes.append(self.name)
+        self._tell_native()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _thread.wishes.pop()
+        self._tell_native()
+
+    @staticmethod
+    def _tell_native() -> None:
+        native.redirect_thread(None if not _thread.wishes else _thread.wishes[-1] not in ("auto", "native"))
+
+
+def validate(on: bool = True) -> None:
+    """Check the values of starts, ends and cu_seqlens on GPUs too, in this process, at the price of a synchronisation.
+
+    CPU calls always check them. FASTPOOL_VALIDATE=1 does the same from the start.
+    """
+    global _validate
+    _validate = bool(on)
+
+
+def check(call: Call) -> None:
+    """All that is wrong with a call's arguments, as TypeError or ValueError."""
+    call.check()
+    if isinstance(call, PoolCall) and (_validate or call.hidden.device.type == "cpu"):
+        call.check_values()
+
+
+def choose(call: Call) -> ModuleType:
+    """The backend for a checked call. Raises RuntimeError where the one asked for cannot serve it."""
+    asked = wish()
+    if asked != "auto":
+        reason = BACKENDS[asked].refuses(call.tensor)
+        if reason is not None:
+            raise RuntimeError(f"{call.op}: backend {asked!r} was asked for and cannot serve this call: {reason}")
+        return BACKENDS[asked]
+    chosen = next(module for module in BACKENDS.values() if module.refuses(call.tensor) is None)
+    if chosen is reference:
+        _warn_slow(call)
+    return chosen
+
+
+_warned: set[str] = set()
+
+
+def _warn_slow(call: Call) -> None:
+    device = call.tensor.device.type
+    if device in _warned:
+        return
+    _warned.add(device)
+    reasons = "; ".join(f"{name}: {module.refuses(call.tensor)}" for name, module in BACKENDS.items() if name != "reference")
+    warnings.warn(f"fastpool runs its slow reference on {device} tensors ({reasons})", RuntimeWarning, stacklevel=4)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found: the op, the backend it takes (None: the call fails), and why each other one is not taken."""
+
+    op: str
+    asked: str
+    backend: str | None
+    reasons: dict[str, str]
+
+    def __str__(self) -> str:
+        takes = self.backend or f"nothing: {self.asked} was asked for and cannot serve it"
+        lines = [f"{self.op} takes {takes}" + ("" if self.asked == "auto" else f" (asked for: {self.asked})")]
+        lines += [f"  not {name}: {reason}" for name, reason in self.reasons.items()]
+        return "\n".join(lines)
+
+
+def explain_call(call: Call) -> Explanation:
+    """Which backend a call takes, without running it. Raises what the call itself would raise for its arguments."""
+    check(call)
+    asked = wish()
+    reasons: dict[str, str] = {}
+    taken: str | None = None
+    for name, module in BACKENDS.items():
+        reason = module.refuses(call.tensor)
+        if asked not in ("auto", name):
+            reason = reason or f"{asked} was asked for"
+        elif reason is None and taken is not None:
+            reason = f"{taken} comes first"
+        if reason is None:
+            taken = name
+        else:
+            reasons[name] = reason
+    return Explanation(call.op, asked, taken, reasons)
+
+
+def run(call: Call) -> Tensor:
+    """Checks a call and runs it on the backend it takes."""
+    check(call)
+    chosen = choose(call)
+    return chosen.pool(call) if isinstance(call, PoolCall) else chosen.l2_normalize(call)

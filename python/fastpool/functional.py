@@ -1,0 +1,250 @@
+"""The functions people call: `fastpool.mean(hidden, mask)`.
+
+Each hands its arguments to `torch.ops.fastpool.<mode>`, after putting the two spellings that are Python's alone into the
+op's own: `lengths=` is another name for `ends=`, and a jagged nested tensor is packed rows with offsets.
+"""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+from .modes import MODES, Mode
+from .ops import pool_call
+from .segments import NormalizeCall, PoolCall
+
+_DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector per segment.
+
+    Input is padded or packed. Padded: hidden [B, S, H], real tokens told by any of mask [B, S], starts [B] and ends [B]
+    (positions in the row; lengths [B] is another name for ends); without them every token is real. Packed: hidden [T, H]
+    with cu_seqlens [B + 1], or with starts [B] and ends [B] (row numbers; segments may overlap, leave gaps, stand in any
+    order), and optionally mask [T]. A jagged nested tensor [B, *, H] is packed input too. No spelling copies tokens, and
+    what stands outside a segment or behind a zero of the mask never reaches the result.
+
+    Args:
+        hidden: token states; float16, bfloat16, float32 or float64; last dimension contiguous, any other stride.
+        mask: bool or integer, non-zero where a token is real; holes and either padding side allowed.
+        cu_seqlens: int32 or int64; segment b is the rows [cu_seqlens[b], cu_seqlens[b + 1]).{weights}
+        lengths: the same as ends, for padded input.
+        starts: int32 or int64; the first row of each segment.
+        ends: int32 or int64; one behind its last row.
+        dim: use the first `dim` columns only (Matryoshka); truncation comes before normalisation.
+        normalize: divide each vector by max(its L2 norm, 1e-12).
+        out_dtype: of the result; hidden's dtype if not given.
+
+    Returns:
+        [B, dim or H]. Sums, divisions and norms are float32 (float64 for float64 input), in one canonical order
+        (fastpool.reference), so a sequence's result has the same bits in every batch and spelling; it is rounded once. A
+        segment without real tokens gives zeros.
+
+    Raises:
+        TypeError: a wrong dtype, or something that is not a tensor; a floating-point mask above all.
+        ValueError: a wrong shape, device or value.
+        RuntimeError: the backend asked for cannot serve the call.
+    """
+_WEIGHTS_DOC = """
+        weights: float16, bfloat16, float32 or float64, shaped like the mask; used where tokens are real."""
+
+
+def _to_op(
+    op: str, hidden: Any, cu_seqlens: Any, starts: Any, ends: Any, lengths: Any
+) -> tuple[Any, Any, Any, Any]:
+    """hidden, cu_seqlens, starts, ends as the op takes them. Raises TypeError or ValueError."""
+    if lengths is not None:
+        if ends is not None:
+            raise ValueError(f"{op}: lengths is another name for ends, got both")
+        if not isinstance(lengths, Tensor):
+            raise TypeError(f"{op}: lengths must be a torch.Tensor, got {type(lengths).__name__}")
+        if not isinstance(hidden, Tensor) or hidden.is_nested or hidden.dim() != 3:
+            raise ValueError(f"{op}: lengths goes with padded [B, S, H] hidden")
+        ends = lengths
+    if isinstance(hidden, Tensor) and hidden.is_nested:
+        if hidden.layout != torch.jagged or hidden.dim() != 3:
+            raise TypeError(
+                f"{op}: a nested hidden must be jagged (layout=torch.jagged) with shape [B, *, H], "
+                f"got layout {hidden.layout} and {hidden.dim()} dimensions"
+            )
+        if cu_seqlens is not None or starts is not None or ends is not None:
+            raise ValueError(f"{op}: a nested hidden says itself where segments start and end, got bounds too")
+        if getattr(hidden, "_ragged_idx", 1) != 1:
+            raise ValueError(f"{op}: a nested hidden must be ragged in dimension 1, [B, *, H]")
+        offsets, held = hidden.offsets(), hidden.lengths()
+        hidden = hidden.values()
+        if held is None:
+            cu_seqlens = offsets
+        else:  # a view with gaps between its sequences
+            starts, ends = offsets[:-1], offsets[:-1] + held
+    return hidden, cu_seqlens, starts, ends
+
+
+def _raise_properly(call: Callable[..., PoolCall | NormalizeCall], error: Exception, *args: Any, **kwargs: Any) -> NoReturn:
+    """An op's error as the TypeError or ValueError that it is; as it came if it is something else."""
+    try:
+        dispatch.check(call(*args, **kwargs))
+    except (TypeError, ValueError) as proper:
+        raise proper from None
+    raise error
+
+
+class _NoGradient(torch.autograd.Function):
+    """Lets results of the op be used where gradients are on, and says so when one is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, op: str, *inputs: Tensor) -> Tensor:
+        ctx.op = op
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> NoReturn:
+        raise NotImplementedError(f"{ctx.op}: gradients are not implemented in this version")
+
+
+def _result(result: Tensor, op: str, *inputs: Tensor | None) -> Tensor:
+    """The op's result; where gradients are recorded, one that refuses to be differentiated."""
+    if torch.is_grad_enabled():
+        for tensor in inputs:
+            if tensor is not None and tensor.requires_grad:
+                return _NoGradient.apply(result.detach(), op, tensor)
+    return result
+
+
+def _given(starts: Any, ends: Any, dim: Any, normalize: Any, out_dtype: Any) -> dict[str, Any]:
+    """The keyword arguments that are not their defaults: each one costs torch's parser 0.3 us."""
+    more = {}
+    if starts is not None:
+        more["starts"] = starts
+    if ends is not None:
+        more["ends"] = ends
+    if dim is not None:
+        more["dim"] = dim
+    if normalize is not False:
+        more["normalize"] = normalize
+    if out_dtype is not None:
+        more["out_dtype"] = out_dtype
+    return more
+
+
+def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
+    op = getattr(torch.ops.fastpool, mode.name).default
+    name = f"fastpool.{mode.name}"
+    to_call = pool_call(mode.name)
+
+    # Two bodies, not one with *args: this is the hot path of small batches, and signatures are documentation.
+    if mode.takes_weights:
+
+        def pool(
+            hidden: Tensor,
+            mask: Tensor | None = None,
+            cu_seqlens: Tensor | None = None,
+            weights: Tensor | None = None,
+            *,
+            lengths: Tensor | None = None,
+            starts: Tensor | None = None,
+            ends: Tensor | None = None,
+            dim: int | None = None,
+            normalize: bool = False,
+            out_dtype: torch.dtype | None = None,
+        ) -> Tensor:
+            if lengths is not None or getattr(hidden, "is_nested", False):
+                hidden, cu_seqlens, starts, ends = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
+            more = _given(starts, ends, dim, normalize, out_dtype)
+            try:
+                return _result(op(hidden, mask, cu_seqlens, weights, **more), name, hidden, weights)
+            except RuntimeError as error:
+                _raise_properly(to_call, error, hidden, mask, cu_seqlens, weights, **more)
+
+    else:
+
+        def pool(  # type: ignore[misc]  # the other signature
+            hidden: Tensor,
+            mask: Tensor | None = None,
+            cu_seqlens: Tensor | None = None,
+            *,
+            lengths: Tensor | None = None,
+            starts: Tensor | None = None,
+            ends: Tensor | None = None,
+            dim: int | None = None,
+            normalize: bool = False,
+            out_dtype: torch.dtype | None = None,
+        ) -> Tensor:
+            if lengths is not None or getattr(hidden, "is_nested", False):
+                hidden, cu_seqlens, starts, ends = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
+            more = _given(starts, ends, dim, normalize, out_dtype)
+            try:
+                return _result(op(hidden, mask, cu_seqlens, **more), name, hidden)
+            except RuntimeError as error:
+                _raise_properly(to_call, error, hidden, mask, cu_seqlens, **more)
+
+    pool.__name__ = pool.__qualname__ = mode.name
+    formula = mode.formula[0].upper() + mode.formula[1:] if mode.formula.startswith("the ") else mode.formula
+    pool.__doc__ = _DOC.format(formula=formula, weights=_WEIGHTS_DOC if mode.takes_weights else "")
+    return pool
+
+
+mean = _pooling_function(MODES["mean"])
+mean_sqrt_len = _pooling_function(MODES["mean_sqrt_len"])
+sum = _pooling_function(MODES["sum"])
+max = _pooling_function(MODES["max"])
+cls = _pooling_function(MODES["cls"])
+last = _pooling_function(MODES["last"])
+weighted_mean = _pooling_function(MODES["weighted_mean"])
+
+
+def l2_normalize(
+    x: Tensor, *, dim: int | None = None, eps: float = 1e-12, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """x / max(norm(x), eps) over the last dimension, any leading shape.
+
+    Args:
+        x: float16, bfloat16, float32 or float64; last dimension contiguous, any other stride.
+        dim: use the first `dim` columns only; truncation comes before normalisation.
+        eps: vectors shorter than this are divided by it instead.
+        out_dtype: of the result; x's dtype if not given.
+
+    Returns:
+        x's shape with `dim` columns. Squares are added in float32 (float64 for float64 input) in one canonical order
+        (fastpool.reference), a norm too large to square is taken of x scaled down, and the result is rounded once.
+
+    Raises:
+        TypeError: a wrong dtype, or something that is not a tensor.
+        ValueError: a wrong shape or value.
+    """
+    more = {"dim": dim, "eps": eps, "out_dtype": out_dtype}
+    try:
+        return _result(torch.ops.fastpool.l2_normalize.default(x, **more), "fastpool.l2_normalize", x)
+    except RuntimeError as error:
+        _raise_properly(NormalizeCall, error, x, **more)
+
+
+def explain(
+    hidden: Tensor,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    weights: Tensor | None = None,
+    *,
+    mode: str = "mean",
+    lengths: Tensor | None = None,
+    starts: Tensor | None = None,
+    ends: Tensor | None = None,
+    dim: int | None = None,
+    normalize: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> dispatch.Explanation:
+    """Which backend a pooling call with these arguments would take, and why each other one would not.
+
+    Arguments are those of the pooling functions, and `mode` is the function's name. Nothing is pooled.
+
+    Raises:
+        TypeError, ValueError: what the call itself would raise.
+    """
+    if mode not in MODES:
+        raise ValueError(f"fastpool.explain: mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if weights is not None and not MODES[mode].takes_weights:
+        raise ValueError(f"fastpool.explain: {mode} takes no weights")
+    if lengths is not None or getattr(hidden, "is_nested", False):
+        hidden, cu_seqlens, starts, ends = _to_op(f"fastpool.{mode}", hidden, cu_seqlens, starts, ends, lengths)
+    return dispatch.explain_call(
+        PoolCall(mode, hidden, mask, cu_seqlens, weights, starts, ends, dim, normalize, out_dtype)
+    )

@@ -1,0 +1,287 @@
+"""One description of every input spelling, and the checks that every backend relies on.
+
+A segment is the rows [start, end) of one sequence in a view [rows, H]. Padded [B, S, H] and packed [T, H] input differ
+only in where start and end come from. The messages stand word for word in csrc/arguments.cpp, which checks the same
+things without Python; a test compares the two.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOAT_NAMES = "float16, bfloat16, float32 or float64"
+_MASK_DTYPES = (
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.uint16,
+    torch.int16,
+    torch.uint32,
+    torch.int32,
+    torch.uint64,
+    torch.int64,
+)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check(ok: bool, error: type[Exception], message: str) -> None:
+    if not ok:
+        raise error(message)
+
+
+def _check_tensor(op: str, name: str, value: object, optional: bool) -> None:
+    if optional and value is None:
+        return
+    _check(isinstance(value, Tensor), TypeError, f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    assert isinstance(value, Tensor)
+    _check(
+        value.layout == torch.strided and not value.is_nested,
+        TypeError,
+        f"{op}: {name} must be a dense strided tensor, got layout {value.layout}",
+    )
+
+
+def _check_float(op: str, name: str, dtype: object) -> None:
+    _check(
+        isinstance(dtype, torch.dtype),
+        TypeError,
+        f"{op}: {name} must be {_FLOAT_NAMES}, got {type(dtype).__name__}",
+    )
+    assert isinstance(dtype, torch.dtype)
+    _check(dtype in FLOATS, TypeError, f"{op}: {name} must be {_FLOAT_NAMES}, got {_name(dtype)}")
+
+
+def _check_columns(op: str, name: str, x: Tensor, dim: int | None) -> None:
+    _check(
+        x.shape[-1] <= 1 or x.stride(-1) == 1,
+        ValueError,
+        f"{op}: {name} must be contiguous in its last dimension, got strides {list(x.stride())}",
+    )
+    _check(
+        dim is None or (isinstance(dim, int | torch.SymInt) and not isinstance(dim, bool)),
+        TypeError,
+        f"{op}: dim must be an int, got {type(dim).__name__}",
+    )
+    _check(
+        dim is None or 1 <= dim <= x.shape[-1],
+        ValueError,
+        f"{op}: dim must lie between 1 and the last dimension, {x.shape[-1]}, got {dim}",
+    )
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums, divisions and norms happen in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass
+class PoolCall:
+    """The arguments of one pooling op (see fastpool.functional for what they mean)."""
+
+    mode: str
+    hidden: Tensor
+    mask: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    weights: Tensor | None = None
+    starts: Tensor | None = None
+    ends: Tensor | None = None
+    dim: int | None = None
+    normalize: bool = False
+    out_dtype: torch.dtype | None = None
+
+    @property
+    def op(self) -> str:
+        return f"fastpool.{self.mode}"
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.hidden
+
+    @property
+    def padded(self) -> bool:
+        return self.hidden.dim() == 3
+
+    @property
+    def rows(self) -> int:
+        """Rows a segment's bounds may reach: S of padded input, T of packed."""
+        return self.hidden.shape[-2]
+
+    @property
+    def batch(self) -> int:
+        if self.cu_seqlens is not None:
+            return self.cu_seqlens.shape[0] - 1
+        if self.padded:
+            return self.hidden.shape[0]
+        assert self.starts is not None
+        return self.starts.shape[0]
+
+    def output(self) -> Tensor:
+        """An empty result."""
+        columns = self.hidden.shape[-1] if self.dim is None else self.dim
+        return self.hidden.new_empty((self.batch, columns), dtype=self.out_dtype or self.hidden.dtype)
+
+    def check(self) -> None:
+        """Raises TypeError or ValueError for anything but the values of index tensors; reads no data."""
+        op, hidden = self.op, self.hidden
+        _check_tensor(op, "hidden", hidden, optional=False)
+        for name in ("mask", "cu_seqlens", "weights", "starts", "ends"):
+            _check_tensor(op, name, getattr(self, name), optional=True)
+        _check_float(op, "hidden", hidden.dtype)
+        _check(
+            hidden.dim() in (2, 3),
+            ValueError,
+            f"{op}: hidden must be padded [B, S, H] or packed [T, H], got shape {list(hidden.shape)}",
+        )
+        _check_columns(op, "hidden", hidden, self.dim)
+        if self.out_dtype is not None:
+            _check_float(op, "out_dtype", self.out_dtype)
+        for name in ("mask", "cu_seqlens", "weights", "starts", "ends"):
+            tensor = getattr(self, name)
+            _check(
+                tensor is None or tensor.device == hidden.device,
+                ValueError,
+                f"{op}: {name} must be on hidden's device, {hidden.device}, "
+                f"got {tensor.device if tensor is not None else None}",
+            )
+        if self.mask is not None:
+            self._check_per_token("mask", self.mask)
+            _check(
+                self.mask.dtype in _MASK_DTYPES,
+                TypeError,
+                f"{op}: mask must be bool or an integer type whose non-zero values are real tokens, "
+                f"got {_name(self.mask.dtype)}; an additive mask (0 / -inf) read that way would pick the padding",
+            )
+        if self.weights is not None:
+            self._check_per_token("weights", self.weights)
+            _check_float(op, "weights", self.weights.dtype)
+        self._check_bounds_shape()
+
+    def _check_per_token(self, name: str, tensor: Tensor) -> None:
+        expected = self.hidden.shape[:-1]
+        _check(
+            tensor.shape == expected,
+            ValueError,
+            f"{self.op}: {name} must have hidden's shape without its last dimension, {list(expected)}, "
+            f"got {list(tensor.shape)}",
+        )
+
+    def _check_bounds_shape(self) -> None:
+        op, cu, starts, ends = self.op, self.cu_seqlens, self.starts, self.ends
+        _check(
+            not (self.padded and cu is not None),
+            ValueError,
+            f"{op}: cu_seqlens goes with packed [T, H] hidden, got shape {list(self.hidden.shape)}",
+        )
+        alone = "starts alone" if starts is not None else "ends alone" if ends is not None else "none of them"
+        _check(
+            self.padded or cu is not None or (starts is not None and ends is not None),
+            ValueError,
+            f"{op}: packed [T, H] hidden needs cu_seqlens, or starts and ends, got {alone}",
+        )
+        both = "starts and ends" if starts is not None and ends is not None else "starts" if ends is None else "ends"
+        _check(
+            cu is None or (starts is None and ends is None),
+            ValueError,
+            f"{op}: cu_seqlens already says where segments start and end, got {both} too",
+        )
+        for name, tensor in (("cu_seqlens", cu), ("starts", starts), ("ends", ends)):
+            if tensor is None:
+                continue
+            _check(
+                tensor.dtype in (torch.int32, torch.int64),
+                TypeError,
+                f"{op}: {name} must be int32 or int64, got {_name(tensor.dtype)}",
+            )
+            _check(
+                tensor.dim() == 1,
+                ValueError,
+                f"{op}: {name} must have one dimension, got shape {list(tensor.shape)}",
+            )
+        _check(
+            cu is None or cu.shape[0] >= 1,
+            ValueError,
+            f"{op}: cu_seqlens must have B + 1 values, got none",
+        )
+        for name, tensor in (("starts", starts), ("ends", ends)):
+            why = "one for each row of hidden" if self.padded else "as starts has"
+            _check(
+                tensor is None or tensor.shape[0] == self.batch,
+                ValueError,
+                f"{op}: {name} must have {self.batch} values, {why}, "
+                f"got {tensor.shape[0] if tensor is not None else None}",
+            )
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """starts [B] and ends [B], int64, whatever the spelling; clamped to [0, rows]."""
+        if self.cu_seqlens is not None:
+            starts, ends = self.cu_seqlens[:-1].long(), self.cu_seqlens[1:].long()
+        else:
+            new = {"dtype": torch.int64, "device": self.hidden.device}
+            starts = torch.zeros(self.batch, **new) if self.starts is None else self.starts.long()
+            ends = torch.full((self.batch,), self.rows, **new) if self.ends is None else self.ends.long()
+        return starts.clamp(0, self.rows), ends.clamp(0, self.rows)
+
+    def check_values(self) -> None:
+        """Raises ValueError for starts, ends or cu_seqlens that point outside hidden or run backwards. Synchronises."""
+        cu = None if self.cu_seqlens is None else self.cu_seqlens.tolist()
+        starts = cu[:-1] if cu is not None else None if self.starts is None else self.starts.tolist()
+        ends = cu[1:] if cu is not None else None if self.ends is None else self.ends.tolist()
+        start_name, end_name = ("cu_seqlens", "cu_seqlens") if cu is not None else ("starts", "ends")
+        shift = 1 if cu is not None else 0
+        for b in range(self.batch):
+            start = 0 if starts is None else starts[b]
+            end = self.rows if ends is None else ends[b]
+            for name, i, value in ((start_name, b, start), (end_name, b + shift, end)):
+                _check(
+                    0 <= value <= self.rows,
+                    ValueError,
+                    f"{self.op}: {name} must lie between 0 and {self.rows}, got {name}[{i}] = {value}",
+                )
+            _check(
+                start <= end,
+                ValueError,
+                f"{self.op}: cu_seqlens must not decrease, got cu_seqlens[{b}] = {start} before "
+                f"cu_seqlens[{b + 1}] = {end}"
+                if cu is not None
+                else f"{self.op}: starts must not be greater than ends, got starts[{b}] = {start} and "
+                f"ends[{b}] = {end}",
+            )
+
+
+@dataclass
+class NormalizeCall:
+    """The arguments of l2_normalize."""
+
+    x: Tensor
+    dim: int | None = None
+    eps: float = 1e-12
+    out_dtype: torch.dtype | None = None
+    op: str = "fastpool.l2_normalize"
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.x
+
+    def output(self) -> Tensor:
+        """An empty result."""
+        columns = self.x.shape[-1] if self.dim is None else self.dim
+        return self.x.new_empty((*self.x.shape[:-1], columns), dtype=self.out_dtype or self.x.dtype)
+
+    def check(self) -> None:
+        """Raises TypeError or ValueError; reads no data."""
+        _check_tensor(self.op, "x", self.x, optional=False)
+        _check_float(self.op, "x", self.x.dtype)
+        _check(
+            self.x.dim() >= 1,
+            ValueError,
+            f"{self.op}: x must have at least one dimension, got shape []",
+        )
+        _check_columns(self.op, "x", self.x, self.dim)
+        if self.out_dtype is not None:
+            _check_float(self.op, "out_dtype", self.out_dtype)
+        _check(self.eps >= 0, ValueError, f"{self.op}: eps must not be negative, got {self.eps:f}")
