@@ -24,28 +24,37 @@ std::string list(const int64_t* values, int64_t n) {
 
 // The columns that are used: `dim`, or all.
 int64_t columns(const std::optional<int64_t>& dim, int64_t width, const char* op) {
-  check(!dim || (*dim >= 1 && *dim <= width), [&] { return prefix(op) + ": dim must lie between 1 and the last dimension, " +
-                                                  std::to_string(width) + ", got " + std::to_string(dim.value_or(0)); });
+  check(!dim || (*dim >= 1 && *dim <= width), [&] {
+    return prefix(op) + ": dim must lie between 1 and the last dimension, " + std::to_string(width) + ", got " +
+           std::to_string(dim.value_or(0));
+  });
   return dim.value_or(width);
 }
 
 DType required_dtype(int32_t torch_dtype, const char* name, const char* op) {
   const auto dtype = float_dtype(torch_dtype);
-  check(dtype.has_value(), [&] { return prefix(op) + ": " + name + " must be float16, bfloat16, float32 or float64, got " + dtype_name(torch_dtype); });
+  check(dtype.has_value(), [&] {
+    return prefix(op) + ": " + name + " must be float16, bfloat16, float32 or float64, got " + dtype_name(torch_dtype);
+  });
   return *dtype;
 }
 
 void check_contiguous_columns(const Tensor& x, const char* name, const char* op) {
   const int64_t last = x.dim() - 1;
-  check(x.size(last) <= 1 || x.stride(last) == 1, [&] { return prefix(op) + ": " + name + " must be contiguous in its last dimension, got strides " + list(x.strides(), x.dim()); });
+  check(x.size(last) <= 1 || x.stride(last) == 1, [&] {
+    return prefix(op) + ": " + name + " must be contiguous in its last dimension, got strides " +
+           list(x.strides(), x.dim());
+  });
 }
 
 // [B, S] or [T], like hidden without its columns.
 PerToken per_token(const Tensor& t, const Tensor& hidden, const char* name, const char* op) {
   bool same = t.dim() == hidden.dim() - 1;
   for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == hidden.size(d);
-  check(same, [&] { return prefix(op) + ": " + name + " must have hidden's shape without its last dimension, " +
-                  list(hidden.sizes(), hidden.dim() - 1) + ", got " + t.shape(); });
+  check(same, [&] {
+    return prefix(op) + ": " + name + " must have hidden's shape without its last dimension, " +
+           list(hidden.sizes(), hidden.dim() - 1) + ", got " + t.shape();
+  });
   PerToken tokens;
   tokens.data = t.data();
   // An empty tensor may have no memory; it is present all the same.
@@ -58,7 +67,8 @@ PerToken per_token(const Tensor& t, const Tensor& hidden, const char* name, cons
 
 Indices indices(const Tensor& t, const char* name, const char* op) {
   const int bytes = integer_bytes(t.dtype());
-  check(t.dtype() == aoti_torch_dtype_int32() || t.dtype() == aoti_torch_dtype_int64(), [&] { return prefix(op) + ": " + name + " must be int32 or int64, got " + dtype_name(t.dtype()); });
+  check(t.dtype() == aoti_torch_dtype_int32() || t.dtype() == aoti_torch_dtype_int64(),
+        [&] { return prefix(op) + ": " + name + " must be int32 or int64, got " + dtype_name(t.dtype()); });
   check(t.dim() == 1, [&] { return prefix(op) + ": " + name + " must have one dimension, got shape " + t.shape(); });
   Indices indices;
   indices.data = t.data();
@@ -72,17 +82,26 @@ Indices indices(const Tensor& t, const char* name, const char* op) {
 }  // namespace
 
 std::string dtype_name(int32_t dtype) {
-  const std::pair<int32_t, const char*> names[] = {
-      {aoti_torch_dtype_bool(), "bool"},           {aoti_torch_dtype_uint8(), "uint8"},
-      {aoti_torch_dtype_int8(), "int8"},           {aoti_torch_dtype_uint16(), "uint16"},
-      {aoti_torch_dtype_int16(), "int16"},         {aoti_torch_dtype_uint32(), "uint32"},
-      {aoti_torch_dtype_int32(), "int32"},         {aoti_torch_dtype_uint64(), "uint64"},
-      {aoti_torch_dtype_int64(), "int64"},         {aoti_torch_dtype_float16(), "float16"},
-      {aoti_torch_dtype_bfloat16(), "bfloat16"},   {aoti_torch_dtype_float32(), "float32"},
-      {aoti_torch_dtype_float64(), "float64"},     {aoti_torch_dtype_complex32(), "complex32"},
-      {aoti_torch_dtype_complex64(), "complex64"}, {aoti_torch_dtype_complex128(), "complex128"},
-      {aoti_torch_dtype_float8_e5m2(), "float8_e5m2"},         {aoti_torch_dtype_float8_e4m3fn(), "float8_e4m3fn"},
-      {aoti_torch_dtype_float8_e5m2fnuz(), "float8_e5m2fnuz"}, {aoti_torch_dtype_float8_e4m3fnuz(), "float8_e4m3fnuz"}};
+  const std::pair<int32_t, const char*> names[] = {{aoti_torch_dtype_bool(), "bool"},
+                                                   {aoti_torch_dtype_uint8(), "uint8"},
+                                                   {aoti_torch_dtype_int8(), "int8"},
+                                                   {aoti_torch_dtype_uint16(), "uint16"},
+                                                   {aoti_torch_dtype_int16(), "int16"},
+                                                   {aoti_torch_dtype_uint32(), "uint32"},
+                                                   {aoti_torch_dtype_int32(), "int32"},
+                                                   {aoti_torch_dtype_uint64(), "uint64"},
+                                                   {aoti_torch_dtype_int64(), "int64"},
+                                                   {aoti_torch_dtype_float16(), "float16"},
+                                                   {aoti_torch_dtype_bfloat16(), "bfloat16"},
+                                                   {aoti_torch_dtype_float32(), "float32"},
+                                                   {aoti_torch_dtype_float64(), "float64"},
+                                                   {aoti_torch_dtype_complex32(), "complex32"},
+                                                   {aoti_torch_dtype_complex64(), "complex64"},
+                                                   {aoti_torch_dtype_complex128(), "complex128"},
+                                                   {aoti_torch_dtype_float8_e5m2(), "float8_e5m2"},
+                                                   {aoti_torch_dtype_float8_e4m3fn(), "float8_e4m3fn"},
+                                                   {aoti_torch_dtype_float8_e5m2fnuz(), "float8_e5m2fnuz"},
+                                                   {aoti_torch_dtype_float8_e4m3fnuz(), "float8_e4m3fnuz"}};
   for (const auto& [code, name] : names)
     if (code == dtype) return name;
   return "dtype " + std::to_string(dtype);
@@ -109,7 +128,8 @@ int integer_bytes(int32_t dtype) {
   if (dtype == aoti_torch_dtype_int64() || dtype == aoti_torch_dtype_uint64()) return 8;
   if (dtype == aoti_torch_dtype_int32() || dtype == aoti_torch_dtype_uint32()) return 4;
   if (dtype == aoti_torch_dtype_int16() || dtype == aoti_torch_dtype_uint16()) return 2;
-  if (dtype == aoti_torch_dtype_bool() || dtype == aoti_torch_dtype_uint8() || dtype == aoti_torch_dtype_int8()) return 1;
+  if (dtype == aoti_torch_dtype_bool() || dtype == aoti_torch_dtype_uint8() || dtype == aoti_torch_dtype_int8())
+    return 1;
   return 0;
 }
 
@@ -134,7 +154,8 @@ PoolCall PoolArguments::call(Mode mode, const char* op) const {
   call.mode = mode;
   call.normalize = normalize;
   call.dtype = required_dtype(hidden.dtype(), "hidden", op);
-  check(hidden.dim() == 2 || hidden.dim() == 3, [&] { return prefix(op) + ": hidden must be padded [B, S, H] or packed [T, H], got shape " + hidden.shape(); });
+  check(hidden.dim() == 2 || hidden.dim() == 3,
+        [&] { return prefix(op) + ": hidden must be padded [B, S, H] or packed [T, H], got shape " + hidden.shape(); });
   check_contiguous_columns(hidden, "hidden", op);
   call.dim = columns(dim, hidden.size(hidden.dim() - 1), op);
   call.out_dtype = out_dtype ? required_dtype(*out_dtype, "out_dtype", op) : call.dtype;
@@ -147,20 +168,31 @@ PoolCall PoolArguments::call(Mode mode, const char* op) const {
   if (mask) {
     call.mask = per_token(mask, hidden, "mask", op);
     call.mask.bytes = integer_bytes(mask.dtype());
-    check(call.mask.bytes != 0, [&] { return prefix(op) + ": mask must be bool or an integer type whose non-zero values are real tokens, got " +
-                                    dtype_name(mask.dtype()) +
-                                    "; an additive mask (0 / -inf) read that way would pick the padding"; });
+    check(call.mask.bytes != 0, [&] {
+      return prefix(op) + ": mask must be bool or an integer type whose non-zero values are real tokens, got " +
+             dtype_name(mask.dtype()) + "; an additive mask (0 / -inf) read that way would pick the padding";
+    });
   }
   if (weights) {
     call.weights = per_token(weights, hidden, "weights", op);
     call.weights.dtype = required_dtype(weights.dtype(), "weights", op);
   }
 
-  check(!(padded && cu_seqlens), [&] { return prefix(op) + ": cu_seqlens goes with packed [T, H] hidden, got shape " + hidden.shape(); });
-  check(padded || cu_seqlens || (starts && ends), [&] { return prefix(op) + ": packed [T, H] hidden needs cu_seqlens, or starts and ends, got " +
-            (starts ? "starts alone" : ends ? "ends alone" : "none of them"); });
-  check(!(cu_seqlens && (starts || ends)), [&] { return prefix(op) + ": cu_seqlens already says where segments start and end, got " +
-                                               (starts && ends ? "starts and ends" : starts ? "starts" : "ends") + " too"; });
+  check(!(padded && cu_seqlens),
+        [&] { return prefix(op) + ": cu_seqlens goes with packed [T, H] hidden, got shape " + hidden.shape(); });
+  check(padded || cu_seqlens || (starts && ends), [&] {
+    return prefix(op) + ": packed [T, H] hidden needs cu_seqlens, or starts and ends, got " +
+           (starts ? "starts alone"
+            : ends ? "ends alone"
+                   : "none of them");
+  });
+  check(!(cu_seqlens && (starts || ends)), [&] {
+    return prefix(op) + ": cu_seqlens already says where segments start and end, got " +
+           (starts && ends ? "starts and ends"
+            : starts       ? "starts"
+                           : "ends") +
+           " too";
+  });
   if (cu_seqlens) {
     call.starts = indices(cu_seqlens, "cu_seqlens", op);
     check(cu_seqlens.size(0) >= 1, [&] { return prefix(op) + ": cu_seqlens must have B + 1 values, got none"; });
@@ -172,9 +204,11 @@ PoolCall PoolArguments::call(Mode mode, const char* op) const {
     if (ends) call.ends = indices(ends, "ends", op);
     call.batch = padded ? hidden.size(0) : starts.size(0);
     const auto length = [&](const Tensor& t, const char* name) {
-      check(!t || t.size(0) == call.batch, [&] { return prefix(op) + ": " + name + " must have " + std::to_string(call.batch) +
-                                               (padded ? " values, one for each row of hidden, got " : " values, as starts has, got ") +
-                                               std::to_string(t ? t.size(0) : 0); });
+      check(!t || t.size(0) == call.batch, [&] {
+        return prefix(op) + ": " + name + " must have " + std::to_string(call.batch) +
+               (padded ? " values, one for each row of hidden, got " : " values, as starts has, got ") +
+               std::to_string(t ? t.size(0) : 0);
+      });
     };
     length(starts, "starts");
     length(ends, "ends");
@@ -215,7 +249,8 @@ Tensor empty_cpu(int64_t dim, const int64_t* sizes, int32_t dtype) {
     stride *= sizes[d] > 1 ? sizes[d] : 1;
   }
   AtenTensorHandle handle = nullptr;
-  check_api(aoti_torch_empty_strided(dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle), "an output");
+  check_api(aoti_torch_empty_strided(dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle),
+            "an output");
   return Tensor(handle);
 }
 

@@ -23,9 +23,12 @@ PYBIND11_MODULE(_native, m) {
 
   m.def("isa", &cpu::isa, "The instruction set in use.");
   m.def("isas", &cpu::isas, "The instruction sets this CPU can run, best first.");
-  m.def("use_isa", [](const std::string& name) {
-    if (!cpu::use_isa(name)) throw py::value_error("this CPU cannot run the instruction set '" + name + "'");
-  }, py::arg("name") = "", "Use this instruction set; the best one without a name. The bits stay the same.");
+  m.def(
+      "use_isa",
+      [](const std::string& name) {
+        if (!cpu::use_isa(name)) throw py::value_error("this CPU cannot run the instruction set '" + name + "'");
+      },
+      py::arg("name") = "", "Use this instruction set; the best one without a name. The bits stay the same.");
 
   m.def("redirect_process", &native::redirect_process);
   m.def("redirect_thread", &native::redirect_thread);

@@ -46,7 +46,8 @@ cpu::Parallel parallel() {
 bool redirected(const char* name, StableIValue* stack) {
   if (!native::redirecting()) return false;
   const std::string op = std::string("fastpool::_python_") + name;
-  if (torch_call_dispatcher(op.c_str(), "", stack, TORCH_ABI_VERSION) != 0) throw std::runtime_error(native::take_error());
+  if (torch_call_dispatcher(op.c_str(), "", stack, TORCH_ABI_VERSION) != 0)
+    throw std::runtime_error(native::take_error());
   return true;
 }
 

@@ -51,7 +51,7 @@ struct PoolCall {
   int64_t batch_stride = 0, row_stride = 0;  // elements
   Indices starts, ends;                      // absent: 0 and rows
   PerToken mask, weights;
-  void* out = nullptr;                       // [batch, dim], contiguous
+  void* out = nullptr;  // [batch, dim], contiguous
 };
 
 // l2_normalize: rows of x, any leading shape.

@@ -1,5 +1,6 @@
-// The second idea: how real tokens become one vector. A mode is init / update / merge / finish, and differs nowhere else.
-// V is a scalar on a GPU and a vector of lanes on a CPU; each lane is one column, so the order of additions is the same.
+// The second idea: how real tokens become one vector. A mode is init / update / merge / finish, and differs nowhere
+// else. V is a scalar on a GPU and a vector of lanes on a CPU; each lane is one column, so the order of additions is
+// the same.
 #pragma once
 #include "segments.h"
 
@@ -9,10 +10,10 @@ namespace fastpool {
 enum class Family { sum, weighted, max, gather };
 
 constexpr Family family_of(Mode mode) {
-  return mode == Mode::max                            ? Family::max
-         : mode == Mode::weighted_mean                ? Family::weighted
-         : mode == Mode::cls || mode == Mode::last    ? Family::gather
-                                                      : Family::sum;
+  return mode == Mode::max                         ? Family::max
+         : mode == Mode::weighted_mean             ? Family::weighted
+         : mode == Mode::cls || mode == Mode::last ? Family::gather
+                                                   : Family::sum;
 }
 
 template <Family F>

@@ -7,15 +7,15 @@ namespace fastpool::cpu {
 // A run of leaves of one segment that is reduced in one piece.
 struct Unit {
   int64_t segment;
-  int64_t first;         // the segment's first real token
-  int64_t begin, end;    // rows; begin is a multiple of kLeaf from `first`
-  int64_t partial;       // where its state goes in the workspace; -1 when it is the whole segment
+  int64_t first;       // the segment's first real token
+  int64_t begin, end;  // rows; begin is a multiple of kLeaf from `first`
+  int64_t partial;     // where its state goes in the workspace; -1 when it is the whole segment
 };
 
 // State that partials carry besides their [dim] sums.
 struct Totals {
-  int64_t count = 0;   // real tokens
-  double weight = 0;   // sum of weights, in the accumulator's precision
+  int64_t count = 0;  // real tokens
+  double weight = 0;  // sum of weights, in the accumulator's precision
 };
 
 struct Kernels {

@@ -1,9 +1,9 @@
 // The CPU kernel: included once by each instruction set's file, into its own namespace.
 //
 // Speed comes from address order (measured; see CONTRIBUTING, "How the CPU kernel reads"): rows are walked eight at a
-// time with their sums in registers, while lines of later leaves are fetched into the L2 cache strictly in address order.
-// Short float32 rows go one at a time, in address order by themselves; the CPU's own prefetcher follows them to the end of
-// a segment and has to be helped into the next one.
+// time with their sums in registers, while lines of later leaves are fetched into the L2 cache strictly in address
+// order. Short float32 rows go one at a time, in address order by themselves; the CPU's own prefetcher follows them to
+// the end of a segment and has to be helped into the next one.
 #pragma once
 #include "../reducer.h"
 #include "kernel.h"
@@ -37,9 +37,9 @@ FASTPOOL_INLINE void store_part(T* p, V v, int n) {
 
 template <class T, class A>
 struct Leaf {
-  int unit;         // index of the unit it belongs to, -1 behind the last one
-  int count;        // real tokens
-  bool last;        // of its unit
+  int unit;   // index of the unit it belongs to, -1 behind the last one
+  int count;  // real tokens
+  bool last;  // of its unit
   const T* row[kLeaf];
   A weight[kLeaf];  // set for weighted modes only
 };
@@ -85,8 +85,8 @@ struct Walker {
   }
 };
 
-// Leaves on their way: the walk takes the first, and lines of the later ones are fetched, in address order, a piece with
-// every step of the walk.
+// Leaves on their way: the walk takes the first, and lines of the later ones are fetched, in address order, a piece
+// with every step of the walk.
 template <class T, class A, Family F>
 struct Queue {
   static constexpr int kSize = 32;  // leaves
@@ -305,7 +305,8 @@ static void gather_units(const PoolCall& call, const Unit* units, int64_t n, A* 
     totals.count = unit.end - unit.begin;
     if (totals.count > 0) {
       const int64_t row = call.mode == Mode::cls ? unit.begin : unit.end - 1;
-      load_row(static_cast<const T*>(call.hidden) + unit.segment * call.batch_stride + row * call.row_stride, call.dim, x);
+      load_row(static_cast<const T*>(call.hidden) + unit.segment * call.batch_stride + row * call.row_stride, call.dim,
+               x);
     }
     finish(call, unit.segment, x, totals);
   }

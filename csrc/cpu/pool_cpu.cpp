@@ -11,9 +11,9 @@
 namespace fastpool::cpu {
 namespace {
 
-constexpr int64_t kSerialBytes = 128 << 10;   // below this, waking threads costs more than it gives
-constexpr int64_t kUnitBytes = 128 << 10;     // the least that is split off a segment
-constexpr int64_t kUnitsPerThread = 8;        // enough of them to even out skewed lengths
+constexpr int64_t kSerialBytes = 128 << 10;  // below this, waking threads costs more than it gives
+constexpr int64_t kUnitBytes = 128 << 10;    // the least that is split off a segment
+constexpr int64_t kUnitsPerThread = 8;       // enough of them to even out skewed lengths
 
 // Workspace rows are this many columns apart, so that whole vectors can be read and written.
 int64_t padded_columns(int64_t dim) { return (dim + 15) / 16 * 16; }
@@ -25,9 +25,7 @@ int64_t scratch_rows(int64_t rows) {
   return levels;
 }
 
-int64_t size_of(DType dtype) {
-  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
-}
+int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 int64_t accumulator_size(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
 
 // Memory on cache lines: a vector of sums that straddles two costs twice.

@@ -11,11 +11,15 @@
 
 namespace fastpool::FASTPOOL_ISA {
 
-struct half_t { uint16_t bits; };
-struct bfloat16_t { uint16_t bits; };
+struct half_t {
+  uint16_t bits;
+};
+struct bfloat16_t {
+  uint16_t bits;
+};
 
-// 32 bytes with AVX-512 too, which brings twice the registers: 64-byte loads were measured to stream 15-30 % slower from
-// memory (Zen 4), and never faster in the cache by enough to matter.
+// 32 bytes with AVX-512 too, which brings twice the registers: 64-byte loads were measured to stream 15-30 % slower
+// from memory (Zen 4), and never faster in the cache by enough to matter.
 #if defined(__AVX2__)
 constexpr int kBytes = 32;
 #else
@@ -23,14 +27,17 @@ constexpr int kBytes = 16;
 #endif
 
 // Accumulator lanes, and the unsigned integers of the same width that the conversions work on.
-template <class A> struct Vec;
-template <> struct Vec<float> {
+template <class A>
+struct Vec;
+template <>
+struct Vec<float> {
   static constexpr int lanes = kBytes / 4;
   typedef float type __attribute__((vector_size(kBytes)));
   typedef uint32_t bits __attribute__((vector_size(kBytes)));
   typedef uint16_t narrow __attribute__((vector_size(kBytes / 2)));
 };
-template <> struct Vec<double> {
+template <>
+struct Vec<double> {
   static constexpr int lanes = kBytes / 8;
   typedef double type __attribute__((vector_size(kBytes)));
   typedef uint64_t bits __attribute__((vector_size(kBytes)));
@@ -56,8 +63,14 @@ FASTPOOL_INLINE V read(const void* p) {
 }
 
 // ---- loads: storage type -> accumulator lanes, exact
-template <class T> struct AccumulatorOf { using type = float; };
-template <> struct AccumulatorOf<double> { using type = double; };
+template <class T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
 
 FASTPOOL_INLINE VF load(const float* p) { return read<VF>(p); }
 FASTPOOL_INLINE VD load(const double* p) { return read<VD>(p); }

@@ -1,7 +1,7 @@
 """Which backend a call takes, and why not another.
 
-On CPU tensors torch's own dispatcher calls the native library without coming here, unless a thread has asked for another
-backend. Every other call comes through `choose`.
+On CPU tensors torch's own dispatcher calls the native library without coming here, unless a thread has asked for
+another backend. Every other call comes through `choose`.
 """
 
 import os
@@ -115,13 +115,15 @@ def _warn_slow(call: Call) -> None:
     if device in _warned:
         return
     _warned.add(device)
-    reasons = "; ".join(f"{name}: {module.refuses(call.tensor)}" for name, module in BACKENDS.items() if name != "reference")
+    reasons = "; ".join(
+        f"{name}: {module.refuses(call.tensor)}" for name, module in BACKENDS.items() if name != "reference"
+    )
     warnings.warn(f"fastpool runs its slow reference on {device} tensors ({reasons})", RuntimeWarning, stacklevel=4)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found: the op, the backend it takes (None: the call fails), and why each other one is not taken."""
+    """What `explain` found: the op, the backend it takes (None: the call fails), and why not each other one."""
 
     op: str
     asked: str
@@ -158,4 +160,5 @@ def run(call: Call) -> Tensor:
     """Checks a call and runs it on the backend it takes."""
     check(call)
     chosen = choose(call)
-    return chosen.pool(call) if isinstance(call, PoolCall) else chosen.l2_normalize(call)
+    result: Tensor = chosen.pool(call) if isinstance(call, PoolCall) else chosen.l2_normalize(call)
+    return result

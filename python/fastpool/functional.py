@@ -1,7 +1,7 @@
 """The functions people call: `fastpool.mean(hidden, mask)`.
 
-Each hands its arguments to `torch.ops.fastpool.<mode>`, after putting the two spellings that are Python's alone into the
-op's own: `lengths=` is another name for `ends=`, and a jagged nested tensor is packed rows with offsets.
+Each hands its arguments to `torch.ops.fastpool.<mode>`, after putting the two spellings that are Python's alone into
+the op's own: `lengths=` is another name for `ends=`, and a jagged nested tensor is packed rows with offsets.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from .segments import NormalizeCall, PoolCall
 
 _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector per segment.
 
-    Input is padded or packed. Padded: hidden [B, S, H], real tokens told by any of mask [B, S], starts [B] and ends [B]
-    (positions in the row; lengths [B] is another name for ends); without them every token is real. Packed: hidden [T, H]
-    with cu_seqlens [B + 1], or with starts [B] and ends [B] (row numbers; segments may overlap, leave gaps, stand in any
-    order), and optionally mask [T]. A jagged nested tensor [B, *, H] is packed input too. No spelling copies tokens, and
-    what stands outside a segment or behind a zero of the mask never reaches the result.
+    Input is padded or packed. Padded: hidden [B, S, H], real tokens told by any of mask [B, S], starts [B] and ends
+    [B] (positions in the row; lengths [B] is another name for ends); without them every token is real. Packed: hidden
+    [T, H] with cu_seqlens [B + 1], or with starts [B] and ends [B] (row numbers; segments may overlap, leave gaps,
+    stand in any order), and optionally mask [T]. A jagged nested tensor [B, *, H] is packed input too. No spelling
+    copies tokens, and what stands outside a segment or behind a zero of the mask never reaches the result.
 
     Args:
         hidden: token states; float16, bfloat16, float32 or float64; last dimension contiguous, any other stride.
@@ -36,8 +36,8 @@ _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector p
 
     Returns:
         [B, dim or H]. Sums, divisions and norms are float32 (float64 for float64 input), in one canonical order
-        (fastpool.reference), so a sequence's result has the same bits in every batch and spelling; it is rounded once. A
-        segment without real tokens gives zeros.
+        (fastpool.reference), so a sequence's result has the same bits in every batch and spelling; it is rounded once.
+        A segment without real tokens gives zeros.
 
     Raises:
         TypeError: a wrong dtype, or something that is not a tensor; a floating-point mask above all.
@@ -48,9 +48,7 @@ _WEIGHTS_DOC = """
         weights: float16, bfloat16, float32 or float64, shaped like the mask; used where tokens are real."""
 
 
-def _to_op(
-    op: str, hidden: Any, cu_seqlens: Any, starts: Any, ends: Any, lengths: Any
-) -> tuple[Any, Any, Any, Any]:
+def _to_op(op: str, hidden: Any, cu_seqlens: Any, starts: Any, ends: Any, lengths: Any) -> tuple[Any, Any, Any, Any]:
     """hidden, cu_seqlens, starts, ends as the op takes them. Raises TypeError or ValueError."""
     if lengths is not None:
         if ends is not None:
@@ -70,7 +68,8 @@ def _to_op(
             raise ValueError(f"{op}: a nested hidden says itself where segments start and end, got bounds too")
         if getattr(hidden, "_ragged_idx", 1) != 1:
             raise ValueError(f"{op}: a nested hidden must be ragged in dimension 1, [B, *, H]")
-        offsets, held = hidden.offsets(), hidden.lengths()
+        jagged: Any = hidden  # torch's types do not know its methods
+        offsets, held = jagged.offsets(), jagged.lengths()
         hidden = hidden.values()
         if held is None:
             cu_seqlens = offsets
@@ -79,7 +78,9 @@ def _to_op(
     return hidden, cu_seqlens, starts, ends
 
 
-def _raise_properly(call: Callable[..., PoolCall | NormalizeCall], error: Exception, *args: Any, **kwargs: Any) -> NoReturn:
+def _raise_properly(
+    call: Callable[..., PoolCall | NormalizeCall], error: Exception, *args: Any, **kwargs: Any
+) -> NoReturn:
     """An op's error as the TypeError or ValueError that it is; as it came if it is something else."""
     try:
         dispatch.check(call(*args, **kwargs))
@@ -106,7 +107,8 @@ def _result(result: Tensor, op: str, *inputs: Tensor | None) -> Tensor:
     if torch.is_grad_enabled():
         for tensor in inputs:
             if tensor is not None and tensor.requires_grad:
-                return _NoGradient.apply(result.detach(), op, tensor)
+                refusing: Tensor = _NoGradient.apply(result.detach(), op, tensor)
+                return refusing
     return result
 
 

@@ -1,7 +1,7 @@
 """torch.ops.fastpool.*: schemas, fakes and the Python kernels, one of each for every row of the mode table.
 
-Python owns the schemas, so the ops exist without a compiler; the native library fills the CPU key. `_python_<op>` is the
-same op without that key: the native one turns to it where a thread has asked for another backend.
+Python owns the schemas, so the ops exist without a compiler; the native library fills the CPU key. `_python_<op>` is
+the same op without that key: the native one turns to it where a thread has asked for another backend.
 """
 
 from collections.abc import Callable

@@ -1,11 +1,11 @@
 """The definition of right: every mode in plain PyTorch, on any device, in the canonical order of additions.
 
-The order: tokens are numbered from their segment's first real token. A leaf is LEAF consecutive tokens, added one after
-another from +0; holes add nothing. Leaves meet in an aligned binary tree: 0 with 1, 2 with 3, then those pairs, and so on
-to the top; a missing right sibling adds nothing. So the order depends on a token's distance from its segment's first real
-token alone, any aligned power of two of leaves is a subtree that may be summed anywhere, and the error grows with
-LEAF + log2(n / LEAF), not n. All of it, weights and divisions included, is IEEE arithmetic in the accumulator's dtype
-without contraction, and the result is rounded once at the end. Every backend gives these bits.
+The order: tokens are numbered from their segment's first real token. A leaf is LEAF consecutive tokens, added one
+after another from +0; holes add nothing. Leaves meet in an aligned binary tree: 0 with 1, 2 with 3, then those pairs,
+and so on to the top; a missing right sibling adds nothing. So the order depends on a token's distance from its
+segment's first real token alone, any aligned power of two of leaves is a subtree that may be summed anywhere, and the
+error grows with LEAF + log2(n / LEAF), not n. All of it, weights and divisions included, is IEEE arithmetic in the
+accumulator's dtype without contraction, and the result is rounded once at the end. Every backend gives these bits.
 
 Not fast, and it synchronises with a GPU: use it to check and to understand.
 """
@@ -141,7 +141,8 @@ def _weighted_mean(tokens: Tokens) -> Tensor:
     for states, weights in tokens.steps(neutral=0.0):
         sums = sums + states * weights
         totals = totals + weights
-    assert isinstance(sums, Tensor) and isinstance(totals, Tensor)
+    assert isinstance(sums, Tensor)
+    assert isinstance(totals, Tensor)
     return _divide(_tree(sums, torch.add), _tree(totals, torch.add))
 
 

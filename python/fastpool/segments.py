@@ -221,9 +221,9 @@ class PoolCall:
         if self.cu_seqlens is not None:
             starts, ends = self.cu_seqlens[:-1].long(), self.cu_seqlens[1:].long()
         else:
-            new = {"dtype": torch.int64, "device": self.hidden.device}
-            starts = torch.zeros(self.batch, **new) if self.starts is None else self.starts.long()
-            ends = torch.full((self.batch,), self.rows, **new) if self.ends is None else self.ends.long()
+            none = torch.zeros(self.batch, dtype=torch.int64, device=self.hidden.device)
+            starts = none if self.starts is None else self.starts.long()
+            ends = none + self.rows if self.ends is None else self.ends.long()
         return starts.clamp(0, self.rows), ends.clamp(0, self.rows)
 
     def check_values(self) -> None:

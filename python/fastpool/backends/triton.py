@@ -3,5 +3,10 @@
 from torch import Tensor
 
 
-def refuses(tensor: Tensor) -> str | None:
+def unavailable() -> str | None:
+    """Why this backend serves nothing here, or None."""
     return "this version has no Triton kernels"
+
+
+def refuses(tensor: Tensor) -> str | None:
+    return unavailable()

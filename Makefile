@@ -1,0 +1,84 @@
+# `make demo` and `make test` do all the set-up on a fresh machine: a virtual environment, its packages, the native build.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# One torch for everybody who tests; the library itself runs on every torch from 2.10 on.
+TORCH ?= torch==2.13.0
+# Every command of ours takes the environment's tools (cmake, ninja) before the system's.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+NATIVE = $(wildcard csrc/*.* csrc/cpu/*) CMakeLists.txt setup.py pyproject.toml
+CPP = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/cpp/*.cpp)
+PY = setup.py python tests benchmarks triton_kernels
+
+.PHONY: demo test lint format bench sanitize gpu clean
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+
+# torch first: what depends on it then finds it there and fetches no other build.
+$(VENV)/base: $(VENV)/bin/pip pyproject.toml
+	$(BIN)/pip install -q "$(TORCH)" numpy
+	$(BIN)/pip install -q "cmake>=3.24" ninja "pybind11>=2.13" "setuptools>=77" wheel
+	touch $@
+
+$(VENV)/native: $(VENV)/base $(NATIVE)
+	FASTPOOL_NATIVE=1 $(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+# What an extra of pyproject.toml names, beside the torch that is there.
+$(VENV)/extra-%: $(VENV)/native
+	$(BIN)/pip install -q --no-build-isolation -e ".[$*]" "$(TORCH)"
+	touch $@
+
+demo: $(VENV)/extra-demo
+	$(BIN)/fastpool demo
+
+test: $(VENV)/extra-test
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/extra-lint
+	$(BIN)/ruff check $(PY)
+	$(BIN)/ruff format --check $(PY)
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/extra-lint
+	$(BIN)/ruff check --fix $(PY)
+	$(BIN)/ruff format $(PY)
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(VENV)/extra-bench
+	$(BIN)/python benchmarks/run.py $(BENCH)
+
+# Addresses and undefined behaviour, then races: over the kernels alone, in their test program (without torch's OpenMP,
+# whose barriers the thread sanitizer does not know); then the whole library, inside Python, over the error table and the
+# spellings. Leaks are not looked for there: the interpreter has its own.
+TORCH_DIR = $(shell $(BIN)/python -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parent)")
+CONFIGURE = cmake -S . -G Ninja -DFASTPOOL_WERROR=ON
+sanitize: $(VENV)/extra-test
+	$(CONFIGURE) -B build/thread -DFASTPOOL_SANITIZE=thread
+	cmake --build build/thread
+	build/thread/test_kernels
+	$(CONFIGURE) -B build/address -DFASTPOOL_SANITIZE=address,undefined -DTORCH_DIR=$(TORCH_DIR) \
+	  -Dpybind11_DIR=$(shell $(BIN)/python -m pybind11 --cmakedir) -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	  -DCMAKE_INSTALL_PREFIX=$(abspath build/address/package/fastpool)
+	cmake --build build/address
+	build/address/test_kernels
+	rm -rf build/address/package && mkdir -p build/address/package
+	cp -r python/fastpool build/address/package/ && cmake --install build/address
+	LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/address/package \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_errors.py tests/test_bits.py \
+	  -k "not reference and not wish and not meanwhile"
+
+# Needs a GPU and what is installed there; fetches nothing.
+gpu:
+	FASTPOOL_NATIVE=1 $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
+	FAIL_WITHOUT_CUDA=1 $(PYTHON) -m pytest -m "not install and not model" $(PYTEST)
+
+clean:
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache python/*.egg-info *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -f python/fastpool/*.so python/fastpool/native_build.json

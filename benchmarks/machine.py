@@ -1,0 +1,83 @@
+"""What a result depends on besides the code: the machine, the versions and the commit. Nothing that names its owner."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def _bytes(size: str) -> int:
+    return int(size[:-1]) * _UNITS[size[-1]] if size[-1] in _UNITS else int(size)
+
+
+def caches() -> dict[str, int]:
+    """Bytes of the first core's data caches by level; empty where Linux does not say."""
+    found = {}
+    for index in sorted(_CACHE.glob("index*")):
+        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction":
+            found[f"L{level}"] = _bytes(size)
+    return found
+
+
+def last_cache_bytes() -> int:
+    return max(caches().values(), default=64 << 20)
+
+
+def cpu_model() -> str:
+    """As Linux names it, with family and model: the name alone may be as vague as "AMD EPYC"."""
+    fields: dict[str, str] = {}
+    if (info := Path("/proc/cpuinfo")).exists():
+        for line in info.read_text().splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    return f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
+
+
+def cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_machine() -> dict[str, object]:
+    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return {
+        "cpu": cpu_model(),
+        "architecture": platform.machine(),
+        "cores": cores(),
+        "caches_bytes": caches(),
+        "system": platform.system(),
+        "huge_pages": pages.read_text().strip() if pages.exists() else "unknown",
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("fastpool", "torch", "sentence-transformers"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "unknown"
+    return versions
+
+
+def describe_commit() -> str:
+    """The commit of this checkout, with "+changes" if files differ from it; "unknown" outside of one."""
+
+    def git(*command: str) -> str:
+        run = ["git", "--no-optional-locks", *command]
+        return subprocess.run(run, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

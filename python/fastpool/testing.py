@@ -1,0 +1,248 @@
+"""Inputs and answers that tests share: ragged batches in every spelling, and the plainest float64 formula of each mode.
+
+A `Sequence` is one text: its token states, which of them are real (holes), and weights. `SPELLINGS` turn a list of them
+into the arguments of a pooling function, each in its own way, with NaN wherever no token is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .modes import MODES
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Sequence:
+    states: Tensor  # [n, H]
+    real: Tensor  # [n], bool
+    weights: Tensor  # [n], float32
+
+
+def sequences(
+    lengths: list[int], width: int, dtype: torch.dtype, holes: bool = False, seed: int = 0, offset: float = 0.25
+) -> list[Sequence]:
+    """Normally distributed token states around `offset`, so that sums both grow and cancel."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for n in lengths:
+        states = (torch.randn(n, width, generator=generator, dtype=torch.float64) + offset).to(dtype)
+        real = torch.rand(n, generator=generator) > 0.4 if holes else torch.ones(n, dtype=torch.bool)
+        if holes and n > 0:
+            real[0] = real[-1] = True  # padding is the spelling's affair
+        made.append(Sequence(states, real, torch.rand(n, generator=generator) + 0.125))
+    return made
+
+
+def exact(mode: str, sequence: Sequence, weighted: bool, dim: int | None = None, normalize: bool = False) -> Tensor:
+    """The formula itself, in float64. [dim or H]"""
+    x = sequence.states.double()[sequence.real]
+    n = len(x)
+    position = torch.arange(1, len(sequence.states) + 1, dtype=torch.float64)
+    w = (sequence.weights.double() if weighted else position)[sequence.real, None]
+    if n == 0:
+        result = torch.zeros(sequence.states.shape[-1], dtype=torch.float64)
+    else:
+        result = {
+            "mean": lambda: x.sum(0) / n,
+            "mean_sqrt_len": lambda: x.sum(0) / n**0.5,
+            "sum": lambda: x.sum(0),
+            "max": lambda: x.amax(0),
+            "cls": lambda: x[0],
+            "last": lambda: x[-1],
+            "weighted_mean": lambda: (w * x).sum(0) / w.sum(),
+        }[mode]()
+    result = result[:dim]
+    return result / result.norm().clamp(min=1e-12) if normalize else result
+
+
+# ---- spellings: list of sequences -> arguments
+
+
+def _arguments(weighted: bool, weights: Tensor, **arguments: Any) -> dict[str, Any]:
+    return {**arguments, "weights": weights} if weighted else arguments
+
+
+def _pad(batch: list[Sequence], before: Callable[[int], int], rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """hidden [B, rows, H], real [B, rows], weights [B, rows]; sequence b starts at row before(its length)."""
+    width = batch[0].states.shape[1]
+    hidden = torch.full((len(batch), rows, width), float("nan"), dtype=batch[0].states.dtype)
+    real = torch.zeros(len(batch), rows, dtype=torch.bool)
+    weights = torch.full((len(batch), rows), float("nan"))
+    for b, sequence in enumerate(batch):
+        n = len(sequence.states)
+        at = slice(before(n), before(n) + n)
+        hidden[b, at], real[b, at], weights[b, at] = sequence.states, sequence.real, sequence.weights
+        hidden[b, at][~sequence.real] = float("nan")
+    return hidden, real, weights
+
+
+def _longest(batch: list[Sequence]) -> int:
+    return max(len(sequence.states) for sequence in batch)
+
+
+def _padded_right_mask(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+    hidden, real, weights = _pad(batch, lambda n: 0, _longest(batch) + 3)
+    return _arguments(weighted, weights, hidden=hidden, mask=real)
+
+
+def _padded_left_mask(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+    rows = _longest(batch) + 40
+    hidden, real, weights = _pad(batch, lambda n: rows - n, rows)
+    return _arguments(weighted, weights, hidden=hidden, mask=real.long() * -7)
+
+
+def _padded_middle_strided(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+    """Views with gaps between rows, columns and mask elements."""
+    rows = _longest(batch) + 9
+    hidden, real, weights = _pad(batch, lambda n: (rows - n) // 2, rows)
+    wide = torch.full((len(batch), rows, 2, hidden.shape[2] + 5), float("nan"), dtype=hidden.dtype)
+    wide[:, :, 1, : hidden.shape[2]] = hidden
+    mask = torch.zeros(rows, len(batch), 2, dtype=torch.int32)
+    mask[:, :, 1] = real.T
+    return _arguments(
+        weighted,
+        weights.T.contiguous().T,
+        hidden=wide[:, :, 1, : hidden.shape[2]],
+        mask=mask[:, :, 1].T,
+    )
+
+
+def _padded_starts_ends(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+    rows = _longest(batch) + 5
+    hidden, real, weights = _pad(batch, lambda n: rows - n - 2, rows)
+    ends = torch.full((len(batch),), rows - 2)
+    starts = ends - torch.tensor([len(sequence.states) for sequence in batch])
+    return _arguments(weighted, weights.double(), hidden=hidden, mask=real.to(torch.uint8), starts=starts, ends=ends)
+
+
+def _padded_lengths(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+    hidden, _, weights = _pad(batch, lambda n: 0, _longest(batch) + 1)
+    lengths = torch.tensor([len(sequence.states) for sequence in batch], dtype=torch.int32)
+    return _arguments(weighted, weights, hidden=hidden, lengths=lengths)
+
+
+def _pack(batch: list[Sequence]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """hidden [T, H], real [T], weights [T], offsets [B + 1]."""
+    hidden = torch.cat([sequence.states for sequence in batch]).clone()
+    real = torch.cat([sequence.real for sequence in batch])
+    weights = torch.cat([sequence.weights for sequence in batch])
+    hidden[~real] = float("nan")
+    offsets = torch.tensor([0] + [len(sequence.states) for sequence in batch]).cumsum(0)
+    return hidden, real, weights, offsets
+
+
+def _packed(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+    hidden, _, weights, offsets = _pack(batch)
+    return _arguments(weighted, weights, hidden=hidden, cu_seqlens=offsets.int())
+
+
+def _packed_mask(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+    """Segments that begin and end with padding."""
+    width, dtype = batch[0].states.shape[1], batch[0].states.dtype
+    padding = Sequence(
+        torch.full((3, width), float("nan"), dtype=dtype),
+        torch.zeros(3, dtype=torch.bool),
+        torch.full((3,), float("nan")),
+    )
+    both = [
+        Sequence(
+            torch.cat([padding.states, s.states, padding.states]),
+            torch.cat([padding.real, s.real, padding.real]),
+            torch.cat([padding.weights, s.weights, padding.weights]),
+        )
+        for s in batch
+    ]
+    hidden, real, weights, offsets = _pack(both)
+    return _arguments(weighted, weights, hidden=hidden, mask=real.to(torch.int16), cu_seqlens=offsets)
+
+
+def _packed_shuffled(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+    """starts and ends, the rows in another order than the segments, with gaps of NaN."""
+    gap = Sequence(
+        torch.full_like(batch[0].states[:1], float("nan"))
+        if len(batch[0].states)
+        else torch.full((1, batch[0].states.shape[1]), float("nan"), dtype=batch[0].states.dtype),
+        torch.zeros(1, dtype=torch.bool),
+        torch.full((1,), float("nan")),
+    )
+    order = list(reversed(range(len(batch))))
+    laid = [part for b in order for part in (gap, batch[b])]
+    hidden, real, weights, offsets = _pack(laid)
+    starts = torch.zeros(len(batch), dtype=torch.int64)
+    ends = torch.zeros(len(batch), dtype=torch.int64)
+    for place, b in enumerate(order):
+        starts[b], ends[b] = offsets[2 * place + 1], offsets[2 * place + 2]
+    return _arguments(weighted, weights, hidden=hidden, mask=real, starts=starts, ends=ends)
+
+
+def _nested(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+    hidden, _, weights, offsets = _pack(batch)
+    return _arguments(weighted, weights, hidden=torch.nested.nested_tensor_from_jagged(hidden, offsets))
+
+
+@dataclass(frozen=True)
+class Spelling:
+    make: Callable[[list[Sequence], bool], dict[str, Any]]
+    holes: bool  # whether it can say which tokens inside a segment are not real
+
+
+SPELLINGS: dict[str, Spelling] = {
+    "padded_right_mask": Spelling(_padded_right_mask, True),
+    "padded_left_mask": Spelling(_padded_left_mask, True),
+    "padded_middle_strided": Spelling(_padded_middle_strided, True),
+    "padded_starts_ends": Spelling(_padded_starts_ends, True),
+    "padded_lengths": Spelling(_padded_lengths, False),
+    "packed": Spelling(_packed, False),
+    "packed_mask": Spelling(_packed_mask, True),
+    "packed_shuffled": Spelling(_packed_shuffled, True),
+    "nested": Spelling(_nested, False),
+}
+
+
+def variants() -> list[tuple[str, bool]]:
+    """Every (mode, with weights of its own) there is."""
+    return [
+        (name, weighted)
+        for name, mode in MODES.items()
+        for weighted in ((False, True) if mode.takes_weights else (False,))
+    ]
+
+
+# ---- comparisons
+
+
+def bits(x: Tensor) -> Tensor:
+    """The bit patterns of x, all NaNs alike: which NaN comes out is not promised."""
+    x = torch.where(x.isnan(), torch.full_like(x, float("nan")), x)
+    return x.contiguous().view({8: torch.int64, 4: torch.int32, 2: torch.int16}[x.element_size()])
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(bits(a), bits(b))
+
+
+# Mantissa bits, and the smallest exponent of a normal number.
+_FORMAT = {torch.float16: (10, -14), torch.bfloat16: (7, -126), torch.float32: (23, -126), torch.float64: (52, -1022)}
+
+
+def error(result: Tensor, expected: Tensor) -> float:
+    """How far a result is from float64, in units of what is allowed: 1 is the limit.
+
+    float32: a relative L2 error of 1e-6; float64: of 1e-14. 16 bits: half a unit in the last place, for the one
+    rounding, beside the error of the float32 value that is rounded.
+    """
+    got = result.double()
+    norm = expected.norm().item() if expected.numel() else 0.0
+    if result.dtype in (torch.float32, torch.float64):
+        allowed = 1e-6 if result.dtype == torch.float32 else 1e-14
+        return float((got - expected).norm()) / max(allowed * norm, 1e-38)
+    mantissa, smallest = _FORMAT[result.dtype]
+    exponent = torch.frexp(expected.abs()).exponent - 1
+    unit = torch.ldexp(torch.ones_like(expected), exponent.clamp(min=smallest) - mantissa)
+    allowed_each = 0.5 * unit + 1e-6 * norm
+    return float(((got - expected).abs() / allowed_each).max()) if expected.numel() else 0.0

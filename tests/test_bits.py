@@ -1,0 +1,189 @@
+"""The promise: one sequence, the same bits, wherever it stands and whoever adds it up."""
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastpool
+from fastpool.backends import native
+from fastpool.modes import MODES
+from fastpool.testing import DTYPES, SPELLINGS, Sequence, same_bits, sequences, variants
+
+LENGTHS = [1, 40, 0, 700, 33, 64, 5, 2000, 96, 31]
+
+
+def alone(mode: str, sequence: Sequence, weighted: bool, normalize: bool) -> torch.Tensor:
+    """The sequence in a batch of its own, nothing padded."""
+    arguments = {"weights": sequence.weights[None]} if weighted else {}
+    mask = None if sequence.real.all() else sequence.real[None]
+    return getattr(fastpool, mode)(sequence.states[None], mask, normalize=normalize, **arguments)[0]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("mode", "weighted"), variants())
+def test_spellings_batches_and_threads(mode: str, weighted: bool, dtype: torch.dtype, threads: int) -> None:
+    for holes in (False, True):
+        batch = sequences(LENGTHS, 200, dtype, holes=holes)
+        torch.set_num_threads(1)
+        expected = torch.stack([alone(mode, sequence, weighted, normalize=True) for sequence in batch])
+        torch.set_num_threads(threads)
+        for name, spelling in SPELLINGS.items():
+            if holes and not spelling.holes:
+                continue
+            result = getattr(fastpool, mode)(**spelling.make(batch, weighted), normalize=True)
+            assert same_bits(result, expected), name
+            reordered = getattr(fastpool, mode)(**spelling.make(batch[::-1], weighted), normalize=True)
+            assert same_bits(reordered, expected.flip(0)), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("mode", "weighted"), variants())
+def test_instruction_sets(mode: str, weighted: bool, dtype: torch.dtype) -> None:
+    assert native.info is not None
+    batch = sequences(LENGTHS, 133, dtype, holes=True)
+    arguments = SPELLINGS["padded_left_mask"].make(batch, weighted)
+    for out_dtype in DTYPES:
+        results = []
+        for isa in native.info.isas():
+            native.info.use_isa(isa)
+            assert native.info.isa() == isa
+            results.append(getattr(fastpool, mode)(**arguments, normalize=True, out_dtype=out_dtype))
+        assert all(same_bits(result, results[0]) for result in results), native.info.isas()
+
+
+def test_instruction_sets_convert_alike() -> None:
+    """Every 16-bit pattern in, and every rounding out, by each instruction set and by torch."""
+    assert native.info is not None
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for isa in native.info.isas():
+        native.info.use_isa(isa)
+        for dtype in (torch.float16, torch.bfloat16):
+            x = patterns.view(dtype)[:, None, None]
+            assert same_bits(fastpool.cls(x, out_dtype=torch.float32), x[:, 0].float()), (isa, dtype)
+            # Values halfway between neighbours, next to halfway, and far beyond the range.
+            wide = x[:, 0].double()
+            step = torch.nextafter(x.float(), torch.tensor(torch.inf))[:, 0].double() - wide
+            values = torch.cat([wide * f + step * g for f in (1.0, 0.5, 4.0) for g in (0.0, 0.5, 0.49999, 2.0**15)])
+            assert same_bits(fastpool.cls(values[:, None].float(), out_dtype=dtype), values.float().to(dtype)), (
+                isa,
+                dtype,
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_float64_rounds_once(dtype: torch.dtype) -> None:
+    """Just above halfway between two 16-bit numbers: by way of float32 it would round down."""
+    mantissa = 10 if dtype == torch.float16 else 7
+    halfway = 1 + 2.0 ** -(mantissa + 1)
+    hidden = torch.tensor(
+        [halfway + 2.0**-40, halfway - 2.0**-40, halfway, -halfway - 2.0**-40, 1e-300, -1e-300, 1e300, -1e300],
+        dtype=torch.float64,
+    )
+    up = 1 + 2.0**-mantissa
+    expected = torch.tensor([up, 1.0, 1.0, -up, 0.0, -0.0, torch.inf, -torch.inf], dtype=dtype)
+    assert native.info is not None
+    for isa in (*native.info.isas(), None):
+        if isa is not None:
+            native.info.use_isa(isa)
+        with fastpool.backend("native" if isa else "reference"):
+            assert same_bits(fastpool.cls(hidden[None, None], out_dtype=dtype)[0], expected), isa
+
+
+@st.composite
+def _cases(draw: st.DrawFn) -> tuple[list[Sequence], str, bool, str, dict[str, object]]:
+    mode, weighted = draw(st.sampled_from(variants()))
+    name = draw(st.sampled_from(sorted(SPELLINGS)))
+    dtype = draw(st.sampled_from(DTYPES))
+    width = draw(st.integers(1, 300))
+    lengths = draw(st.lists(st.integers(0, 260), min_size=1, max_size=6))
+    holes = SPELLINGS[name].holes and draw(st.booleans())
+    batch = sequences(lengths, width, dtype, holes=holes, seed=draw(st.integers(0, 10**6)))
+    more = {
+        "normalize": draw(st.booleans()),
+        "dim": draw(st.none() | st.integers(1, width)),
+        "out_dtype": draw(st.none() | st.sampled_from(DTYPES)),
+    }
+    return batch, mode, weighted, name, more
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(_cases())
+def test_native_is_the_reference_bit_for_bit(case: tuple[list[Sequence], str, bool, str, dict[str, object]]) -> None:
+    batch, mode, weighted, name, more = case
+    arguments = SPELLINGS[name].make(batch, weighted)
+    with fastpool.backend("reference"):
+        expected = getattr(fastpool, mode)(**arguments, **more)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        with fastpool.backend("native"):
+            assert same_bits(getattr(fastpool, mode)(**arguments, **more), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_special_values(mode: str) -> None:
+    """NaN, infinities, both zeros and subnormals in real tokens: as the reference has them."""
+    special = torch.tensor([float("nan"), torch.inf, -torch.inf, 0.0, -0.0, 1e-40, -1e-45, 3e38, 1.0, -2.0])
+    generator = torch.Generator().manual_seed(1)
+    hidden = special[torch.randint(len(special), (3, 70, 90), generator=generator)]
+    hidden[1] = -0.0
+    for normalize in (False, True):
+        results = []
+        for name in ("native", "reference"):
+            with fastpool.backend(name):
+                results.append(getattr(fastpool, mode)(hidden, normalize=normalize))
+        assert same_bits(*results)
+    if mode == "max":
+        assert torch.equal(fastpool.max(hidden).isnan(), hidden.amax(1).isnan())
+
+
+@pytest.mark.parametrize("mode", ["mean", "last", "max", "weighted_mean"])
+def test_concurrent_callers(mode: str) -> None:
+    """Threads with batches, backends and wishes of their own do not disturb each other."""
+    batches = [sequences([5, 300, 1500, seed], 96, torch.bfloat16, seed=seed) for seed in range(4)]
+    inputs = [SPELLINGS["packed"].make(batch, False) for batch in batches]
+    pool = getattr(fastpool, mode)
+    expected = [pool(**arguments) for arguments in inputs]
+    wrong: list[str] = []
+
+    def work(i: int, backend: str) -> None:
+        for _ in range(3 if backend == "reference" else 40):
+            with fastpool.backend(backend):
+                if not same_bits(pool(**inputs[i]), expected[i]):
+                    wrong.append(backend)
+
+    threads = [
+        threading.Thread(target=work, args=(i, name)) for i in range(4) for name in ("auto", "native", "reference")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_other_threads_run_meanwhile() -> None:
+    """The interpreter's lock is free while the native library works."""
+    hidden = torch.zeros(8, 8192, 1024)
+    ticks, stop = 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not stop.is_set():
+            ticks += 1
+
+    torch.set_num_threads(1)
+    thread = threading.Thread(target=tick)
+    thread.start()
+    gained = 0
+    for _ in range(20):
+        before = ticks
+        fastpool.mean(hidden)
+        gained += ticks - before
+    stop.set()
+    thread.join()
+    # A held lock lets a waiting thread run for moments between two calls only.
+    assert gained > 100_000

@@ -1,0 +1,135 @@
+"""Which backend, on whose wish, and why not another."""
+
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import torch
+
+import fastpool
+from fastpool import dispatch
+from fastpool.backends import native, reference
+from fastpool.segments import PoolCall
+
+HIDDEN = torch.randn(2, 5, 8)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The modes that the reference was called for."""
+    calls: list[str] = []
+
+    def spy(call: PoolCall) -> torch.Tensor:
+        calls.append(call.mode)
+        return torch.zeros(call.batch, 8)
+
+    monkeypatch.setattr(reference, "pool", spy)
+    return calls
+
+
+def test_auto_takes_native(served: list[str]) -> None:
+    fastpool.mean(HIDDEN)
+    assert served == []
+    explanation = fastpool.explain(HIDDEN)
+    assert explanation.backend == "native"
+    assert explanation.reasons["reference"] == "native comes first"
+    assert "fastpool.mean takes native" in str(explanation)
+
+
+def test_a_wish_reaches_functions_and_raw_ops(served: list[str]) -> None:
+    with fastpool.backend("reference"):
+        fastpool.mean(HIDDEN)
+        torch.ops.fastpool.max(HIDDEN)
+        assert fastpool.explain(HIDDEN).backend == "reference"
+        with fastpool.backend("native"):
+            fastpool.sum(HIDDEN)
+            with fastpool.backend("auto"):
+                fastpool.cls(HIDDEN)
+        fastpool.last(HIDDEN)
+    fastpool.sum(HIDDEN)
+    assert served == ["mean", "max", "last"]
+
+
+def test_a_wish_ends_with_an_exception(served: list[str]) -> None:
+    with pytest.raises(KeyError), fastpool.backend("reference"):
+        raise KeyError
+    fastpool.mean(HIDDEN)
+    assert served == []
+
+
+def test_a_wish_is_its_threads_own(served: list[str]) -> None:
+    with fastpool.backend("reference"):
+        thread = threading.Thread(target=lambda: fastpool.mean(HIDDEN))
+        thread.start()
+        thread.join()
+    assert served == []
+
+
+def test_what_cannot_be_served_is_an_error() -> None:
+    words = "fastpool.mean: backend 'triton' was asked for and cannot serve this call: "
+    with fastpool.backend("triton"):
+        for call in (fastpool.mean, torch.ops.fastpool.mean):
+            with pytest.raises(RuntimeError, match=words):
+                call(HIDDEN)
+        explanation = fastpool.explain(HIDDEN)
+        assert explanation.backend is None
+        assert "triton was asked for" in str(explanation)
+    with pytest.raises(ValueError, match="must be one of auto, triton, native, reference, got 'cuda'"):
+        fastpool.backend("cuda")
+
+
+def test_without_the_library_auto_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_why_not", "it was not built")
+    monkeypatch.setattr(dispatch, "_warned", set())
+    call = PoolCall("mean", HIDDEN)
+    with pytest.warns(RuntimeWarning, match="slow reference on cpu tensors .*native: it was not built"):
+        assert dispatch.choose(call) is reference
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch.choose(call)
+    with fastpool.backend("native"), pytest.raises(RuntimeError, match="it was not built"):
+        dispatch.choose(call)
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-c", "import torch, fastpool\n" + code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_environment_variables() -> None:
+    asks = "print(fastpool.explain(torch.ones(1, 2, 3)).backend)"
+    assert run(asks, FASTPOOL_BACKEND="reference").stdout.strip() == "reference"
+    assert run(asks, FASTPOOL_BACKEND="native").stdout.strip() == "native"
+    refused = run("torch.ops.fastpool.mean(torch.ones(1, 2, 3))", FASTPOOL_BACKEND="triton")
+    assert refused.returncode != 0
+    assert "backend 'triton' was asked for" in refused.stderr
+    inner = "with fastpool.backend('native'): print(fastpool.mean(torch.ones(1, 2, 3)).tolist())"
+    assert run(inner, FASTPOOL_BACKEND="triton").stdout.strip() == "[[1.0, 1.0, 1.0]]"
+    assert (
+        "FASTPOOL_BACKEND must be one of auto, triton, native, reference, got 'fast'"
+        in run("", FASTPOOL_BACKEND="fast").stderr
+    )
+    assert (
+        run("from fastpool import dispatch; print(dispatch._validate)", FASTPOOL_VALIDATE="1").stdout.strip() == "True"
+    )
+
+
+def test_values_are_checked_where_asked() -> None:
+    """On a device that is no CPU, values are checked only when asked: there the check synchronises."""
+    wrong = PoolCall("mean", HIDDEN, starts=torch.tensor([0, 9]))
+    with pytest.raises(ValueError, match="starts must lie between"):
+        dispatch.check(wrong)
+    elsewhere = PoolCall("mean", HIDDEN.to("meta"), starts=torch.tensor([0, 9], device="meta"))
+    dispatch.check(elsewhere)
+    fastpool.validate()
+    # A meta tensor has no values to check, which shows that they were asked for.
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        dispatch.check(elsewhere)

@@ -1,0 +1,164 @@
+"""The error table: every wrong call, with the words it gets, from functions and raw ops, native and reference."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import fastpool
+from fastpool.modes import MODES
+
+HIDDEN = torch.randn(2, 5, 8)
+PACKED = torch.randn(10, 8)
+MASK = torch.ones(2, 5, dtype=torch.bool)
+CU = torch.tensor([0, 4, 10])
+
+
+def index(*values: int) -> torch.Tensor:
+    return torch.tensor(values)
+
+
+# name, arguments, error, words
+TABLE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("integer hidden", {"hidden": HIDDEN.long()}, TypeError, "hidden must be float16, bfloat16, float32 or float64, got int64"),
+    ("one dimension", {"hidden": HIDDEN[0, 0]}, ValueError, r"hidden must be padded \[B, S, H\] or packed \[T, H\], got shape \[8\]"),
+    ("four dimensions", {"hidden": HIDDEN[None]}, ValueError, r"got shape \[1, 2, 5, 8\]"),
+    ("strided columns", {"hidden": HIDDEN.transpose(1, 2)}, ValueError, r"hidden must be contiguous in its last dimension, got strides \[40, 1, 8\]"),
+    ("dim 0", {"hidden": HIDDEN, "dim": 0}, ValueError, "dim must lie between 1 and the last dimension, 8, got 0"),
+    ("dim negative", {"hidden": HIDDEN, "dim": -1}, ValueError, "8, got -1"),
+    ("dim too large", {"hidden": HIDDEN, "dim": 9}, ValueError, "8, got 9"),
+    ("integer out_dtype", {"hidden": HIDDEN, "out_dtype": torch.int32}, TypeError, "out_dtype must be float16, .*, got int32"),
+    ("float mask", {"hidden": HIDDEN, "mask": MASK.float()}, TypeError, r"mask must be bool or an integer type .*, got float32; an additive mask \(0 / -inf\)"),
+    ("complex mask", {"hidden": HIDDEN, "mask": MASK.to(torch.complex64)}, TypeError, "mask must be .* got complex64"),
+    ("mask too short", {"hidden": HIDDEN, "mask": MASK[:, :4]}, ValueError, r"mask must have hidden's shape without its last dimension, \[2, 5\], got \[2, 4\]"),
+    ("mask of one row", {"hidden": HIDDEN, "mask": MASK[0]}, ValueError, r"\[2, 5\], got \[5\]"),
+    ("mask of packed", {"hidden": PACKED, "cu_seqlens": CU, "mask": MASK}, ValueError, r"\[10\], got \[2, 5\]"),
+    ("cu_seqlens of padded", {"hidden": HIDDEN, "cu_seqlens": CU}, ValueError, r"cu_seqlens goes with packed \[T, H\] hidden, got shape \[2, 5, 8\]"),
+    ("packed alone", {"hidden": PACKED}, ValueError, r"packed \[T, H\] hidden needs cu_seqlens, or starts and ends, got none of them"),
+    ("packed starts alone", {"hidden": PACKED, "starts": index(0)}, ValueError, "got starts alone"),
+    ("packed ends alone", {"hidden": PACKED, "ends": index(1)}, ValueError, "got ends alone"),
+    ("two descriptions", {"hidden": PACKED, "cu_seqlens": CU, "starts": index(0, 1), "ends": index(1, 2)}, ValueError, "cu_seqlens already says where segments start and end, got starts and ends too"),
+    ("cu_seqlens and ends", {"hidden": PACKED, "cu_seqlens": CU, "ends": index(1, 2)}, ValueError, "got ends too"),
+    ("float cu_seqlens", {"hidden": PACKED, "cu_seqlens": CU.float()}, TypeError, "cu_seqlens must be int32 or int64, got float32"),
+    ("short starts dtype", {"hidden": HIDDEN, "starts": index(0, 0).short()}, TypeError, "starts must be int32 or int64, got int16"),
+    ("2-D cu_seqlens", {"hidden": PACKED, "cu_seqlens": CU[None]}, ValueError, r"cu_seqlens must have one dimension, got shape \[1, 3\]"),
+    ("0-D ends", {"hidden": HIDDEN, "ends": torch.tensor(3)}, ValueError, r"ends must have one dimension, got shape \[\]"),
+    ("empty cu_seqlens", {"hidden": PACKED, "cu_seqlens": CU[:0]}, ValueError, r"cu_seqlens must have B \+ 1 values, got none"),
+    ("starts too short", {"hidden": HIDDEN, "starts": index(0)}, ValueError, "starts must have 2 values, one for each row of hidden, got 1"),
+    ("ends too long", {"hidden": HIDDEN, "ends": index(1, 2, 3)}, ValueError, "ends must have 2 values, one for each row of hidden, got 3"),
+    ("starts and ends differ", {"hidden": PACKED, "starts": index(0, 1), "ends": index(1)}, ValueError, "ends must have 2 values, as starts has, got 1"),
+    ("decreasing cu_seqlens", {"hidden": PACKED, "cu_seqlens": index(0, 6, 4, 10)}, ValueError, r"cu_seqlens must not decrease, got cu_seqlens\[1\] = 6 before cu_seqlens\[2\] = 4"),
+    ("cu_seqlens beyond T", {"hidden": PACKED, "cu_seqlens": index(0, 11)}, ValueError, r"cu_seqlens must lie between 0 and 10, got cu_seqlens\[1\] = 11"),
+    ("negative cu_seqlens", {"hidden": PACKED, "cu_seqlens": index(-1, 4)}, ValueError, r"got cu_seqlens\[0\] = -1"),
+    ("negative start", {"hidden": HIDDEN, "starts": index(0, -2)}, ValueError, r"starts must lie between 0 and 5, got starts\[1\] = -2"),
+    ("end beyond S", {"hidden": HIDDEN, "ends": index(5, 6).int()}, ValueError, r"ends must lie between 0 and 5, got ends\[1\] = 6"),
+    ("enormous end", {"hidden": HIDDEN, "ends": index(5, 2**62)}, ValueError, r"got ends\[1\] = 4611686018427387904"),
+    ("start behind end", {"hidden": HIDDEN, "starts": index(0, 4), "ends": index(5, 3)}, ValueError, r"starts must not be greater than ends, got starts\[1\] = 4 and ends\[1\] = 3"),
+    ("packed start behind end", {"hidden": PACKED, "starts": index(4), "ends": index(3)}, ValueError, r"got starts\[0\] = 4 and ends\[0\] = 3"),
+]  # fmt: skip
+
+WEIGHTS_TABLE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("integer weights", {"hidden": HIDDEN, "weights": MASK.long()}, TypeError, "weights must be float16, .*, got int64"),
+    ("bool weights", {"hidden": HIDDEN, "weights": MASK}, TypeError, "weights must be float16, .*, got bool"),
+    ("weights too long", {"hidden": HIDDEN, "weights": torch.ones(2, 6)}, ValueError, r"weights must have hidden's shape without its last dimension, \[2, 5\], got \[2, 6\]"),
+    ("weights per column", {"hidden": HIDDEN, "weights": torch.ones(2, 5, 8)}, ValueError, r"got \[2, 5, 8\]"),
+]  # fmt: skip
+
+# What only a function can be handed.
+FUNCTION_TABLE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("list mask", {"hidden": HIDDEN, "mask": [[1] * 5] * 2}, TypeError, "mask must be a torch.Tensor, got list"),
+    ("numpy hidden", {"hidden": HIDDEN.numpy()}, TypeError, "hidden must be a torch.Tensor, got ndarray"),
+    ("float dim", {"hidden": HIDDEN, "dim": 3.5}, TypeError, "dim must be an int, got float"),
+    ("string out_dtype", {"hidden": HIDDEN, "out_dtype": "float32"}, TypeError, "out_dtype must be .*, got str"),
+    ("list lengths", {"hidden": HIDDEN, "lengths": [5, 5]}, TypeError, "lengths must be a torch.Tensor, got list"),
+    ("lengths of packed", {"hidden": PACKED, "lengths": index(3)}, ValueError, r"lengths goes with padded \[B, S, H\] hidden"),
+    ("lengths and ends", {"hidden": HIDDEN, "lengths": index(3, 3), "ends": index(3, 3)}, ValueError, "lengths is another name for ends, got both"),
+    ("sparse hidden", {"hidden": HIDDEN.to_sparse()}, TypeError, "hidden must be a dense strided tensor, got layout torch.sparse_coo"),
+    ("mask elsewhere", {"hidden": HIDDEN, "mask": MASK.to("meta")}, ValueError, "mask must be on hidden's device, cpu, got meta"),
+    ("cu_seqlens elsewhere", {"hidden": PACKED, "cu_seqlens": CU.to("meta")}, ValueError, "cu_seqlens must be on hidden's device, cpu, got meta"),
+]  # fmt: skip
+
+
+def ids(row: object) -> str | None:
+    return row.replace(" ", "-") if isinstance(row, str) and " " in row and len(row) < 30 else None
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize(("name", "arguments", "error", "words"), TABLE + FUNCTION_TABLE, ids=ids)
+def test_functions(name: str, arguments: dict[str, Any], error: type[Exception], words: str, backend: str) -> None:
+    for mode in MODES:
+        with fastpool.backend(backend), pytest.raises(error, match=words) as caught:
+            getattr(fastpool, mode)(**arguments)
+        assert str(caught.value).startswith(f"fastpool.{mode}: ")
+    with pytest.raises(error, match=words):
+        fastpool.explain(**arguments)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize(("name", "arguments", "error", "words"), WEIGHTS_TABLE, ids=ids)
+def test_weights(name: str, arguments: dict[str, Any], error: type[Exception], words: str, backend: str) -> None:
+    with fastpool.backend(backend), pytest.raises(error, match=words):
+        fastpool.weighted_mean(**arguments)
+
+
+@pytest.mark.parametrize(("name", "arguments", "error", "words"), TABLE + WEIGHTS_TABLE, ids=ids)
+def test_raw_ops_say_the_same(name: str, arguments: dict[str, Any], error: type[Exception], words: str) -> None:
+    mode = "weighted_mean" if "weights" in arguments else "mean"
+    with pytest.raises(error) as proper:
+        getattr(fastpool, mode)(**arguments)
+    for backend in ("native", "reference"):
+        with fastpool.backend(backend), pytest.raises((RuntimeError, error)) as raw:
+            getattr(torch.ops.fastpool, mode)(**arguments)
+        assert str(raw.value).splitlines()[0] == str(proper.value)
+
+
+NORMALIZE_TABLE: list[tuple[Callable[[], object], type[Exception], str]] = [
+    (lambda: fastpool.l2_normalize(MASK), TypeError, "x must be float16, .*, got bool"),
+    (lambda: fastpool.l2_normalize([1.0]), TypeError, "x must be a torch.Tensor, got list"),  # type: ignore[arg-type]
+    (lambda: fastpool.l2_normalize(torch.tensor(1.0)), ValueError, "x must have at least one dimension"),
+    (lambda: fastpool.l2_normalize(HIDDEN.transpose(1, 2)), ValueError, "x must be contiguous in its last dimension"),
+    (
+        lambda: fastpool.l2_normalize(HIDDEN, dim=9),
+        ValueError,
+        "dim must lie between 1 and the last dimension, 8, got 9",
+    ),
+    (lambda: fastpool.l2_normalize(HIDDEN, eps=-1.0), ValueError, r"eps must not be negative, got -1\.0"),
+    (lambda: fastpool.l2_normalize(HIDDEN, out_dtype=torch.int8), TypeError, "out_dtype must be .*, got int8"),
+]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize(("call", "error", "words"), NORMALIZE_TABLE)
+def test_l2_normalize(call: Callable[[], object], error: type[Exception], words: str, backend: str) -> None:
+    with fastpool.backend(backend), pytest.raises(error, match=words) as caught:
+        call()
+    assert str(caught.value).startswith("fastpool.l2_normalize: ")
+
+
+def test_nested() -> None:
+    jagged = torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(2, 4)], layout=torch.jagged)
+    with pytest.raises(ValueError, match="a nested hidden says itself where segments start and end"):
+        fastpool.mean(jagged, starts=index(0, 0))
+    with pytest.raises(TypeError, match="must be jagged"):
+        fastpool.mean(torch.nested.nested_tensor([torch.randn(3, 4)]))
+    with pytest.raises(ValueError, match="ragged in dimension 1"):
+        fastpool.mean(jagged.transpose(1, 2))
+
+
+def test_weights_where_there_are_none() -> None:
+    with pytest.raises(TypeError, match="weights"):
+        fastpool.mean(HIDDEN, weights=torch.ones(2, 5))  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="mean takes no weights"):
+        fastpool.explain(HIDDEN, weights=torch.ones(2, 5))
+    with pytest.raises(ValueError, match=r"mode must be one of mean, .*, got 'median'"):
+        fastpool.explain(HIDDEN, mode="median")
+
+
+def test_gradients_are_refused() -> None:
+    hidden = torch.randn(1, 3, 4, requires_grad=True)
+    for result in (fastpool.mean(hidden), fastpool.l2_normalize(hidden)):
+        with pytest.raises(NotImplementedError, match="gradients are not implemented"):
+            result.sum().backward()
+    with torch.no_grad():
+        assert not fastpool.mean(hidden).requires_grad

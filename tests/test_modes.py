@@ -1,0 +1,158 @@
+"""Every mode, in every spelling, dtype and odd size, against the plain formula in float64."""
+
+import pytest
+import torch
+
+import fastpool
+from fastpool.backends import native
+from fastpool.modes import MODES
+from fastpool.reference import BODIES, LEAF, NORM_BLOCK, NORM_EPS
+from fastpool.testing import DTYPES, SPELLINGS, error, exact, sequences, variants
+
+LENGTHS = [7, 0, 1, 31, 32, 33, 2, 64, 129, 300]
+# Around the vector widths of every instruction set, and real ones.
+WIDTHS = [1, 3, 8, 17, 33, 129, 384]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize(("mode", "weighted"), variants())
+def test_matches_float64(mode: str, weighted: bool, spelling: str, dtype: torch.dtype, backend: str) -> None:
+    pool = getattr(fastpool, mode)
+    for width in WIDTHS if backend == "native" else (17, 129):
+        holes = SPELLINGS[spelling].holes
+        batch = sequences(LENGTHS, width, dtype, holes=holes, seed=width)
+        arguments = SPELLINGS[spelling].make(batch, weighted)
+        for normalize in (False, True):
+            with fastpool.backend(backend):
+                result = pool(**arguments, normalize=normalize)
+            assert result.dtype == dtype
+            assert result.shape == (len(batch), width)
+            for row, sequence in zip(result, batch, strict=True):
+                expected = exact(mode, sequence, weighted, normalize=normalize)
+                assert error(row, expected) <= 1, (width, normalize, len(sequence.states))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("mode", "weighted"), variants())
+def test_dim_and_out_dtype(mode: str, weighted: bool, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+    batch = sequences([5, 40, 0], 50, dtype)
+    arguments = SPELLINGS["padded_right_mask"].make(batch, weighted)
+    for dim in (1, 20, 50):
+        for normalize in (False, True):
+            result = getattr(fastpool, mode)(**arguments, dim=dim, normalize=normalize, out_dtype=out_dtype)
+            assert result.dtype == out_dtype
+            assert result.shape == (3, dim)
+            for row, sequence in zip(result, batch, strict=True):
+                expected = exact(mode, sequence, weighted, dim, normalize)
+                # A float64 result of float32 sums is exact to float32 only.
+                shown = row.float() if dtype != torch.float64 and out_dtype == torch.float64 else row
+                assert error(shown, expected) <= 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(0, 4, 8), (3, 0, 8), (0, 0, 8), (2, 3, 0)])
+def test_nothing_to_pool_padded(mode: str, shape: tuple[int, int, int]) -> None:
+    for name in ("native", "reference"):
+        with fastpool.backend(name):
+            hidden = torch.full(shape, float("nan"))
+            result = getattr(fastpool, mode)(hidden, torch.zeros(shape[:2], dtype=torch.bool), normalize=True)
+            assert torch.equal(result, torch.zeros(shape[0], shape[2]))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_to_pool_packed(mode: str) -> None:
+    pool = getattr(fastpool, mode)
+    for name in ("native", "reference"):
+        with fastpool.backend(name):
+            assert pool(torch.zeros(0, 8), None, torch.tensor([0])).shape == (0, 8)
+            assert torch.equal(pool(torch.zeros(0, 8), None, torch.tensor([0, 0])), torch.zeros(1, 8))
+            hidden = torch.full((4, 8), float("nan"))
+            assert torch.equal(pool(hidden, None, torch.tensor([2, 2, 2]), normalize=True), torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_overlapping_segments(mode: str) -> None:
+    hidden = sequences([200], 24, torch.float32)[0].states
+    starts, ends = torch.tensor([0, 10, 10, 150]), torch.tensor([200, 60, 60, 151])
+    result = getattr(fastpool, mode)(hidden, starts=starts, ends=ends)
+    for row, start, end in zip(result, starts, ends, strict=True):
+        assert torch.equal(row, getattr(fastpool, mode)(hidden[None, start:end])[0])
+
+
+def test_expanded_hidden() -> None:
+    one = torch.randn(1, 6, 10)
+    mask = torch.rand(4, 6) > 0.3
+    assert torch.equal(fastpool.mean(one.expand(4, 6, 10), mask), fastpool.mean(one.repeat(4, 1, 1), mask))
+
+
+def test_lengths_after_starts_exclude_a_prompt() -> None:
+    hidden = torch.randn(3, 9, 4)
+    lengths, prompts = torch.tensor([9, 5, 2]), torch.tensor([2, 0, 2])
+    result = fastpool.mean(hidden, lengths=lengths, starts=prompts)
+    assert torch.allclose(result[0], hidden[0, 2:9].mean(0))
+    assert torch.allclose(result[1], hidden[1, :5].mean(0))
+    assert torch.equal(result[2], torch.zeros(4))
+
+
+def test_nested_with_gaps() -> None:
+    values = torch.randn(10, 4)
+    nested = torch.nested.nested_tensor_from_jagged(
+        values, offsets=torch.tensor([0, 4, 10]), lengths=torch.tensor([2, 5])
+    )
+    result = fastpool.sum(nested)
+    assert torch.equal(result, torch.stack([values[0:2].sum(0), fastpool.sum(values[None, 4:9])[0]]))
+
+
+def test_weights_of_every_float_dtype() -> None:
+    hidden = torch.randn(2, 40, 12)
+    weights = torch.rand(2, 40).half().float()
+    expected = fastpool.weighted_mean(hidden, weights=weights)
+    assert torch.equal(fastpool.weighted_mean(hidden, weights=weights.half()), expected)
+    assert torch.equal(fastpool.weighted_mean(hidden, weights=weights.double()), expected)
+    assert torch.equal(fastpool.weighted_mean(hidden, weights=weights.bfloat16().float()),
+                       fastpool.weighted_mean(hidden, weights=weights.bfloat16()))  # fmt: skip
+
+
+def test_weights_that_add_up_to_nothing_give_zeros() -> None:
+    hidden = torch.randn(2, 4, 8)
+    weights = torch.tensor([[0.0, 0, 0, 0], [1, -1, 2, -2]])
+    for name in ("native", "reference"):
+        with fastpool.backend(name):
+            assert torch.equal(fastpool.weighted_mean(hidden, weights=weights, normalize=True), torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 7), (2, 3, 130), (2, 2, 2, 384), (0, 4), (4, 0)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_l2_normalize(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = torch.randn(shape, dtype=torch.float64).to(dtype)
+    dim = max(1, shape[-1] // 2) if shape[-1] else None
+    for name in ("native", "reference"):
+        with fastpool.backend(name):
+            result = fastpool.l2_normalize(x, dim=dim)
+            expected = torch.nn.functional.normalize(x[..., :dim].double(), dim=-1)
+            assert result.dtype == dtype
+            assert result.shape == expected.shape
+            if x.numel():
+                assert error(result.reshape(-1, result.shape[-1])[0], expected.reshape(-1, result.shape[-1])[0]) <= 1
+
+
+def test_l2_normalize_views_and_eps() -> None:
+    x = torch.randn(4, 6, 20).transpose(0, 1)[:, ::2, 3:15]
+    assert torch.allclose(fastpool.l2_normalize(x), torch.nn.functional.normalize(x, dim=-1))
+    small = torch.full((1, 4), 1e-3)
+    assert torch.allclose(fastpool.l2_normalize(small, eps=1.0), small)
+    assert torch.equal(fastpool.l2_normalize(torch.zeros(1, 4)), torch.zeros(1, 4))
+
+
+def test_table_is_complete() -> None:
+    """One row per mode, the same codes and constants on both sides of the language border."""
+    assert native.info is not None
+    assert {mode.name: mode.code for mode in MODES.values()} == native.info.MODES
+    assert set(BODIES) == set(MODES)
+    assert (native.info.LEAF, native.info.NORM_BLOCK, native.info.NORM_EPS) == (LEAF, NORM_BLOCK, NORM_EPS)
+    for mode in MODES.values():
+        assert mode.formula[:20] in (getattr(fastpool, mode.name).__doc__ or "").replace("The", "the")
+        assert mode.name in fastpool.__all__
