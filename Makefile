@@ -33,7 +33,7 @@ $(VENV)/extra-%: $(VENV)/native
 	touch $@
 
 demo: $(VENV)/extra-demo
-	$(BIN)/fastpool demo
+	$(BIN)/fastpool demo $(if $(QUERY),--query "$(QUERY)")
 
 test: $(VENV)/extra-test
 	$(BIN)/python -m pytest $(PYTEST)

@@ -76,9 +76,10 @@ class NativeBuild(build_ext):
         done = subprocess.run(arguments, capture_output=True, text=True)
         sys.stderr.write(done.stdout + done.stderr)
         if done.returncode != 0:
-            lines = (done.stdout + done.stderr).strip().splitlines()
-            error = next((line.strip() for line in lines if "error" in line.lower()), lines[-1] if lines else "")
-            raise RuntimeError(f"{' '.join(arguments[:2])} failed: {error}")
+            # cmake explains itself on stderr, the compiler behind ninja on stdout.
+            lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+            first = next((i for i, line in enumerate(lines) if "error" in line.lower()), 0)
+            raise RuntimeError(f"{arguments[0]} failed: {' '.join(lines[first : first + 4])}")
 
     def get_outputs(self) -> list[str]:
         package = Path(self.build_lib) / "fastpool"

@@ -53,7 +53,7 @@ class Bench:
         torch.set_num_threads(1)
         torch.compiler.reset()  # each shape is compiled for itself, without the memory of an earlier one
         seconds: defaultdict[str, list[float]] = defaultdict(list)
-        errors: defaultdict[str, float] = defaultdict(float)
+        errors: defaultdict[str, list[float]] = defaultdict(list)
         failures: dict[str, str] = {}
         for seed in range(BUILDS):
             batch, small = build(case, seed), build(Case(2, 4, case.width, case.dtype, False))
@@ -66,8 +66,7 @@ class Bench:
                 try:
                     prime, call = provider.prepare(small), provider.prepare(batch)
                     prime()
-                    # The first of two operands that is NaN is what max returns.
-                    errors[provider.name] = max(relative_error(call(), expected), errors[provider.name])
+                    errors[provider.name].append(relative_error(call(), expected))
                 except Exception as error:  # a peer that cannot run here is a line of the report, not the end of it
                     failures[provider.name] = f"{type(error).__name__}: {error}".splitlines()[0]
                     continue
@@ -79,7 +78,7 @@ class Bench:
         outcomes = {
             provider.name: Outcome(failure=failures[provider.name])
             if provider.name in failures
-            else Outcome(samples[provider.name], errors[provider.name])
+            else Outcome(samples[provider.name], torch.tensor(errors[provider.name]).max().item())  # NaN stays NaN
             for provider in providers
         }
         reader = min(self.floor.readers, key=lambda name: samples[name].median)
@@ -98,7 +97,7 @@ class Bench:
 
     @torch.inference_mode()
     def threads(self, case: Case, rounds: int) -> dict[str, dict[int, float]]:
-        """Seconds of wall time on one and on two threads, the 5th percentile: what it takes when both cores are free.
+        """Seconds of wall time on one and on two threads, the best of all rounds: what it takes with both cores free.
 
         torch.sum of the same bytes stands beside fastpool, since memory may not give two cores twice the speed.
         """
@@ -120,7 +119,7 @@ class Bench:
                         taken[name][threads].append(time.perf_counter() - start)
         torch.set_num_threads(1)
         return {
-            name: {threads: Samples(tuple(seconds)).percentile(5) for threads, seconds in by_threads.items()}
+            name: {threads: min(seconds) for threads, seconds in by_threads.items()}
             for name, by_threads in taken.items()
         }
 

@@ -100,7 +100,9 @@ def print_tiny(console: Console, tiny: dict[str, dict[str, float]]) -> None:
 
 
 def print_threads(console: Console, threads: dict[str, dict[str, dict[int, float]]]) -> None:
-    table = _table("two threads: wall time, 5th percentile", "case", "", "1 thread ms", "2 threads ms", "speed-up")
+    table = _table(
+        "two threads: wall time, the best of all rounds", "case", "", "1 thread ms", "2 threads ms", "speed-up"
+    )
     table.columns[1].justify = "left"
     for case, calls in threads.items():
         for name, seconds in calls.items():

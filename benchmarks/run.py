@@ -58,7 +58,7 @@ def main() -> None:
     tiny_us = tiny(repeats=10 if arguments.quick else 40)
     load_after = os.getloadavg()[0]
     if load_after > _BUSY:
-        method.append(f"Other processes were busy (load {load_after:.1f} in the last minute): run again.")
+        method.append(f"Other processes were busy (load {load_after:.1f} in the last minute): expect noise.")
     verdicts = goals.verdicts(results, tiny_us["inference mode"])
 
     console = Console()

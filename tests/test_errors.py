@@ -70,6 +70,7 @@ FUNCTION_TABLE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("list mask", {"hidden": HIDDEN, "mask": [[1] * 5] * 2}, TypeError, "mask must be a torch.Tensor, got list"),
     ("numpy hidden", {"hidden": HIDDEN.numpy()}, TypeError, "hidden must be a torch.Tensor, got ndarray"),
     ("float dim", {"hidden": HIDDEN, "dim": 3.5}, TypeError, "dim must be an int, got float"),
+    ("string normalize", {"hidden": HIDDEN, "normalize": "l2"}, TypeError, "normalize must be a bool, got str"),
     ("string out_dtype", {"hidden": HIDDEN, "out_dtype": "float32"}, TypeError, "out_dtype must be .*, got str"),
     ("list lengths", {"hidden": HIDDEN, "lengths": [5, 5]}, TypeError, "lengths must be a torch.Tensor, got list"),
     ("lengths of packed", {"hidden": PACKED, "lengths": index(3)}, ValueError, r"lengths goes with padded \[B, S, H\] hidden"),

@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--query", metavar="TEXT", action="append", default=[], help="a question of yours; may be repeated"
     )
-    demo.add_argument("--texts", metavar="N", type=_positive, default=1200, help="docstrings to search (%(default)s)")
+    demo.add_argument("--texts", metavar="N", type=_positive, default=1500, help="docstrings to search (%(default)s)")
     demo.add_argument("--batch-size", metavar="N", type=_positive, default=32, help="texts in a batch (%(default)s)")
     demo.set_defaults(run=_demo)
     return parser

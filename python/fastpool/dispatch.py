@@ -28,7 +28,7 @@ def _known(name: str, source: str) -> str:
     return name
 
 
-_process_wish = _known(os.environ.get("FASTPOOL_BACKEND", "auto"), "FASTPOOL_BACKEND")
+_process_wish = os.environ.get("FASTPOOL_BACKEND", "auto")  # an unknown name is every call's error, not the import's
 _thread = threading.local()
 
 _validate = os.environ.get("FASTPOOL_VALIDATE", "0") not in ("", "0")
@@ -41,9 +41,9 @@ def start() -> None:
 
 
 def wish() -> str:
-    """The backend this thread asks for, or "auto"."""
+    """The backend this thread asks for, or "auto". Raises ValueError where FASTPOOL_BACKEND names none."""
     wishes: list[str] = getattr(_thread, "wishes", [])
-    return wishes[-1] if wishes else _process_wish
+    return wishes[-1] if wishes else _known(_process_wish, "FASTPOOL_BACKEND")
 
 
 class backend:
@@ -132,7 +132,7 @@ class Explanation:
 
     def __str__(self) -> str:
         takes = self.backend or f"nothing: {self.asked} was asked for and cannot serve it"
-        lines = [f"{self.op} takes {takes}" + ("" if self.asked == "auto" else f" (asked for: {self.asked})")]
+        lines = [f"{self.op} takes {takes}"]
         lines += [f"  not {name}: {reason}" for name, reason in self.reasons.items()]
         return "\n".join(lines)
 

@@ -138,6 +138,11 @@ class PoolCall:
             f"{op}: hidden must be padded [B, S, H] or packed [T, H], got shape {list(hidden.shape)}",
         )
         _check_columns(op, "hidden", hidden, self.dim)
+        _check(
+            isinstance(self.normalize, bool | int | None),
+            TypeError,
+            f"{op}: normalize must be a bool, got {type(self.normalize).__name__}",
+        )
         if self.out_dtype is not None:
             _check_float(op, "out_dtype", self.out_dtype)
         for name in ("mask", "cu_seqlens", "weights", "starts", "ends"):

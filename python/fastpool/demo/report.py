@@ -97,7 +97,13 @@ def wrong_modes(console: Console, results: Results) -> None:
         "raised with it: the vectors have the same shape and the same length. Only the answers change. Place: where "
         "the expected answer comes out."
     )
-    table = Table("question", "mode", "place", "first answer", "cosine", show_lines=True)
+    table = Table(show_lines=True)
+    table.add_column("question")
+    table.add_column("mode", no_wrap=True)
+    table.add_column("place", no_wrap=True, justify="right")
+    # What the other columns need at least, or a long name would take it from them.
+    table.add_column("first answer", no_wrap=True, max_width=max(console.width - 50, 20))
+    table.add_column("cosine", no_wrap=True)
     for question, by_mode in results:
         answers = [by_mode[mode] for mode in MODES]
         table.add_row(
@@ -107,7 +113,6 @@ def wrong_modes(console: Console, results: Results) -> None:
             "\n".join(answer.best[0][1].name for answer in answers),
             "\n".join(f"{answer.best[0][0]:.2f}" for answer in answers),
         )
-    table.columns[3].no_wrap = True
     console.print(table)
 
 
