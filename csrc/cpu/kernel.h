@@ -1,6 +1,6 @@
 // What a kernel file offers; one such table per instruction set (isa.h chooses).
 #pragma once
-#include "../pool.h"
+#include "../segments.h"
 
 namespace fastpool::cpu {
 
@@ -17,6 +17,9 @@ struct Totals {
   int64_t count = 0;  // real tokens
   double weight = 0;  // sum of weights, in the accumulator's precision
 };
+
+// Workspace rows are this many columns apart, so that whole vectors can be read and written.
+FASTPOOL_INLINE int64_t padded_columns(int64_t dim) { return (dim + 15) / 16 * 16; }
 
 struct Kernels {
   const char* name;

@@ -6,148 +6,18 @@
 // the end of a segment and has to be helped into the next one.
 #pragma once
 #include "../reducer.h"
+#include "epilogue.h"
 #include "kernel.h"
+#include "leaves.h"
 #include "vec.h"
 
 namespace fastpool::FASTPOOL_ISA {
-
-using cpu::Totals;
-using cpu::Unit;
 
 constexpr int kBlockVecs = 8;              // vectors of columns whose sums stay in registers
 constexpr int kGroupRows = 8;              // rows added to them in one go
 constexpr int64_t kAheadBytes = 64 << 10;  // how far ahead lines are fetched
 constexpr int64_t kShortRow = 4 << 10;     // up to here float32 rows go one at a time
 constexpr int64_t kHeadBytes = 4 << 10;    // and only the head of the next segment is fetched ahead
-constexpr int kLineBytes = 64;
-
-// Part of a vector, for the columns behind the last whole one.
-template <class V, class T>
-FASTPOOL_INLINE V load_part(const T* p, int n) {
-  T buffer[sizeof(V) / sizeof(typename AccumulatorOf<T>::type)] = {};
-  std::memcpy(buffer, p, n * sizeof(T));
-  return load(buffer);
-}
-template <class T, class V>
-FASTPOOL_INLINE void store_part(T* p, V v, int n) {
-  T buffer[sizeof(V) / sizeof(typename AccumulatorOf<T>::type) * 2];
-  store(buffer, v);
-  std::memcpy(p, buffer, n * sizeof(T));
-}
-
-template <class T, class A>
-struct Leaf {
-  int unit;   // index of the unit it belongs to, -1 behind the last one
-  int count;  // real tokens
-  bool last;  // of its unit
-  const T* row[kLeaf];
-  A weight[kLeaf];  // set for weighted modes only
-};
-
-// Walks the leaves of a thread's units in order.
-template <class T, class A, Family F>
-struct Walker {
-  const PoolCall& call;
-  const Unit* units;
-  int64_t n;
-  int64_t unit = 0, at = 0;
-
-  __attribute__((always_inline)) Walker(const PoolCall& c, const Unit* u, int64_t count) : call(c), units(u), n(count) {
-    at = n > 0 ? units[0].begin : 0;
-  }
-  __attribute__((always_inline)) void next(Leaf<T, A>& leaf) {
-    leaf.count = 0;
-    leaf.unit = unit < n ? static_cast<int>(unit) : -1;
-    if (unit >= n) return;
-    const Unit& u = units[unit];
-    const int64_t m = u.end - at < kLeaf ? u.end - at : kLeaf;
-    const T* rows = static_cast<const T*>(call.hidden) + u.segment * call.batch_stride + at * call.row_stride;
-    const bool full = call.mask.data == nullptr || count_real(call.mask, u.segment, at, m) == m;
-    for (int64_t j = 0; j < m; ++j) {
-      if (!full && !is_real(call.mask, u.segment, at + j)) continue;
-      if constexpr (F == Family::weighted) leaf.weight[leaf.count] = weight(u, at + j);
-      leaf.row[leaf.count++] = rows + j * call.row_stride;
-    }
-    at += m;
-    leaf.last = at >= u.end;
-    if (leaf.last && ++unit < n) at = units[unit].begin;
-  }
-  __attribute__((always_inline)) A weight(const Unit& u, int64_t i) const {
-    const PerToken& weights = call.weights;
-    if (weights.data == nullptr) return static_cast<A>(i - u.first + 1);
-    const int64_t j = u.segment * weights.batch_stride + i * weights.stride;
-    switch (weights.dtype) {
-      case DType::float16: return load_part<VF>(static_cast<const half_t*>(weights.data) + j, 1)[0];
-      case DType::bfloat16: return load_part<VF>(static_cast<const bfloat16_t*>(weights.data) + j, 1)[0];
-      case DType::float32: return static_cast<const float*>(weights.data)[j];
-      default: return static_cast<A>(static_cast<const double*>(weights.data)[j]);
-    }
-  }
-};
-
-// Leaves on their way: the walk takes the first, and lines of the later ones are fetched, in address order, a piece
-// with every step of the walk.
-template <class T, class A, Family F>
-struct Queue {
-  static constexpr int kSize = 32;  // leaves
-  Walker<T, A, F> walker;
-  int64_t row_bytes, ahead_bytes;
-  int64_t head = 0, tail = 0, bytes = 0;  // leaves taken and queued; bytes behind the first of them
-  // Where fetching stands.
-  int64_t leaf = 0;
-  int row = 0;
-  const char *at = nullptr, *end = nullptr;
-  Leaf<T, A> leaves[kSize];
-
-  __attribute__((always_inline)) Queue(const PoolCall& call, const Unit* units, int64_t n, int64_t row, int64_t ahead)
-      : walker(call, units, n), row_bytes(row), ahead_bytes(ahead) {}
-
-  // The next leaf to walk, at least ahead_bytes more queued behind it; its unit is -1 behind the last one.
-  __attribute__((always_inline)) const Leaf<T, A>& front() {
-    while (tail == head || (bytes < ahead_bytes && tail - head < kSize)) {
-      Leaf<T, A>& next = leaves[tail % kSize];
-      walker.next(next);
-      if (tail > head) bytes += next.unit < 0 ? ahead_bytes : next.count * row_bytes;
-      ++tail;
-    }
-    const Leaf<T, A>& first = leaves[head % kSize];
-    // Whatever is walked now is not fetched any more.
-    if (leaf <= head && first.unit >= 0) begin_fetching(head + 1);
-    return first;
-  }
-  __attribute__((always_inline)) void pop() {
-    ++head;
-    if (head < tail) bytes -= leaves[head % kSize].count * row_bytes;
-  }
-
-  __attribute__((always_inline)) void begin_fetching(int64_t at_leaf) {
-    leaf = at_leaf;
-    row = -1;
-    at = end = nullptr;
-  }
-  // The next `count` bytes.
-  __attribute__((always_inline)) void fetch(int64_t count) {
-    while (count > 0) {
-      if (at >= end && !next_row()) return;
-      const char* stop = end - at < count ? end : at + count;
-      count -= stop - at;
-      for (; at < stop; at += kLineBytes) __builtin_prefetch(at, 0, 2);
-    }
-  }
-  __attribute__((always_inline)) bool next_row() {
-    while (leaf < tail) {
-      const Leaf<T, A>& l = leaves[leaf % kSize];
-      if (++row < l.count) {
-        at = reinterpret_cast<const char*>(l.row[row]);
-        end = at + row_bytes;
-        return true;
-      }
-      ++leaf;
-      row = -1;
-    }
-    return false;
-  }
-};
 
 // Adds rows[0..k) to `Vecs` vectors of sums at column c, one row after another.
 template <Family F, int Vecs, bool ahead, class T, class A>
@@ -197,105 +67,6 @@ FASTPOOL_INLINE void merge_rows(const A* left, const A* right, A* into, int64_t 
   }
 }
 
-template <class A>
-FASTPOOL_INLINE A square_root(A x) {
-  if constexpr (sizeof(A) == 4)
-    return __builtin_sqrtf(x);
-  else
-    return __builtin_sqrt(x);
-}
-
-// Sum of (x * scale)^2 over x[0..dim): blocks of kNormBlock columns, each folded in halves, blocks in order.
-template <class A>
-FASTPOOL_INLINE A sum_of_squares(const A* x, int64_t dim, A scale) {
-  A total = 0;
-  for (int64_t c = 0; c < dim; c += kNormBlock) {
-    A s[kNormBlock];
-    const int64_t n = dim - c < kNormBlock ? dim - c : kNormBlock;
-    for (int64_t i = 0; i < n; ++i) s[i] = (x[c + i] * scale) * (x[c + i] * scale);
-    for (int64_t i = n; i < kNormBlock; ++i) s[i] = 0;
-    for (int half = kNormBlock / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) s[i] += s[i + half];
-    total += s[0];
-  }
-  return total;
-}
-
-// x / max(norm(x), eps) in place. A norm whose square overflows is taken of x scaled by a power of two.
-template <class A>
-FASTPOOL_INLINE void normalize_row(A* x, int64_t dim, int64_t columns, A eps) {
-  using V = typename Vec<A>::type;
-  constexpr A infinity = sizeof(A) == 4 ? __builtin_inff() : __builtin_inf();
-  A scale = 1, squares = sum_of_squares(x, dim, scale);
-  if (squares == infinity) {
-    scale = sizeof(A) == 4 ? 0x1p-100f : static_cast<A>(0x1p-600);
-    squares = sum_of_squares(x, dim, scale);
-  }
-  const A norm = square_root(squares);
-  const A divisor = norm > eps || norm != norm ? norm : eps;
-  for (int64_t c = 0; c < columns; c += Vec<A>::lanes) {
-    const V v = (read<V>(x + c) * scale) / divisor;
-    std::memcpy(x + c, &v, sizeof v);
-  }
-}
-
-template <class T, class A>
-FASTPOOL_INLINE void store_row(const A* x, int64_t dim, T* out) {
-  using V = typename Vec<A>::type;
-  constexpr int lanes = Vec<A>::lanes;
-  int64_t c = 0;
-  for (; c + lanes <= dim; c += lanes) store(out + c, read<V>(x + c));
-  if (c < dim) store_part(out + c, read<V>(x + c), static_cast<int>(dim - c));
-}
-template <class A>
-FASTPOOL_INLINE void store_row(const A* x, int64_t dim, void* out, int64_t row, DType dtype) {
-  switch (dtype) {
-    case DType::float16: return store_row(x, dim, static_cast<half_t*>(out) + row * dim);
-    case DType::bfloat16: return store_row(x, dim, static_cast<bfloat16_t*>(out) + row * dim);
-    case DType::float32: return store_row(x, dim, static_cast<float*>(out) + row * dim);
-    case DType::float64: return store_row(x, dim, static_cast<double*>(out) + row * dim);
-  }
-}
-
-FASTPOOL_INLINE int64_t padded(int64_t dim) { return (dim + 15) / 16 * 16; }
-
-// The epilogue: divide, normalise, cast, store.
-template <class A>
-FASTPOOL_INLINE void finish(const PoolCall& call, int64_t segment, A* x, const Totals& totals) {
-  using V = typename Vec<A>::type;
-  const int64_t columns = padded(call.dim);
-  A divisor = 1;
-  if (call.mode == Mode::mean) divisor = static_cast<A>(totals.count);
-  if (call.mode == Mode::mean_sqrt_len) divisor = square_root(static_cast<A>(totals.count));
-  if (call.mode == Mode::weighted_mean) divisor = static_cast<A>(totals.weight);
-  if (totals.count == 0 || divisor == 0) {  // no real token, or weights that add up to nothing
-    std::memset(x, 0, columns * sizeof(A));
-  } else if (divisor != 1) {
-    for (int64_t c = 0; c < columns; c += Vec<A>::lanes) {
-      const V v = read<V>(x + c) / divisor;
-      std::memcpy(x + c, &v, sizeof v);
-    }
-  }
-  if (call.normalize) normalize_row(x, call.dim, columns, static_cast<A>(kNormEps));
-  store_row(x, call.dim, call.out, segment, call.out_dtype);
-}
-
-// A row of any dtype into accumulator lanes.
-template <class T, class A>
-FASTPOOL_INLINE void load_row(const T* p, int64_t dim, A* x) {
-  using V = typename Vec<A>::type;
-  constexpr int lanes = Vec<A>::lanes;
-  int64_t c = 0;
-  for (; c + lanes <= dim; c += lanes) {
-    const V v = load(p + c);
-    std::memcpy(x + c, &v, sizeof v);
-  }
-  if (c < dim) {
-    const V v = load_part<V>(p + c, static_cast<int>(dim - c));
-    std::memcpy(x + c, &v, sizeof v);
-  }
-}
-
 // cls and last copy one row.
 template <class T, class A>
 static void gather_units(const PoolCall& call, const Unit* units, int64_t n, A* x) {
@@ -314,7 +85,7 @@ static void gather_units(const PoolCall& call, const Unit* units, int64_t n, A* 
 
 template <class T, class A, Family F>
 static void reduce_units(const PoolCall& call, const Unit* units, int64_t n, A* scratch, A* partials, Totals* totals) {
-  const int64_t columns = padded(call.dim);
+  const int64_t columns = padded_columns(call.dim);
   const int64_t row_bytes = call.dim * static_cast<int64_t>(sizeof(T));
   const bool ahead = sizeof(T) < 4 || row_bytes > kShortRow;
   Queue<T, A, F> queue(call, units, n, row_bytes, ahead ? kAheadBytes : 1);
@@ -385,7 +156,7 @@ static void reduce_units(const PoolCall& call, const Unit* units, int64_t n, A* 
 
 template <class T, class A, Family F>
 static void combine_partials(const PoolCall& call, int64_t segment, int64_t n, A* partials, Totals* totals) {
-  const int64_t columns = padded(call.dim);
+  const int64_t columns = padded_columns(call.dim);
   for (int64_t step = 1; step < n; step *= 2)
     for (int64_t i = 0; i + step < n; i += 2 * step) {
       merge_rows<F>(partials + i * columns, partials + (i + step) * columns, partials + i * columns, columns);
@@ -404,7 +175,7 @@ static void normalize_rows(const NormalizeCall& call, int64_t begin, int64_t end
       rest /= call.sizes[d];
     }
     load_row(static_cast<const T*>(call.x) + offset, call.dim, x);
-    normalize_row(x, call.dim, padded(call.dim), static_cast<A>(call.eps));
+    normalize_row(x, call.dim, padded_columns(call.dim), static_cast<A>(call.eps));
     store_row(x, call.dim, call.out, row, call.out_dtype);
   }
 }

@@ -15,9 +15,6 @@ constexpr int64_t kSerialBytes = 128 << 10;  // below this, waking threads costs
 constexpr int64_t kUnitBytes = 128 << 10;    // the least that is split off a segment
 constexpr int64_t kUnitsPerThread = 8;       // enough of them to even out skewed lengths
 
-// Workspace rows are this many columns apart, so that whole vectors can be read and written.
-int64_t padded_columns(int64_t dim) { return (dim + 15) / 16 * 16; }
-
 // Rows of scratch for a unit of at most `rows` tokens: a binary counter of leaves, and the leaf itself.
 int64_t scratch_rows(int64_t rows) {
   int64_t levels = 2;

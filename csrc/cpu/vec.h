@@ -151,4 +151,18 @@ FASTPOOL_INLINE void store16(N* p, VD v) {
 FASTPOOL_INLINE void store(half_t* p, VD v) { store16(p, v); }
 FASTPOOL_INLINE void store(bfloat16_t* p, VD v) { store16(p, v); }
 
+// Part of a vector, for the columns behind the last whole one.
+template <class V, class T>
+FASTPOOL_INLINE V load_part(const T* p, int n) {
+  T buffer[sizeof(V) / sizeof(typename AccumulatorOf<T>::type)] = {};
+  std::memcpy(buffer, p, n * sizeof(T));
+  return load(buffer);
+}
+template <class T, class V>
+FASTPOOL_INLINE void store_part(T* p, V v, int n) {
+  T buffer[sizeof(V) / sizeof(typename AccumulatorOf<T>::type) * 2];
+  store(buffer, v);
+  std::memcpy(p, buffer, n * sizeof(T));
+}
+
 }  // namespace fastpool::FASTPOOL_ISA

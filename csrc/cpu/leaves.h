@@ -1,0 +1,128 @@
+// The walk over a thread's work: which rows make up the next leaf, and which lines to fetch ahead of it. Included by
+// kernel_impl.h, into an instruction set's namespace.
+#pragma once
+#include "../reducer.h"
+#include "kernel.h"
+#include "vec.h"
+
+namespace fastpool::FASTPOOL_ISA {
+
+using cpu::Unit;
+
+constexpr int kLineBytes = 64;
+
+template <class T, class A>
+struct Leaf {
+  int unit;   // index of the unit it belongs to, -1 behind the last one
+  int count;  // real tokens
+  bool last;  // of its unit
+  const T* row[kLeaf];
+  A weight[kLeaf];  // set for weighted modes only
+};
+
+// Walks the leaves of a thread's units in order.
+template <class T, class A, Family F>
+struct Walker {
+  const PoolCall& call;
+  const Unit* units;
+  int64_t n;
+  int64_t unit = 0, at = 0;
+
+  __attribute__((always_inline)) Walker(const PoolCall& c, const Unit* u, int64_t count) : call(c), units(u), n(count) {
+    at = n > 0 ? units[0].begin : 0;
+  }
+  __attribute__((always_inline)) void next(Leaf<T, A>& leaf) {
+    leaf.count = 0;
+    leaf.unit = unit < n ? static_cast<int>(unit) : -1;
+    if (unit >= n) return;
+    const Unit& u = units[unit];
+    const int64_t m = u.end - at < kLeaf ? u.end - at : kLeaf;
+    const T* rows = static_cast<const T*>(call.hidden) + u.segment * call.batch_stride + at * call.row_stride;
+    const bool full = call.mask.data == nullptr || count_real(call.mask, u.segment, at, m) == m;
+    for (int64_t j = 0; j < m; ++j) {
+      if (!full && !is_real(call.mask, u.segment, at + j)) continue;
+      if constexpr (F == Family::weighted) leaf.weight[leaf.count] = weight(u, at + j);
+      leaf.row[leaf.count++] = rows + j * call.row_stride;
+    }
+    at += m;
+    leaf.last = at >= u.end;
+    if (leaf.last && ++unit < n) at = units[unit].begin;
+  }
+  __attribute__((always_inline)) A weight(const Unit& u, int64_t i) const {
+    const PerToken& weights = call.weights;
+    if (weights.data == nullptr) return static_cast<A>(i - u.first + 1);
+    const int64_t j = u.segment * weights.batch_stride + i * weights.stride;
+    switch (weights.dtype) {
+      case DType::float16: return load_part<VF>(static_cast<const half_t*>(weights.data) + j, 1)[0];
+      case DType::bfloat16: return load_part<VF>(static_cast<const bfloat16_t*>(weights.data) + j, 1)[0];
+      case DType::float32: return static_cast<const float*>(weights.data)[j];
+      default: return static_cast<A>(static_cast<const double*>(weights.data)[j]);
+    }
+  }
+};
+
+// Leaves on their way: the walk takes the first, and lines of the later ones are fetched, in address order, a piece
+// with every step of the walk.
+template <class T, class A, Family F>
+struct Queue {
+  static constexpr int kSize = 32;  // leaves
+  Walker<T, A, F> walker;
+  int64_t row_bytes, ahead_bytes;
+  int64_t head = 0, tail = 0, bytes = 0;  // leaves taken and queued; bytes behind the first of them
+  // Where fetching stands.
+  int64_t leaf = 0;
+  int row = 0;
+  const char *at = nullptr, *end = nullptr;
+  Leaf<T, A> leaves[kSize];
+
+  __attribute__((always_inline)) Queue(const PoolCall& call, const Unit* units, int64_t n, int64_t row, int64_t ahead)
+      : walker(call, units, n), row_bytes(row), ahead_bytes(ahead) {}
+
+  // The next leaf to walk, at least ahead_bytes more queued behind it; its unit is -1 behind the last one.
+  __attribute__((always_inline)) const Leaf<T, A>& front() {
+    while (tail == head || (bytes < ahead_bytes && tail - head < kSize)) {
+      Leaf<T, A>& next = leaves[tail % kSize];
+      walker.next(next);
+      if (tail > head) bytes += next.unit < 0 ? ahead_bytes : next.count * row_bytes;
+      ++tail;
+    }
+    const Leaf<T, A>& first = leaves[head % kSize];
+    // Whatever is walked now is not fetched any more.
+    if (leaf <= head && first.unit >= 0) begin_fetching(head + 1);
+    return first;
+  }
+  __attribute__((always_inline)) void pop() {
+    ++head;
+    if (head < tail) bytes -= leaves[head % kSize].count * row_bytes;
+  }
+
+  __attribute__((always_inline)) void begin_fetching(int64_t at_leaf) {
+    leaf = at_leaf;
+    row = -1;
+    at = end = nullptr;
+  }
+  // The next `count` bytes.
+  __attribute__((always_inline)) void fetch(int64_t count) {
+    while (count > 0) {
+      if (at >= end && !next_row()) return;
+      const char* stop = end - at < count ? end : at + count;
+      count -= stop - at;
+      for (; at < stop; at += kLineBytes) __builtin_prefetch(at, 0, 2);
+    }
+  }
+  __attribute__((always_inline)) bool next_row() {
+    while (leaf < tail) {
+      const Leaf<T, A>& l = leaves[leaf % kSize];
+      if (++row < l.count) {
+        at = reinterpret_cast<const char*>(l.row[row]);
+        end = at + row_bytes;
+        return true;
+      }
+      ++leaf;
+      row = -1;
+    }
+    return false;
+  }
+};
+
+}  // namespace fastpool::FASTPOOL_ISA
