@@ -23,13 +23,9 @@ $(VENV)/base: $(VENV)/bin/pip pyproject.toml
 	$(BIN)/pip install -q "cmake>=3.24" ninja "pybind11>=2.13" "setuptools>=77" wheel
 	touch $@
 
-$(VENV)/native: $(VENV)/base $(NATIVE)
-	FASTPOOL_NATIVE=1 $(BIN)/pip install -q --no-build-isolation --no-deps -e .
-	touch $@
-
-# What an extra of pyproject.toml names, beside the torch that is there.
-$(VENV)/extra-%: $(VENV)/native
-	$(BIN)/pip install -q --no-build-isolation -e ".[$*]" "$(TORCH)"
+# The package with an extra of pyproject.toml, beside the torch that is there; again whenever a native source changes.
+$(VENV)/extra-%: $(VENV)/base $(NATIVE)
+	FASTPOOL_NATIVE=1 $(BIN)/pip install -q --no-build-isolation -e ".[$*]" "$(TORCH)"
 	touch $@
 
 demo: $(VENV)/extra-demo

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+
+import fastpool
 from cases import Case, build, exact, relative_error
 from floor import Floor
 from providers import FASTPOOL_PACKED, FASTPOOL_PADDED, Call, Provider
 from samples import Outcome, Result, Samples
-
-import fastpool
 
 # The first is the unit.
 TINY_CALLS = ("add(a, b)", "mean(hidden, mask)", "mean(hidden, mask, normalize=True)")

@@ -2,12 +2,13 @@
 
 import re
 
-import goals
-from providers import PROVIDERS
 from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+import goals
+from providers import PROVIDERS
 from samples import Outcome, Result
 
 _NOISY = 0.15  # an interquartile range above this share of the median is marked

@@ -13,6 +13,9 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 import goals
 import report
 from cases import CASES, DTYPES, Case
@@ -20,8 +23,6 @@ from floor import build_floor
 from machine import cores, describe_commit, describe_machine, describe_versions, last_cache_bytes
 from measure import BUILDS, Bench, tiny
 from providers import PROVIDERS
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from samples import Result
 
 # A long single sequence, which has to be cut for two threads, and a batch, which falls into two halves by itself.

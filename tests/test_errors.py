@@ -157,8 +157,13 @@ def test_weights_where_there_are_none() -> None:
 
 
 def test_gradients_are_refused() -> None:
-    hidden = torch.randn(1, 3, 4, requires_grad=True)
-    for result in (fastpool.mean(hidden), fastpool.l2_normalize(hidden)):
+    hidden, weights = torch.randn(1, 3, 4, requires_grad=True), torch.ones(1, 3, requires_grad=True)
+    plain = hidden.detach()
+    for result in (
+        fastpool.mean(hidden),
+        fastpool.l2_normalize(hidden),
+        fastpool.weighted_mean(plain, weights=weights),
+    ):
         with pytest.raises(NotImplementedError, match="gradients are not implemented"):
             result.sum().backward()
     with torch.no_grad():

@@ -20,15 +20,24 @@ FASTPOOL_INLINE A square_root(A x) {
 // Sum of (x * scale)^2 over x[0..dim): blocks of kNormBlock columns, each folded in halves, blocks in order.
 template <class A>
 FASTPOOL_INLINE A sum_of_squares(const A* x, int64_t dim, A scale) {
+  using V = typename Vec<A>::type;
+  constexpr int lanes = Vec<A>::lanes, vectors = kNormBlock / lanes;
   A total = 0;
   for (int64_t c = 0; c < dim; c += kNormBlock) {
-    A s[kNormBlock];
-    const int64_t n = dim - c < kNormBlock ? dim - c : kNormBlock;
-    for (int64_t i = 0; i < n; ++i) s[i] = (x[c + i] * scale) * (x[c + i] * scale);
-    for (int64_t i = n; i < kNormBlock; ++i) s[i] = 0;
-    for (int half = kNormBlock / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) s[i] += s[i + half];
-    total += s[0];
+    V s[vectors];
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t left = dim - c - v * lanes;
+      const V y = (left >= lanes ? read<V>(x + c + v * lanes)
+                   : left > 0    ? load_part<V>(x + c + v * lanes, static_cast<int>(left))
+                                 : V{}) *
+                  scale;
+      s[v] = y * y;
+    }
+    for (int half = vectors / 2; half > 0; half /= 2)
+      for (int v = 0; v < half; ++v) s[v] += s[v + half];
+    for (int half = lanes / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) s[0][i] += s[0][i + half];
+    total += s[0][0];
   }
   return total;
 }

@@ -25,12 +25,19 @@ FASTPOOL_INLINE void add_rows(const Leaf<T, A>& leaf, int g, int k, int64_t c, i
                               Queue<T, A, F>& queue) {
   using V = typename Vec<A>::type;
   constexpr int lanes = Vec<A>::lanes;
-  if constexpr (ahead) queue.fetch(k * Vecs * lanes * static_cast<int64_t>(sizeof(T)));
+  // As many bytes as are added are fetched, a piece with every row.
+  constexpr int piece = Vecs * lanes * static_cast<int>(sizeof(T));
+  [[maybe_unused]] const char* later = nullptr;
+  if constexpr (ahead) later = queue.take(k * piece, leaf.row[g] + c);
   V sum[Vecs];
 #pragma GCC unroll 8
   for (int v = 0; v < Vecs; ++v) sum[v] = fresh ? Reducer<F>::template init<V, A>(A{}) : read<V>(acc + c + v * lanes);
 #pragma GCC unroll 1
   for (int r = 0; r < k; ++r) {
+    if constexpr (ahead) {
+#pragma GCC unroll 8
+      for (int i = 0; i < piece; i += kLineBytes) __builtin_prefetch(later + r * piece + i, 0, 2);
+    }
     const T* p = leaf.row[g + r] + c;
     const A w = F == Family::weighted ? leaf.weight[g + r] : A{};
 #pragma GCC unroll 8

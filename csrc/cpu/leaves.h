@@ -61,8 +61,7 @@ struct Walker {
   }
 };
 
-// Leaves on their way: the walk takes the first, and lines of the later ones are fetched, in address order, a piece
-// with every step of the walk.
+// Leaves on their way: the walk takes the first, and lines of the later ones are fetched in address order.
 template <class T, class A, Family F>
 struct Queue {
   static constexpr int kSize = 32;  // leaves
@@ -101,7 +100,17 @@ struct Queue {
     row = -1;
     at = end = nullptr;
   }
-  // The next `count` bytes.
+  // The next `count` bytes to fetch, left to the caller where they stand in one row; else they are fetched here, and
+  // the caller gets what it is reading anyway.
+  __attribute__((always_inline)) const char* take(int64_t count, const T* reading) {
+    if (end - at < count) {
+      fetch(count);
+      return reinterpret_cast<const char*>(reading);
+    }
+    at += count;
+    return at - count;
+  }
+  // Fetches the next `count` bytes.
   __attribute__((always_inline)) void fetch(int64_t count) {
     while (count > 0) {
       if (at >= end && !next_row()) return;

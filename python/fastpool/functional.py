@@ -102,14 +102,12 @@ class _NoGradient(torch.autograd.Function):
         raise NotImplementedError(f"{ctx.op}: gradients are not implemented in this version")
 
 
-def _result(result: Tensor, op: str, *inputs: Tensor | None) -> Tensor:
-    """The op's result; where gradients are recorded, one that refuses to be differentiated."""
-    if torch.is_grad_enabled():
-        for tensor in inputs:
-            if tensor is not None and tensor.requires_grad:
-                refusing: Tensor = _NoGradient.apply(result.detach(), op, tensor)
-                return refusing
-    return result
+def _refusing(result: Tensor, op: str, differentiable: Tensor) -> Tensor:
+    """The result of an op on an input that requires gradients: where they are recorded, it refuses to be one."""
+    if not torch.is_grad_enabled():
+        return result
+    refusing: Tensor = _NoGradient.apply(result.detach(), op, differentiable)
+    return refusing
 
 
 def _given(starts: Any, ends: Any, dim: Any, normalize: Any, out_dtype: Any) -> dict[str, Any]:
@@ -153,9 +151,12 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
                 hidden, cu_seqlens, starts, ends = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
             more = _given(starts, ends, dim, normalize, out_dtype)
             try:
-                return _result(op(hidden, mask, cu_seqlens, weights, **more), name, hidden, weights)
+                result = op(hidden, mask, cu_seqlens, weights, **more)
             except RuntimeError as error:
                 _raise_properly(to_call, error, hidden, mask, cu_seqlens, weights, **more)
+            if weights is not None and weights.requires_grad:
+                result = _refusing(result, name, weights)
+            return _refusing(result, name, hidden) if hidden.requires_grad else result
 
     else:
 
@@ -175,9 +176,10 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
                 hidden, cu_seqlens, starts, ends = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
             more = _given(starts, ends, dim, normalize, out_dtype)
             try:
-                return _result(op(hidden, mask, cu_seqlens, **more), name, hidden)
+                result = op(hidden, mask, cu_seqlens, **more)
             except RuntimeError as error:
                 _raise_properly(to_call, error, hidden, mask, cu_seqlens, **more)
+            return _refusing(result, name, hidden) if hidden.requires_grad else result
 
     pool.__name__ = pool.__qualname__ = mode.name
     formula = mode.formula[0].upper() + mode.formula[1:] if mode.formula.startswith("the ") else mode.formula
@@ -215,9 +217,10 @@ def l2_normalize(
     """
     more = {"dim": dim, "eps": eps, "out_dtype": out_dtype}
     try:
-        return _result(torch.ops.fastpool.l2_normalize.default(x, **more), "fastpool.l2_normalize", x)
+        result: Tensor = torch.ops.fastpool.l2_normalize.default(x, **more)
     except RuntimeError as error:
         _raise_properly(NormalizeCall, error, x, **more)
+    return _refusing(result, "fastpool.l2_normalize", x) if x.requires_grad else result
 
 
 def explain(
