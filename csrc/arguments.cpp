@@ -1,5 +1,7 @@
 #include "arguments.h"
 
+#include <cstdio>
+
 namespace fastpool {
 namespace {
 
@@ -230,7 +232,11 @@ NormalizeCall NormalizeArguments::call(const char* op) const {
   check_contiguous_columns(x, "x", op);
   call.dim = columns(dim, x.size(x.dim() - 1), op);
   call.out_dtype = out_dtype ? required_dtype(*out_dtype, "out_dtype", op) : call.dtype;
-  check(eps >= 0, [&] { return prefix(op) + ": eps must not be negative, got " + std::to_string(eps); });
+  check(eps >= 0, [&] {
+    char text[32];
+    std::snprintf(text, sizeof text, "%g", eps);
+    return prefix(op) + ": eps must be at least 0, got " + text;
+  });
   call.eps = eps;
   call.x = x.data();
   call.leading = static_cast<int>(x.dim() - 1);

@@ -58,11 +58,12 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
   if (redirected(name, stack)) return;
   const PoolArguments arguments(stack, mode == Mode::weighted_mean);
   PoolCall call = arguments.call(mode, name);
-  const std::string wrong = cpu::check_bounds(call, static_cast<bool>(arguments.cu_seqlens));
-  check(wrong.empty(), [&] { return std::string("fastpool.") + name + ": " + wrong; });
+  // The output first: a batch that no memory can hold fails here, not after walking over all of it.
   const int64_t sizes[] = {call.batch, call.dim};
   Tensor out = empty_cpu(2, sizes, torch_dtype(call.out_dtype));
   call.out = out.mutable_data();
+  const std::string wrong = cpu::check_bounds(call, static_cast<bool>(arguments.cu_seqlens));
+  check(wrong.empty(), [&] { return std::string("fastpool.") + name + ": " + wrong; });
   cpu::pool(call, parallel());
   stack[0] = torch::stable::detail::from(out.release());
 }

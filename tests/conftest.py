@@ -23,6 +23,8 @@ def _restored() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("FAIL_WITHOUT_CUDA") == "1" and not torch.cuda.is_available():
+        sys.exit("FAIL_WITHOUT_CUDA=1, and torch sees no GPU")
     if native.unavailable() is None:
         return
     # A suite that has lost the native library must not pass by testing the reference against itself.

@@ -123,6 +123,36 @@ def test_native_is_the_reference_bit_for_bit(case: tuple[list[Sequence], str, bo
             assert same_bits(getattr(fastpool, mode)(**arguments, **more), expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_l2_normalize(dtype: torch.dtype) -> None:
+    """By each instruction set and number of threads (the input is large enough to be shared out) as by the reference."""
+    assert native.info is not None
+    x = (torch.randn(3, 211, 130, dtype=torch.float64) * 3).to(dtype).transpose(0, 1)
+    for dim, eps in ((None, 1e-12), (77, 20.0)):
+        with fastpool.backend("reference"):
+            expected = fastpool.l2_normalize(x, dim=dim, eps=eps)
+        for isa in native.info.isas():
+            native.info.use_isa(isa)
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                assert same_bits(fastpool.l2_normalize(x, dim=dim, eps=eps), expected), (isa, threads)
+
+
+def test_flushed_subnormals_stay_alike() -> None:
+    assert native.info is not None
+    hidden = (torch.rand(2, 40, 64) * 3e-5).half()
+    results = []
+    try:
+        torch.set_flush_denormal(True)
+        for isa in native.info.isas():
+            native.info.use_isa(isa)
+            results.append(fastpool.sum(hidden, out_dtype=torch.float32))
+    finally:
+        torch.set_flush_denormal(False)
+    assert results[0].max() > 1e-4
+    assert all(same_bits(result, results[0]) for result in results)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_special_values(mode: str) -> None:
     """NaN, infinities, both zeros and subnormals in real tokens: as the reference has them."""

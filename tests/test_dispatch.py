@@ -119,6 +119,29 @@ def test_environment_variables() -> None:
     assert validates.stdout.strip() == "True"
 
 
+def test_half_a_library_is_none() -> None:
+    """Without the module that carries wishes to the library, the library must not serve calls behind their back."""
+    code = """
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name == "fastpool._native":
+            raise ImportError("built for another Python")
+import sys
+sys.meta_path.insert(0, Blocker())
+import torch, fastpool
+print(fastpool.explain(torch.ones(1, 2, 3)))
+with fastpool.backend("triton"):
+    try:
+        fastpool.mean(torch.ones(1, 2, 3))
+    except RuntimeError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "fastpool.mean takes reference" in done.stdout, done.stderr
+    assert "not native: the native library does not load: built for another Python" in done.stdout
+    assert "backend 'triton' was asked for" in done.stdout
+
+
 def test_values_are_checked_where_asked() -> None:
     """On a device that is no CPU, values are checked only when asked: there the check synchronises."""
     wrong = PoolCall("mean", HIDDEN, starts=torch.tensor([0, 9]))

@@ -1,5 +1,7 @@
 """Every mode, in every spelling, dtype and odd size, against the plain formula in float64."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from fastpool.modes import MODES
 from fastpool.reference import BODIES, LEAF, NORM_BLOCK, NORM_EPS
 from fastpool.testing import DTYPES, SPELLINGS, error, exact, sequences, variants
 
+ROOT = Path(__file__).parent.parent
 LENGTHS = [7, 0, 1, 31, 32, 33, 2, 64, 129, 300]
 # Around the vector widths of every instruction set, and real ones.
 WIDTHS = [1, 3, 8, 17, 33, 129, 384]
@@ -124,19 +127,21 @@ def test_weights_that_add_up_to_nothing_give_zeros() -> None:
             assert torch.equal(fastpool.weighted_mean(hidden, weights=weights, normalize=True), torch.zeros(2, 8))
 
 
-@pytest.mark.parametrize("shape", [(5,), (3, 7), (2, 3, 130), (2, 2, 2, 384), (0, 4), (4, 0)])
+@pytest.mark.parametrize("eps", [1e-12, 0.5, 30.0])
+@pytest.mark.parametrize("shape", [(5,), (3, 7), (2, 3, 130), (2, 2, 2, 384), (300, 200), (0, 4), (4, 0)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_l2_normalize(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_l2_normalize(shape: tuple[int, ...], dtype: torch.dtype, eps: float) -> None:
     x = torch.randn(shape, dtype=torch.float64).to(dtype)
     dim = max(1, shape[-1] // 2) if shape[-1] else None
+    expected = torch.nn.functional.normalize(x[..., :dim].double(), dim=-1, eps=eps)
     for name in ("native", "reference"):
         with fastpool.backend(name):
-            result = fastpool.l2_normalize(x, dim=dim)
-            expected = torch.nn.functional.normalize(x[..., :dim].double(), dim=-1)
-            assert result.dtype == dtype
-            assert result.shape == expected.shape
-            if x.numel():
-                assert error(result.reshape(-1, result.shape[-1])[0], expected.reshape(-1, result.shape[-1])[0]) <= 1
+            result = fastpool.l2_normalize(x, dim=dim, eps=eps)
+        assert result.dtype == dtype
+        assert result.shape == expected.shape
+        width = max(1, result.shape[-1])
+        for row, row_expected in zip(result.reshape(-1, width), expected.reshape(-1, width), strict=True):
+            assert error(row, row_expected) <= 1
 
 
 def test_l2_normalize_views_and_eps() -> None:
@@ -156,3 +161,4 @@ def test_table_is_complete() -> None:
     for mode in MODES.values():
         assert mode.formula[:20] in (getattr(fastpool, mode.name).__doc__ or "").replace("The", "the")
         assert mode.name in fastpool.__all__
+        assert f"| `{mode.name}` | {mode.formula} |" in (ROOT / "README.md").read_text()

@@ -61,15 +61,18 @@ def test_counts_are_exact_in_bfloat16(count: int) -> None:
     assert torch.equal(fastpool.mean(hidden), torch.ones(1, 8, dtype=torch.bfloat16))
 
 
-def test_norms_that_overflow_when_squared() -> None:
+@pytest.mark.parametrize("scale", [1e19, 1e25, 1e30, 1e37, 1e155, 1e160, 1e168, 1e300])
+def test_norms_that_overflow_when_squared(scale: float) -> None:
+    dtype = torch.float32 if scale < 1e38 else torch.float64
+    huge = torch.tensor([[3 * scale, 4 * scale, 0.0]], dtype=dtype)
+    expected = torch.tensor([[0.6, 0.8, 0.0]], dtype=dtype)
     for name in ("native", "reference"):
         with fastpool.backend(name):
-            huge = torch.tensor([[3e30, 4e30, 0.0]])
-            assert torch.allclose(fastpool.l2_normalize(huge), torch.tensor([[0.6, 0.8, 0.0]]))
-            assert torch.allclose(fastpool.sum(huge[None], normalize=True), torch.tensor([[0.6, 0.8, 0.0]]))
-            assert torch.allclose(
-                fastpool.l2_normalize(huge.double() * 1e200), torch.tensor([[0.6, 0.8, 0.0]]).double()
-            )
+            assert torch.allclose(fastpool.l2_normalize(huge), expected)
+            assert torch.allclose(fastpool.sum(huge[None], normalize=True), expected)
+            # An eps of that size counts too, in the same units.
+            assert torch.allclose(fastpool.l2_normalize(huge, eps=1e9), expected)
+            assert torch.allclose(fastpool.l2_normalize(huge, eps=10 * scale), expected / 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -27,14 +27,16 @@ def test_opcheck(mode: str, weighted: bool, spelling: str) -> None:
         torch.library.opcheck(op, (hidden,), {**arguments, **more}, test_utils=("test_schema", "test_faketensor"))
 
 
-def test_opcheck_l2_normalize() -> None:
-    for shape in ((5,), (2, 3, 12)):
-        torch.library.opcheck(
-            torch.ops.fastpool.l2_normalize.default,
-            (torch.randn(shape),),
-            {"dim": 4},
-            test_utils=("test_schema", "test_faketensor"),
-        )
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_opcheck_l2_normalize(backend: str) -> None:
+    for x in (torch.randn(5), torch.randn(2, 3, 12), torch.randn(3, 4, 12).transpose(0, 1), torch.randn(3, 0)):
+        with fastpool.backend(backend):
+            torch.library.opcheck(
+                torch.ops.fastpool.l2_normalize.default,
+                (x,),
+                {"dim": 4} if x.shape[-1] else {},
+                test_utils=("test_schema", "test_faketensor"),
+            )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -57,6 +59,15 @@ def test_compiles_without_graph_breaks(mode: str) -> None:
     )
     hidden, mask = torch.randn(3, 50, 10), torch.rand(3, 50) > 0.3
     assert torch.equal(compiled(hidden, mask), pool(hidden * 2, mask, dim=6, normalize=True))
+
+
+def test_compiles_where_gradients_are_recorded() -> None:
+    linear = torch.nn.Linear(8, 8)
+    compiled = torch.compile(lambda x: fastpool.mean(linear(x)), fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, 8)
+    assert torch.equal(compiled(x), fastpool.mean(linear(x)))
+    with pytest.raises(NotImplementedError, match=r"fastpool.mean: gradients are not implemented"):
+        compiled(x).sum().backward()
 
 
 def test_inputs_are_left_alone() -> None:

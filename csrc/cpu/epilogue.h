@@ -53,7 +53,8 @@ FASTPOOL_INLINE void normalize_row(A* x, int64_t dim, int64_t columns, A eps) {
     squares = sum_of_squares(x, dim, scale);
   }
   const A norm = square_root(squares);
-  const A divisor = norm > eps || norm != norm ? norm : eps;
+  const A least = eps * scale;  // the norm is scaled, so its lower bound is too
+  const A divisor = norm > least || norm != norm ? norm : least;
   for (int64_t c = 0; c < columns; c += Vec<A>::lanes) {
     const V v = (read<V>(x + c) * scale) / divisor;
     std::memcpy(x + c, &v, sizeof v);

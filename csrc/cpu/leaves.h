@@ -13,9 +13,9 @@ constexpr int kLineBytes = 64;
 
 template <class T, class A>
 struct Leaf {
-  int unit;   // index of the unit it belongs to, -1 behind the last one
-  int count;  // real tokens
-  bool last;  // of its unit
+  int64_t unit;  // index of the unit it belongs to, -1 behind the last one
+  int count;     // real tokens
+  bool last;     // of its unit
   const T* row[kLeaf];
   A weight[kLeaf];  // set for weighted modes only
 };
@@ -33,7 +33,7 @@ struct Walker {
   }
   __attribute__((always_inline)) void next(Leaf<T, A>& leaf) {
     leaf.count = 0;
-    leaf.unit = unit < n ? static_cast<int>(unit) : -1;
+    leaf.unit = unit < n ? unit : -1;
     if (unit >= n) return;
     const Unit& u = units[unit];
     const int64_t m = u.end - at < kLeaf ? u.end - at : kLeaf;

@@ -46,6 +46,7 @@ struct Vec<double> {
 using VF = Vec<float>::type;
 using UF = Vec<float>::bits;
 using NF = Vec<float>::narrow;
+typedef int32_t IF __attribute__((vector_size(kBytes)));
 using VD = Vec<double>::type;
 
 template <class To, class From>
@@ -87,8 +88,9 @@ FASTPOOL_INLINE VF load(const half_t* p) {
 #else
   const UF h = __builtin_convertvector(read<NF>(p), UF);
   const UF sign = (h & 0x8000u) << 16, magnitude = h & 0x7fffu;
-  // Exponent and mantissa moved into place, then the bias put right by an exact product (subnormals included).
-  UF finite = bit_cast<UF>(bit_cast<VF>(magnitude << 13) * 0x1p112f);
+  // Subnormals by way of an integer: a float's own subnormals may be flushed to zero.
+  const UF subnormal = bit_cast<UF>(__builtin_convertvector(bit_cast<IF>(magnitude), VF) * 0x1p-24f);
+  const UF finite = magnitude < 0x400u ? subnormal : (magnitude << 13) + (112u << 23);
   UF special = (magnitude << 13) | 0x7f800000u;
   special = magnitude > 0x7c00u ? special | 0x00400000u : special;
   return bit_cast<VF>(sign | (magnitude >= 0x7c00u ? special : finite));

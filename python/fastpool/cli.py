@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -74,5 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: argparse's own: 2 for a wrong command line, 0 after --help and --version.
     """
     arguments = _parser().parse_args(argv)
-    status: int = arguments.run(arguments)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as in `fastpool env | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return status

@@ -28,7 +28,7 @@ def _known(name: str, source: str) -> str:
     return name
 
 
-_process_wish = os.environ.get("FASTPOOL_BACKEND", "auto")  # an unknown name is every call's error, not the import's
+_process_wish = os.environ.get("FASTPOOL_BACKEND") or "auto"  # an unknown name is every call's error, not the import's
 _thread = threading.local()
 
 _validate = os.environ.get("FASTPOOL_VALIDATE", "0") not in ("", "0")
@@ -53,7 +53,8 @@ class backend:
     ...     fastpool.mean(hidden, mask)
 
     A call that the backend cannot serve raises RuntimeError and says why. FASTPOOL_BACKEND does the same for a process.
-    Raises ValueError for an unknown name.
+    The wish is the thread's, as torch.no_grad's is: coroutines that take turns in one thread share it, so do not await
+    inside. Raises ValueError for an unknown name.
     """
 
     def __init__(self, name: str) -> None:

@@ -83,23 +83,31 @@ def _raise_properly(
 ) -> NoReturn:
     """An op's error as the TypeError or ValueError that it is; as it came if it is something else."""
     try:
-        dispatch.check(call(*args, **kwargs))
+        described = call(*args, **kwargs)
+        dispatch.check(described)
     except (TypeError, ValueError) as proper:
         raise proper from None
+    # What torch's parser refuses before the op sees it, in its own words: argument, expected type, given type.
+    if words := str(error).partition("() Expected a value of type ")[2]:
+        raise TypeError(f"{described.op}: expected a value of type {words.splitlines()[0]}") from None
     raise error
 
 
 class _NoGradient(torch.autograd.Function):
-    """Lets results of the op be used where gradients are on, and says so when one is asked for."""
+    """Lets results of an op be used where gradients are recorded, and says so when one is asked for."""
 
     @staticmethod
-    def forward(ctx: Any, result: Tensor, op: str, *inputs: Tensor) -> Tensor:
-        ctx.op = op
+    def forward(result: Tensor, op: str, differentiable: Tensor) -> Tensor:
         return result.view_as(result)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> NoReturn:
-        raise NotImplementedError(f"{ctx.op}: gradients are not implemented in this version")
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str, Tensor], output: Tensor) -> None:
+        ctx.op, ctx.shape = inputs[1], inputs[2].shape
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        # An op, so that a compiler can trace the refusal without running into it.
+        return None, None, torch.ops.fastpool._refuse_gradient(gradient, ctx.shape, ctx.op)
 
 
 def _refusing(result: Tensor, op: str, differentiable: Tensor) -> Tensor:
@@ -244,7 +252,7 @@ def explain(
     Raises:
         TypeError, ValueError: what the call itself would raise.
     """
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(f"fastpool.explain: mode must be one of {', '.join(MODES)}, got {mode!r}")
     if weights is not None and not MODES[mode].takes_weights:
         raise ValueError(f"fastpool.explain: {mode} takes no weights")

@@ -47,8 +47,8 @@ def _define(name: str, schema: str, to_call: CallType) -> None:
     def kernel_for_native(*args: Any, **kwargs: Any) -> Tensor:
         try:
             return kernel(*args, **kwargs)
-        except Exception as error:
-            native.set_error(str(error))
+        except BaseException as error:
+            native.set_error(str(error) or type(error).__name__)
             raise
 
     def fake(*args: Any, **kwargs: Any) -> Tensor:
@@ -65,4 +65,16 @@ def _define(name: str, schema: str, to_call: CallType) -> None:
 for _mode in MODES.values():
     _define(_mode.name, pool_schema(_mode.takes_weights), pool_call(_mode.name))
 _define("l2_normalize", NORMALIZE_SCHEMA, NormalizeCall)
+
+
+def _refuse_gradient(gradient: Tensor, shape: list[int], op: str) -> Tensor:
+    raise NotImplementedError(f"{op}: gradients are not implemented in this version")
+
+
+_library.define("_refuse_gradient(Tensor gradient, SymInt[] shape, str op) -> Tensor")
+_library.impl("_refuse_gradient", _refuse_gradient, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "fastpool::_refuse_gradient", lambda gradient, shape, op: gradient.new_empty(shape), lib=_library
+)
+
 dispatch.start()

@@ -4,7 +4,7 @@ The order: tokens are numbered from their segment's first real token. A leaf is 
 after another from +0; holes add nothing. Leaves meet in an aligned binary tree: 0 with 1, 2 with 3, then those pairs,
 and so on to the top; a missing right sibling adds nothing. So the order depends on a token's distance from its
 segment's first real token alone, any aligned power of two of leaves is a subtree that may be summed anywhere, and the
-error grows with LEAF + log2(n / LEAF), not n. All of it, weights and divisions included, is IEEE arithmetic in the
+error is at most (LEAF + log2(n / LEAF)) 2^-24 sum|x| (2^-53 in float64), however long the sequence. All of it, weights and divisions included, is IEEE arithmetic in the
 accumulator's dtype without contraction, and the result is rounded once at the end. Every backend gives these bits.
 
 Not fast, and it synchronises with a GPU: use it to check and to understand.
@@ -209,7 +209,8 @@ def _l2_normalize(x: Tensor, eps: float) -> Tensor:
     small = 2.0**-600 if x.dtype == torch.float64 else 2.0**-100
     scale = torch.where(squares == float("inf"), small, torch.ones_like(squares))
     norm = _sqrt(_sum_of_squares(x * scale))
-    return (x * scale) / torch.where(norm > eps, norm, torch.where(norm.isnan(), norm, eps))
+    least = eps * scale
+    return (x * scale) / torch.where((norm > least) | norm.isnan(), norm, least)
 
 
 def _round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -240,4 +241,5 @@ def l2_normalize(call: NormalizeCall) -> Tensor:
     dtype = accumulator(x.dtype)
     # eps in the accumulator's precision, as the kernels have it.
     eps = float(torch.tensor(call.eps, dtype=dtype))
-    return _round_once(_l2_normalize(x.to(dtype), eps), call.out_dtype or call.x.dtype)
+    result = _round_once(_l2_normalize(x.to(dtype), eps), call.out_dtype or call.x.dtype)
+    return result.clone(memory_format=torch.contiguous_format)  # a new tensor, as the op's schema says

@@ -42,7 +42,8 @@ def _check_tensor(op: str, name: str, value: object, optional: bool) -> None:
     _check(
         value.layout == torch.strided and not value.is_nested,
         TypeError,
-        f"{op}: {name} must be a dense strided tensor, got layout {value.layout}",
+        f"{op}: {name} must be a dense strided tensor, got "
+        + ("a nested one" if value.is_nested else f"layout {value.layout}"),
     )
 
 
@@ -61,11 +62,6 @@ def _check_columns(op: str, name: str, x: Tensor, dim: int | None) -> None:
         x.shape[-1] <= 1 or x.stride(-1) == 1,
         ValueError,
         f"{op}: {name} must be contiguous in its last dimension, got strides {list(x.stride())}",
-    )
-    _check(
-        dim is None or (isinstance(dim, int | torch.SymInt) and not isinstance(dim, bool)),
-        TypeError,
-        f"{op}: dim must be an int, got {type(dim).__name__}",
     )
     _check(
         dim is None or 1 <= dim <= x.shape[-1],
@@ -138,11 +134,6 @@ class PoolCall:
             f"{op}: hidden must be padded [B, S, H] or packed [T, H], got shape {list(hidden.shape)}",
         )
         _check_columns(op, "hidden", hidden, self.dim)
-        _check(
-            isinstance(self.normalize, bool | int | None),
-            TypeError,
-            f"{op}: normalize must be a bool, got {type(self.normalize).__name__}",
-        )
         if self.out_dtype is not None:
             _check_float(op, "out_dtype", self.out_dtype)
         for name in ("mask", "cu_seqlens", "weights", "starts", "ends"):
@@ -289,4 +280,9 @@ class NormalizeCall:
         _check_columns(self.op, "x", self.x, self.dim)
         if self.out_dtype is not None:
             _check_float(self.op, "out_dtype", self.out_dtype)
-        _check(self.eps >= 0, ValueError, f"{self.op}: eps must not be negative, got {self.eps:f}")
+        _check(
+            isinstance(self.eps, float | int),
+            TypeError,
+            f"{self.op}: eps must be a float, got {type(self.eps).__name__}",
+        )
+        _check(self.eps >= 0, ValueError, f"{self.op}: eps must be at least 0, got {self.eps:g}")

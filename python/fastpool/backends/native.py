@@ -9,7 +9,6 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 _PACKAGE = Path(__file__).parent.parent
@@ -33,7 +32,7 @@ def load() -> None:
             _why_not += f": {json.loads(BUILD_REPORT.read_text())['reason']}"
         return
     try:
-        torch.ops.load_library(str(LIBRARY))
+        # It links the library, which fills the ops as it is loaded: both are there, or neither.
         info = import_module("fastpool._native")
     except (OSError, ImportError, RuntimeError) as error:
         _why_not = f"the native library does not load: {error}"

