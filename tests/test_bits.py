@@ -125,7 +125,7 @@ def test_native_is_the_reference_bit_for_bit(case: tuple[list[Sequence], str, bo
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_l2_normalize(dtype: torch.dtype) -> None:
-    """By each instruction set and number of threads (the input is large enough to be shared out) as by the reference."""
+    """By each instruction set and number of threads (the input is large enough for several) as by the reference."""
     assert native.info is not None
     x = (torch.randn(3, 211, 130, dtype=torch.float64) * 3).to(dtype).transpose(0, 1)
     for dim, eps in ((None, 1e-12), (77, 20.0)):

@@ -1,5 +1,5 @@
-"""The table of pooling modes. Ops, fakes, docstrings and tests follow from its rows; CONTRIBUTING.md says what else a new
-one needs, and a test what was forgotten."""
+"""The table of pooling modes. Ops, fakes, docstrings and tests follow from its rows; CONTRIBUTING.md says what else a
+new one needs, and a test what was forgotten."""
 
 from dataclasses import dataclass
 

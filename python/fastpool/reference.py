@@ -4,8 +4,9 @@ The order: tokens are numbered from their segment's first real token. A leaf is 
 after another from +0; holes add nothing. Leaves meet in an aligned binary tree: 0 with 1, 2 with 3, then those pairs,
 and so on to the top; a missing right sibling adds nothing. So the order depends on a token's distance from its
 segment's first real token alone, any aligned power of two of leaves is a subtree that may be summed anywhere, and the
-error is at most (LEAF + log2(n / LEAF)) 2^-24 sum|x| (2^-53 in float64), however long the sequence. All of it, weights and divisions included, is IEEE arithmetic in the
-accumulator's dtype without contraction, and the result is rounded once at the end. Every backend gives these bits.
+error of a sum is at most (LEAF + log2(n / LEAF)) 2^-24 sum|x| (2^-53 in float64), however long the sequence. All of
+it, weights and divisions included, is IEEE arithmetic in the accumulator's dtype without contraction, and the result
+is rounded once at the end. Every backend gives these bits.
 
 Not fast, and it synchronises with a GPU: use it to check and to understand.
 """
