@@ -57,3 +57,46 @@ double timed_read(int width, const char* p, size_t n) {
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &after);
   return (double)(after.tv_sec - before.tv_sec) + 1e-9 * (double)(after.tv_nsec - before.tv_nsec);
 }
+
+// The bare loop: sums += row, one row after another, and nothing else: no mask, no bounds to check, no order that another
+// backend could follow, no epilogue but the division. What it needs beyond the floor is what any pooling needs that walks
+// in address order, since each row's sums have to be read and written as well.
+#define BARE(name, target)                                                                       \
+  target static void name(const void* tokens, int bfloat16, size_t rows, size_t width, float* sums) { \
+    for (size_t c = 0; c < width; ++c) sums[c] = 0;                                              \
+    for (size_t r = 0; r < rows; ++r) {                                                          \
+      if (bfloat16) {                                                                            \
+        const uint16_t* x = (const uint16_t*)tokens + r * width;                                 \
+        for (size_t c = 0; c < width; ++c) {                                                     \
+          const uint32_t bits = (uint32_t)x[c] << 16;                                            \
+          float value;                                                                           \
+          memcpy(&value, &bits, sizeof value);                                                   \
+          sums[c] += value;                                                                      \
+        }                                                                                        \
+      } else {                                                                                   \
+        const float* x = (const float*)tokens + r * width;                                       \
+        for (size_t c = 0; c < width; ++c) sums[c] += x[c];                                      \
+      }                                                                                          \
+    }                                                                                            \
+    for (size_t c = 0; c < width; ++c) sums[c] /= (float)rows;                                   \
+  }
+
+BARE(bare_generic, )
+#ifdef __x86_64__
+BARE(bare_avx2, __attribute__((target("avx2"))))
+#endif
+
+// Means of the segments of packed tokens, float32 [batch, width].
+void bare_mean(const void* tokens, int bfloat16, const int64_t* cu_seqlens, size_t batch, size_t width, float* out) {
+  for (size_t b = 0; b < batch; ++b) {
+    const char* first = (const char*)tokens + (size_t)cu_seqlens[b] * width * (bfloat16 ? 2 : 4);
+    const size_t rows = (size_t)(cu_seqlens[b + 1] - cu_seqlens[b]);
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx2")) {
+      bare_avx2(first, bfloat16, rows, width, out + b * width);
+      continue;
+    }
+#endif
+    bare_generic(first, bfloat16, rows, width, out + b * width);
+  }
+}

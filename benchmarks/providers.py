@@ -4,6 +4,7 @@ Every provider gets the input it is made for (padded or packed) and ends with L2
 once and keep (modules, indices, a compiled function) is made before the clock starts.
 """
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import fastpool
 from cases import Batch
+from floor import build_floor
 
 Call = Callable[[], Tensor]
 
@@ -53,6 +55,24 @@ def bmm(batch: Batch) -> Call:
     return call
 
 
+def bare_loop(batch: Batch) -> Call:
+    """sums += row in C, and nothing else: what stands between the floor and any pooling in address order."""
+    library = build_floor().bare
+    if library is None:
+        raise RuntimeError("needs a C compiler")
+    count, width = len(batch.cu_seqlens) - 1, batch.packed.shape[-1]
+    cu_seqlens, is_bfloat16 = batch.cu_seqlens.long(), batch.packed.dtype == torch.bfloat16
+    sizes = [ctypes.c_size_t(count), ctypes.c_size_t(width)]
+
+    def call() -> Tensor:
+        out = torch.empty(count, width)
+        tokens, ends, means = (ctypes.c_void_p(t.data_ptr()) for t in (batch.packed, cu_seqlens, out))
+        library.bare_mean(tokens, int(is_bfloat16), ends, *sizes, means)
+        return F.normalize(out, dim=-1).to(batch.packed.dtype)
+
+    return call
+
+
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     """The formula everybody writes, with float32 sums and one rounding at the end."""
     total = (hidden * mask[..., None].to(hidden.dtype)).sum(1, dtype=torch.float32)
@@ -77,6 +97,7 @@ def sentence_transformers(batch: Batch) -> Call:
 
 FASTPOOL_PADDED = Provider("fastpool padded", "padded", fastpool_padded)
 FASTPOOL_PACKED = Provider("fastpool packed", "packed", fastpool_packed)
+BARE_LOOP = Provider("bare C loop", "packed", bare_loop)
 EMBEDDING_BAG = Provider("embedding_bag", "packed", embedding_bag)
 SEGMENT_REDUCE = Provider("segment_reduce", "packed", segment_reduce)
 BMM = Provider("bmm", "padded", bmm)
@@ -86,6 +107,7 @@ SENTENCE_TRANSFORMERS = Provider("sentence-transformers", "padded", sentence_tra
 PROVIDERS = (
     FASTPOOL_PADDED,
     FASTPOOL_PACKED,
+    BARE_LOOP,
     EMBEDDING_BAG,
     SEGMENT_REDUCE,
     BMM,
