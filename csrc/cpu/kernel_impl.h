@@ -28,7 +28,9 @@ FASTPOOL_INLINE void add_rows(const Leaf<T, A>& leaf, int g, int k, int64_t c, i
   // As many bytes as are added are fetched, a piece with every row.
   constexpr int piece = Vecs * lanes * static_cast<int>(sizeof(T));
   [[maybe_unused]] const char* later = nullptr;
-  if constexpr (ahead) later = queue.take(k * piece, leaf.row[g] + c);
+  if constexpr (ahead) {
+    if (k > 0) later = queue.take(k * piece, leaf.row[g] + c);
+  }
   V sum[Vecs];
 #pragma GCC unroll 8
   for (int v = 0; v < Vecs; ++v) sum[v] = fresh ? Reducer<F>::template init<V, A>(A{}) : read<V>(acc + c + v * lanes);
