@@ -119,6 +119,16 @@ def test_environment_variables() -> None:
     assert validates.stdout.strip() == "True"
 
 
+def test_other_platforms_get_the_reference_and_hear_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_why_not", None)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    native.load()
+    assert native.refuses(HIDDEN) == "native kernels need Linux on x86-64, this is Linux on aarch64"
+    monkeypatch.setattr(dispatch, "_warned", set())
+    with pytest.warns(RuntimeWarning, match="native kernels need Linux on x86-64"):
+        assert dispatch.choose(PoolCall("mean", HIDDEN)) is reference
+
+
 def test_half_a_library_is_none() -> None:
     """Without the module that carries wishes to the library, the library must not serve calls behind their back."""
     code = """

@@ -1,1 +1,1 @@
-"""Triton kernels, installed as fastpool.triton_kernels. There are none yet: see CONTRIBUTING.md for where they go."""
+"""Triton kernels, installed as fastpool.triton_kernels. This version has none yet."""
