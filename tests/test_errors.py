@@ -100,11 +100,11 @@ def test_what_no_schema_takes(backend: str) -> None:
         with pytest.raises(
             TypeError, match=r"fastpool.mean: .*'Optional\[int\]' for argument 'dim' .* found type 'float'"
         ):
-            fastpool.mean(HIDDEN, dim=3.5)  # type: ignore[arg-type]
+            fastpool.mean(HIDDEN, dim=3.5)  # type: ignore[arg-type]  # on purpose
         with pytest.raises(TypeError, match=r"fastpool.max: .*'bool' for argument 'normalize' .* found type 'str'"):
-            fastpool.max(HIDDEN, normalize="l2")  # type: ignore[arg-type]
+            fastpool.max(HIDDEN, normalize="l2")  # type: ignore[arg-type]  # on purpose
         with pytest.raises(TypeError, match=r"fastpool\.l2_normalize: eps must be a float, got str"):
-            fastpool.l2_normalize(HIDDEN, eps="small")  # type: ignore[arg-type]
+            fastpool.l2_normalize(HIDDEN, eps="small")  # type: ignore[arg-type]  # on purpose
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -127,7 +127,7 @@ def test_raw_ops_say_the_same(name: str, arguments: dict[str, Any], error: type[
 
 NORMALIZE_TABLE: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: fastpool.l2_normalize(MASK), TypeError, "x must be float16, .*, got bool"),
-    (lambda: fastpool.l2_normalize([1.0]), TypeError, "x must be a torch.Tensor, got list"),  # type: ignore[arg-type]
+    (lambda: fastpool.l2_normalize([1.0]), TypeError, "x must be a torch.Tensor, got list"),  # type: ignore[arg-type]  # on purpose
     (lambda: fastpool.l2_normalize(torch.tensor(1.0)), ValueError, "x must have at least one dimension"),
     (lambda: fastpool.l2_normalize(HIDDEN.transpose(1, 2)), ValueError, "x must be contiguous in its last dimension"),
     (
@@ -160,7 +160,7 @@ def test_nested() -> None:
 
 def test_weights_where_there_are_none() -> None:
     with pytest.raises(TypeError, match="weights"):
-        fastpool.mean(HIDDEN, weights=torch.ones(2, 5))  # type: ignore[call-arg]
+        fastpool.mean(HIDDEN, weights=torch.ones(2, 5))  # type: ignore[call-arg]  # on purpose
     with pytest.raises(ValueError, match="mean takes no weights"):
         fastpool.explain(HIDDEN, weights=torch.ones(2, 5))
     with pytest.raises(ValueError, match=r"mode must be one of mean, .*, got 'median'"):
