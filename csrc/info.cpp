@@ -15,7 +15,6 @@ PYBIND11_MODULE(_native, m) {
   m.attr("torch_version") = FASTPOOL_TORCH_VERSION;
   m.attr("cuda_architectures") = FASTPOOL_CUDA_ARCHITECTURES;
   m.attr("LEAF") = kLeaf;
-  m.attr("NORM_BLOCK") = kNormBlock;
   m.attr("NORM_EPS") = kNormEps;
   py::dict modes;
   for (int code = 0; code < kModes; ++code) modes[kModeNames[code]] = code;

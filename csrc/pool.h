@@ -9,10 +9,9 @@
 namespace fastpool {
 
 // The canonical order of additions, shared with Triton and the reference (see python/fastpool/reference.py): a leaf is
-// this many consecutive tokens, added one after another; leaves meet in an aligned binary tree.
+// this many consecutive tokens, added one after another; leaves meet in an aligned binary tree. The squares of a norm meet
+// in such a tree too, neighbouring columns first.
 constexpr int kLeaf = 32;
-// The squares of a norm are added in blocks of this many columns, each folded in halves, the blocks in order.
-constexpr int kNormBlock = 128;
 // F.normalize's default: a vector shorter than this is divided by it instead.
 constexpr double kNormEps = 1e-12;
 

@@ -1,6 +1,8 @@
 // What follows a reduction: divide, truncate, normalise, cast, store. Included by kernel_impl.h, into an instruction
 // set's namespace.
 #pragma once
+#include <utility>
+
 #include "kernel.h"
 #include "vec.h"
 
@@ -17,13 +19,21 @@ FASTPOOL_INLINE A square_root(A x) {
     return __builtin_sqrt(x);
 }
 
-// Sum of (x * scale)^2 over x[0..dim): blocks of kNormBlock columns, each folded in halves, blocks in order.
+// Sums of neighbours, those of `a` before those of `b`.
+template <class V, int... i>
+FASTPOOL_INLINE V add_pairs(V a, V b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, 2 * i...) + __builtin_shufflevector(a, b, 2 * i + 1 ...);
+}
+
+// Sum of (x * scale)^2 over x[0..dim) in an aligned binary tree, neighbours first; a missing right sibling adds nothing.
 template <class A>
 FASTPOOL_INLINE A sum_of_squares(const A* x, int64_t dim, A scale) {
   using V = typename Vec<A>::type;
-  constexpr int lanes = Vec<A>::lanes, vectors = kNormBlock / lanes;
-  A total = 0;
-  for (int64_t c = 0; c < dim; c += kNormBlock) {
+  constexpr int lanes = Vec<A>::lanes, vectors = 8;
+  // A block of columns is a subtree; a binary counter holds the sums of 1, 2, 4, ... blocks.
+  A level[64];
+  int64_t blocks = 0;
+  for (int64_t c = 0; c < dim; c += vectors * lanes, ++blocks) {
     V s[vectors];
     for (int v = 0; v < vectors; ++v) {
       const int64_t left = dim - c - v * lanes;
@@ -34,11 +44,17 @@ FASTPOOL_INLINE A sum_of_squares(const A* x, int64_t dim, A scale) {
       s[v] = y * y;
     }
     for (int half = vectors / 2; half > 0; half /= 2)
-      for (int v = 0; v < half; ++v) s[v] += s[v + half];
+      for (int v = 0; v < half; ++v)
+        s[v] = add_pairs(s[2 * v], s[2 * v + 1], std::make_integer_sequence<int, lanes>());
     for (int half = lanes / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) s[0][i] += s[0][i + half];
-    total += s[0][0];
+      for (int i = 0; i < half; ++i) s[0][i] = s[0][2 * i] + s[0][2 * i + 1];
+    A sum = s[0][0];
+    int k = 0;
+    for (int64_t bits = blocks; bits & 1; bits >>= 1) sum = level[k++] + sum;
+    level[k] = sum;
   }
+  A total = 0;
+  for (int64_t bits = blocks; bits; bits &= bits - 1) total = level[__builtin_ctzll(bits)] + total;
   return total;
 }
 

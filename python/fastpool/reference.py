@@ -22,7 +22,6 @@ from torch import Tensor
 from .segments import NormalizeCall, PoolCall, accumulator
 
 LEAF = 32  # tokens; as in csrc/pool.h
-NORM_BLOCK = 128  # columns; likewise
 NORM_EPS = 1e-12  # F.normalize's default
 
 
@@ -190,16 +189,12 @@ BODIES: dict[str, Callable[[Tokens], Tensor]] = {
 
 
 def _sum_of_squares(x: Tensor) -> Tensor:
-    """[..., 1]: blocks of NORM_BLOCK columns, each folded in halves, blocks in order."""
-    blocks = -(-x.shape[-1] // NORM_BLOCK)
-    squares = torch.nn.functional.pad(x * x, (0, blocks * NORM_BLOCK - x.shape[-1]))
-    squares = squares.view(*x.shape[:-1], blocks, NORM_BLOCK)
-    while (half := squares.shape[-1] // 2) > 0:
-        squares = squares[..., :half] + squares[..., half:]
-    total = torch.zeros_like(x[..., :1])
-    for block in range(blocks):
-        total = total + squares[..., block, :]
-    return total
+    """[..., 1]: neighbours meet first, in the same aligned binary tree as leaves."""
+    columns = 1
+    while columns < x.shape[-1]:
+        columns *= 2
+    squares = torch.nn.functional.pad(x * x, (0, columns - x.shape[-1]))
+    return _tree(squares.movedim(-1, 1) if x.dim() > 1 else squares[None], torch.add).reshape(*x.shape[:-1], 1)
 
 
 def _l2_normalize(x: Tensor, eps: float) -> Tensor:
