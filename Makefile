@@ -7,11 +7,12 @@ TORCH ?= torch==2.13.0
 # Every command of ours takes the environment's tools (cmake, ninja) before the system's.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-NATIVE = $(wildcard csrc/*.* csrc/cpu/*) CMakeLists.txt setup.py pyproject.toml
-CPP = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/cpp/*.cpp)
+NATIVE = $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/*) CMakeLists.txt setup.py pyproject.toml
+CPP = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp csrc/cuda/* tests/cpp/*.cpp tests/cpp/cuda_host/*.h \
+  tests/cpp/cuda_host/*.cpp)
 PY = setup.py python tests benchmarks triton_kernels
 
-.PHONY: demo test lint format bench sanitize gpu clean
+.PHONY: demo test lint format bench sanitize aot gpu clean
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -69,10 +70,24 @@ sanitize: $(VENV)/extra-test
 	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_errors.py tests/test_bits.py \
 	  -k "not reference and not wish and not meanwhile"
 
-# Needs a GPU and what is installed there; fetches nothing.
+# Every Triton variant for every kind of GPU, without one: about ten minutes each on two cores. AOT="cuda:90" and the
+# command's own options narrow it down.
+AOT ?= cuda:80 cuda:90 cuda:100 cuda:120 hip:gfx942
+aot: $(VENV)/extra-test
+	TRITON_INTERPRET=0 $(BIN)/fastpool aot $(AOT)
+
+# Needs a GPU and what is installed there; fetches nothing. No GPU test may skip. The sanitizers look at the kernels of
+# the small cases, where they are installed.
 gpu:
-	FASTPOOL_NATIVE=1 $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
+	FASTPOOL_NATIVE=1 FASTPOOL_CUDA=1 $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
 	FAIL_WITHOUT_CUDA=1 $(PYTHON) -m pytest -m "not install and not model" $(PYTEST)
+	for tool in memcheck racecheck; do \
+	  if command -v compute-sanitizer > /dev/null; then \
+	    FAIL_WITHOUT_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	      $(PYTHON) -m pytest -q -p no:cacheprovider -m sanitized tests/test_gpu.py || exit 1; \
+	  else echo "no compute-sanitizer here: $$tool was not run"; fi; \
+	done
+	$(PYTHON) benchmarks/run.py --device cuda $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache python/*.egg-info *.egg-info

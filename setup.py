@@ -4,16 +4,21 @@ torch is not a build requirement: an isolated build would fetch gigabytes of it.
 builds the native library against the installed torch; anything that is missing (torch, a compiler) costs the native
 library, not the install, and is written down in fastpool/native_build.json, which `fastpool env` shows.
 
-FASTPOOL_NATIVE=0 skips the native build, FASTPOOL_NATIVE=1 makes its failure an error.
+FASTPOOL_NATIVE=0 skips the native build, FASTPOOL_NATIVE=1 makes its failure an error. FASTPOOL_CUDA does the same for
+the CUDA part, which needs nvcc, but neither a GPU nor a torch with CUDA; FASTPOOL_CUDA_ARCHITECTURES="90" builds it for
+these GPUs alone, in seconds.
 """
 
+import hashlib
 import importlib.util
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
@@ -28,6 +33,14 @@ def find_torch() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def find_nvcc() -> str:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
+    if nvcc is None:
+        raise RuntimeError(f"no nvcc in PATH or {home}/bin")
+    return nvcc
+
+
 class NativeBuild(build_ext):
     """Runs CMake; notes what became of it."""
 
@@ -36,10 +49,10 @@ class NativeBuild(build_ext):
         package = ROOT / "python" / "fastpool" if inplace else Path(self.build_lib).absolute() / "fastpool"
         package.mkdir(parents=True, exist_ok=True)
         try:
-            self.build_native(package)
-            report = {"built": True, "reason": ""}
+            cuda = self.build_with_cuda(package)
+            report: dict[str, Any] = {"built": True, "reason": "", "cuda": cuda}
         except (RuntimeError, OSError, ImportError, subprocess.CalledProcessError) as error:
-            report = {"built": False, "reason": str(error)}
+            report = {"built": False, "reason": str(error), "cuda": {"built": False, "reason": str(error)}}
             for stale in (*package.glob("libfastpool*.so"), *package.glob("_native*.so")):
                 stale.unlink()
             if os.environ.get("FASTPOOL_NATIVE") == "1":
@@ -47,7 +60,25 @@ class NativeBuild(build_ext):
             print(f"fastpool: installing without the native library: {error}", file=sys.stderr)
         (package / "native_build.json").write_text(json.dumps(report) + "\n")
 
-    def build_native(self, package: Path) -> None:
+    def build_with_cuda(self, package: Path) -> dict[str, Any]:
+        """Builds everything, or all but the CUDA part where that fails; says what became of the latter."""
+        wish = os.environ.get("FASTPOOL_CUDA")
+        reason = ""
+        try:
+            if wish == "0":
+                raise RuntimeError("FASTPOOL_CUDA=0")
+            self.build_native(package, ["-DFASTPOOL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={find_nvcc()}"])
+        except RuntimeError as error:
+            if wish == "1":
+                raise
+            reason = str(error)
+            for stale in package.glob("libfastpool_cuda*.so"):
+                stale.unlink()
+            self.build_native(package, ["-DFASTPOOL_CUDA=OFF"])
+            print(f"fastpool: installing without the CUDA library: {reason}", file=sys.stderr)
+        return {"built": not reason, "reason": reason}
+
+    def build_native(self, package: Path, options: list[str]) -> None:
         if os.environ.get("FASTPOOL_NATIVE") == "0":
             raise RuntimeError("FASTPOOL_NATIVE=0")
         if platform.system() != "Linux" or platform.machine() != "x86_64":
@@ -59,17 +90,31 @@ class NativeBuild(build_ext):
         torch = find_torch()
         version: dict[str, str] = {}
         exec((torch / "version.py").read_text(), version)
-        build = Path(self.build_temp).absolute() / "cmake"
+        architectures = os.environ.get("FASTPOOL_CUDA_ARCHITECTURES", "").replace(",", ";")
+        build = self.build_folder(str(torch), version["__version__"])
         configure = [
-            "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "--fresh",
+            "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *([] if self.inplace else ["--fresh"]),
             f"-DTORCH_DIR={torch}",
             f"-DTORCH_VERSION_STRING={version['__version__']}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_INSTALL_PREFIX={package}",
+            f"-DFASTPOOL_CUDA_ARCHITECTURES={architectures}",
+            *options,
         ]  # fmt: skip
         self.command(configure)
         self.command(["cmake", "--build", str(build), "--target", "install"])
+
+    def build_folder(self, *settings: str) -> Path:
+        """An editable install finds its objects again, so that only what has changed is compiled; in a folder for each
+        environment and compiler, which CMake keeps to once they are chosen. Any other install starts anew."""
+        if not self.inplace:
+            return Path(self.build_temp).absolute() / "cmake"
+        names = ("CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAFLAGS", "CUDA_HOME", "CUDA_PATH")
+        variables = [os.environ.get(name, "") for name in names]
+        tools = [shutil.which(name) or "" for name in ("cmake", "ninja", "c++", "nvcc")]
+        key = "\0".join((str(ROOT), sys.executable, *settings, *variables, *tools))
+        return ROOT / "build" / f"editable-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
     @staticmethod
     def command(arguments: list[str]) -> None:
@@ -92,6 +137,7 @@ setup(
     + ["fastpool"]
     + [f"fastpool.{name}" for name in find_packages("python/fastpool")],
     package_dir={"fastpool": "python/fastpool", "fastpool.triton_kernels": "triton_kernels"},
+    package_data={"fastpool.triton_kernels": ["tuned/*.json"]},
     ext_modules=[Extension("fastpool._native", sources=[])],
     cmdclass={"build_ext": NativeBuild},
 )

@@ -1,7 +1,8 @@
-"""What is pooled: shapes from a small query batch to a long document, each in float32 and bfloat16.
+"""What is pooled: on CPUs (cases_gpu.py has the GPU's), shapes from a small query batch to a long document, each in
+float32 and bfloat16, half of every batch padding.
 
-Half of every batch is padding. The same tokens stand in both layouts, padded [B, S, H] and packed [T, H], so that each
-provider gets the input it is made for.
+The same tokens stand in both layouts, padded [B, S, H] and packed [T, H], so that each provider gets the input it is
+made for.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ _SHAPES = (
     (256, 128, 1024, {"bf16"}),
 )
 CASES = tuple(
-    Case(batch, length, width, dtype, dtype in native) for dtype in DTYPES for batch, length, width, native in _SHAPES
+    Case(batch, length, width, dtype, dtype in native)
+    for dtype in ("fp32", "bf16")
+    for batch, length, width, native in _SHAPES
 )
 
 
@@ -53,7 +56,7 @@ class Batch:
     hidden: Tensor  # [B, S, H]
     mask: Tensor  # int64 [B, S], 1 where a token is real
     packed: Tensor  # [T, H], the real tokens of hidden
-    cu_seqlens: Tensor  # int64 [B + 1]
+    cu_seqlens: Tensor  # int64 [B + 1]; int32 on GPUs, as engines have it
 
     @property
     def real_bytes(self) -> int:
@@ -68,19 +71,25 @@ def lengths_of(case: Case, generator: torch.Generator) -> Tensor:
     return lengths[torch.randperm(case.batch, generator=generator)]
 
 
-def build(case: Case, seed: int = 0) -> Batch:
-    """Seeded right-padded input. Padding holds ordinary numbers: formulas that multiply by the mask would turn a NaN
-    there into a wrong result, and what is timed here is the right one."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = lengths_of(case, generator)
+def fill(lengths: Tensor, rows: int, width: int, dtype: str, generator: torch.Generator) -> Batch:
+    """Right-padded input for lengths [B] on the generator's device. Padding holds ordinary numbers: formulas that
+    multiply by the mask would turn a NaN there into a wrong result, and what is timed here is the right one."""
+    device, batch = generator.device, len(lengths)
     # A model's features have means of their own; without them the mean of many tokens would be noise about zero.
-    feature_means = torch.randn(case.width, generator=generator)
-    hidden = torch.randn(case.batch, case.length, case.width, generator=generator).add_(feature_means)
-    hidden = hidden.to(DTYPES[case.dtype])
-    mask = (torch.arange(case.length) < lengths[:, None]).to(torch.int64)
-    cu_seqlens = torch.zeros(case.batch + 1, dtype=torch.int64)
+    feature_means = torch.randn(width, generator=generator, device=device)
+    hidden = torch.randn(batch, rows, width, generator=generator, device=device).add_(feature_means)
+    hidden = hidden.to(DTYPES[dtype])
+    lengths = lengths.to(device)
+    mask = (torch.arange(rows, device=device) < lengths[:, None]).to(torch.int64)
+    cu_seqlens = torch.zeros(batch + 1, dtype=torch.int64, device=device)
     torch.cumsum(lengths, 0, out=cu_seqlens[1:])
     return Batch(hidden, mask, hidden[mask.bool()], cu_seqlens)
+
+
+def build(case: Case, seed: int = 0) -> Batch:
+    """Seeded input."""
+    generator = torch.Generator().manual_seed(seed)
+    return fill(lengths_of(case, generator), case.length, case.width, case.dtype, generator)
 
 
 def exact(batch: Batch) -> Tensor:

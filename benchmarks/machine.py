@@ -60,9 +60,39 @@ def describe_machine() -> dict[str, object]:
     }
 
 
-def describe_versions() -> dict[str, str]:
+def describe_gpu() -> dict[str, object]:
+    properties = torch.cuda.get_device_properties()
+    return {
+        "gpu": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "processors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+        "cpu": cpu_model(),
+        "system": platform.system(),
+    }
+
+
+_GPU_STATE = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.limit")
+
+
+def gpu_state() -> dict[str, str]:
+    """The driver and the clocks (MHz) at this moment; empty where nvidia-smi does not say."""
+    device = torch.cuda.current_device()
+    command = ["nvidia-smi", f"--id={device}", f"--query-gpu={','.join(_GPU_STATE)}", "--format=csv,noheader,nounits"]
+    try:
+        line = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(_GPU_STATE, (value.strip() for value in line.splitlines()[0].split(",")), strict=False))
+
+
+def describe_versions(*more: str) -> dict[str, str]:
+    """Of Python, fastpool, torch and what it depends on."""
     versions = {"python": platform.python_version()}
-    for name in ("fastpool", "torch", "sentence-transformers"):
+    if torch.version.cuda:
+        versions["cuda"] = torch.version.cuda
+    for name in ("fastpool", "torch", *more):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -86,7 +86,7 @@ class Bench:
 
     def _take_turns(self, timers: dict[str, Timer], seconds: defaultdict[str, list[float]]) -> None:
         names = list(timers)
-        with _no_collection():
+        with no_collection():
             for turn in range(self.rounds):
                 first = turn % len(names)  # nobody starts every round
                 for name in names[first:] + names[:first]:
@@ -108,7 +108,7 @@ class Bench:
             FASTPOOL_PACKED.name: FASTPOOL_PACKED.prepare(batch),
         }
         taken: dict[str, dict[int, list[float]]] = {name: {1: [], 2: []} for name in calls}
-        with _no_collection():
+        with no_collection():
             for _ in range(rounds):
                 for threads in (1, 2):
                     torch.set_num_threads(threads)
@@ -150,7 +150,7 @@ def _cpu_seconds(call: Call) -> float:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     gc.collect()
     gc.disable()
     try:

@@ -1,4 +1,5 @@
-"""Who pools: fastpool and the ways people pool today, one row each, all doing the same work.
+"""Who pools on CPUs (providers_gpu.py: on GPUs): fastpool and the ways people pool today, one row each, all doing the
+same work.
 
 Every provider gets the input it is made for (padded or packed) and ends with L2 normalisation; what it can prepare
 once and keep (modules, indices, a compiled function) is made before the clock starts.
@@ -7,11 +8,10 @@ once and keep (modules, indices, a compiled function) is made before the clock s
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody names it
-from sentence_transformers.base.modules import Normalize
-from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
 
 import fastpool
@@ -26,6 +26,7 @@ class Provider:
     name: str
     layout: str  # "padded" or "packed"
     prepare: Callable[[Batch], Call]
+    backend: str = "auto"  # of fastpool
 
 
 def fastpool_padded(batch: Batch) -> Call:
@@ -37,12 +38,14 @@ def fastpool_packed(batch: Batch) -> Call:
 
 
 def embedding_bag(batch: Batch) -> Call:
-    rows, offsets = torch.arange(len(batch.packed)), batch.cu_seqlens[:-1]
+    rows = torch.arange(len(batch.packed), device=batch.packed.device)
+    offsets = batch.cu_seqlens[:-1].long()
     return lambda: F.normalize(F.embedding_bag(rows, batch.packed, offsets, mode="mean"), dim=-1)
 
 
 def segment_reduce(batch: Batch) -> Call:
-    return lambda: F.normalize(torch.segment_reduce(batch.packed, "mean", offsets=batch.cu_seqlens), dim=-1)
+    offsets, unsafe = batch.cu_seqlens.long(), batch.packed.is_cuda  # unsafe spares it two synchronisations there
+    return lambda: F.normalize(torch.segment_reduce(batch.packed, "mean", offsets=offsets, unsafe=unsafe), dim=-1)
 
 
 def bmm(batch: Batch) -> Call:
@@ -79,13 +82,21 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return F.normalize(total / mask.sum(1, keepdim=True).clamp(min=1), dim=-1).to(hidden.dtype)
 
 
+@cache
+def _compiled_mean() -> Callable[[Tensor, Tensor], Tensor]:
+    return torch.compile(masked_mean, dynamic=False)  # for each shape by itself, the compiler's best case
+
+
 def compiled(batch: Batch) -> Call:
-    pool = torch.compile(masked_mean, dynamic=False)  # for each shape by itself, the compiler's best case
+    pool = _compiled_mean()
     return lambda: pool(batch.hidden, batch.mask)
 
 
 def sentence_transformers(batch: Batch) -> Call:
     """Its own modules, as a model runs them."""
+    from sentence_transformers.base.modules import Normalize
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
     modules = torch.nn.Sequential(Pooling(batch.hidden.shape[-1], "mean"), Normalize())
 
     def call() -> Tensor:

@@ -1,4 +1,4 @@
-"""A run as tables."""
+"""A run on a CPU as tables."""
 
 import re
 
@@ -11,10 +11,10 @@ import goals
 from providers import PROVIDERS
 from samples import Outcome, Result
 
-_NOISY = 0.15  # an interquartile range above this share of the median is marked
+NOISY = 0.15  # an interquartile range above this share of the median is marked
 
 
-def _table(title: str, *columns: str, caption: str | None = None) -> Table:
+def table_of(title: str, *columns: str, caption: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left")
     table.box = box.SIMPLE_HEAD
     table.add_column(columns[0], no_wrap=True)
@@ -37,7 +37,7 @@ def _cell(result: Result, outcome: Outcome | None) -> RenderableType:
         return Text("-", style="dim")
     if outcome.samples is None:
         return Text(outcome.failure.split(":")[0], style="red")
-    noisy = "~" if outcome.samples.spread > _NOISY else ""
+    noisy = "~" if outcome.samples.spread > NOISY else ""
     times = Text(noisy + _times(outcome.samples.median / result.floor.median))
     error = Text(f"\n{outcome.error:.1e}", style="dim")
     if result.is_wrong(outcome):
@@ -47,7 +47,7 @@ def _cell(result: Result, outcome: Outcome | None) -> RenderableType:
 
 def print_results(console: Console, dtype: str, results: list[Result]) -> None:
     shown = [p for p in PROVIDERS if any(p.name in result.outcomes for result in results)]
-    table = _table(
+    table = table_of(
         f"{dtype}: times the floor, error to float64 below",
         "shape",
         "floor ms",
@@ -58,7 +58,7 @@ def print_results(console: Console, dtype: str, results: list[Result]) -> None:
     for result in results:
         table.add_row(
             result.case.shape + (" *" if result.case.native else ""),
-            f"{'~' if result.floor.spread > _NOISY else ''}{1e3 * result.floor.median:.3f}",
+            f"{'~' if result.floor.spread > NOISY else ''}{1e3 * result.floor.median:.3f}",
             f"{result.gigabytes_per_second:.1f}",
             *(_cell(result, result.outcomes.get(p.name)) for p in shown),
         )
@@ -66,7 +66,7 @@ def print_results(console: Console, dtype: str, results: list[Result]) -> None:
 
 
 def print_goals(console: Console, results: list[Result], verdicts: list[goals.Verdict]) -> None:
-    table = _table(
+    table = table_of(
         "goals",
         "case",
         *(f"{_in_lines(goal.name)}\n{goal.text}" for goal in goals.GOALS),
@@ -85,7 +85,7 @@ def print_goals(console: Console, results: list[Result], verdicts: list[goals.Ve
                 cells.append(Text(f"{_times(value)} {'met   ' if met else 'missed'}", style="green" if met else "red"))
         table.add_row(Text(result.case.name, style="" if goals.counts(result) else "dim"), *cells)
     console.print(table)
-    table = _table("goals, in short", "goal", "met", "worst", "where")
+    table = table_of("goals, in short", "goal", "met", "worst", "where")
     for verdict in verdicts:
         share = Text(f"{verdict.met} of {verdict.of}", style="green" if verdict.met == verdict.of else "red")
         table.add_row(verdict.goal, share, _times(verdict.worst), verdict.where)
@@ -93,7 +93,7 @@ def print_goals(console: Console, results: list[Result], verdicts: list[goals.Ve
 
 
 def print_tiny(console: Console, tiny: dict[str, dict[str, float]]) -> None:
-    table = _table("tiny: 1 x 16 x 384 float32 from Python, caches warm", "call", *tiny)
+    table = table_of("tiny: 1 x 16 x 384 float32 from Python, caches warm", "call", *tiny)
     for call in next(iter(tiny.values())):
         cells = [f"{times[call]:.2f} us  {times[call] / next(iter(times.values())):.2f}x" for times in tiny.values()]
         table.add_row(call, *cells)
@@ -101,7 +101,7 @@ def print_tiny(console: Console, tiny: dict[str, dict[str, float]]) -> None:
 
 
 def print_threads(console: Console, threads: dict[str, dict[str, dict[int, float]]]) -> None:
-    table = _table(
+    table = table_of(
         "two threads: wall time, the best of all rounds", "case", "", "1 thread ms", "2 threads ms", "speed-up"
     )
     table.columns[1].justify = "left"

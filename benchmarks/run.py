@@ -1,119 +1,35 @@
-"""The CPU benchmark: what pooling costs above reading its input once.
+"""The benchmark: what pooling costs above reading its input once.
 
-run.py                          every shape in both dtypes, a few minutes
-run.py --quick                  the usual dtypes, fewer rounds
+run.py                          every case, a few minutes; on a GPU where there is one, else on the CPU
+run.py --quick                  the usual dtypes, fewer rounds; on a GPU fewer cases, and no torch.compile
 run.py --filter "H1024 bf16"    the cases whose name holds this
 """
 
 import argparse
-import json
-import os
-import time
-from dataclasses import asdict
-from datetime import datetime, timezone
+import importlib
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-import goals
-import report
-from cases import CASES, DTYPES, Case
-from floor import build_floor
-from machine import cores, describe_commit, describe_machine, describe_versions, last_cache_bytes
-from measure import BUILDS, Bench, tiny
-from providers import PROVIDERS
-from samples import Result
-
-# A long single sequence, which has to be cut for two threads, and a batch, which falls into two halves by itself.
-_THREAD_CASES = (("B1 S8192 H4096", "bf16"), ("B32 S512 H768", "fp32"))
-Threads = dict[str, dict[str, dict[int, float]]]  # case -> call -> threads -> seconds
-_WIDTH = 140
-_BUSY = 1.75  # a load above this run's own 1: two threads do not get two cores
+import torch
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the usual dtypes, 9 rounds instead of 51")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="fewer cases and rounds, about a minute")
     parser.add_argument("--shapes", choices=("native", "all"), help="native: each shape in its usual dtype alone")
     parser.add_argument("--filter", default="", metavar="TEXT", help="cases whose name holds TEXT")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write every figure there too")
-    return parser.parse_args()
+    where = "write every figure there; on a GPU, without it, to results/<gpu>/<date>-<commit>.json"
+    parser.add_argument("--json", type=Path, metavar="PATH", help=where)
+    parser.add_argument("--commit", metavar="SHA", help="what was measured, where git cannot tell")
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
     arguments = parse()
-    shapes = arguments.shapes or ("native" if arguments.quick else "all")
-    cases = [case for case in CASES if arguments.filter in case.name and (case.native or shapes == "all")]
-    if not cases:
-        raise SystemExit(f"no case's name holds {arguments.filter!r}; names: {', '.join(case.name for case in CASES)}")
-    started, load_before = time.monotonic(), os.getloadavg()[0]
-    bench = Bench(build_floor(), last_cache_bytes(), rounds=3 if arguments.quick else 17)
-    method = [
-        f"One thread, CPU time, median of {BUILDS} x {bench.rounds} rounds in turn (slow ones fewer); half of each "
-        "batch is padding; all normalise; compiling is not timed.",
-        f"Before each sample: read {bench.buffer.nbytes >> 20} MiB (data cold), one tiny call (code warm). "
-        f"Floor: {bench.floor.note}, over the real tokens.",
-    ]
-    results, threads = measure(bench, cases, arguments.quick)
-    tiny_us = tiny(repeats=10 if arguments.quick else 40)
-    load_after = os.getloadavg()[0]
-    if load_after > _BUSY:
-        method.append(f"Other processes were busy (load {load_after:.1f} in the last minute): expect noise.")
-    verdicts = goals.verdicts(results, tiny_us["inference mode"])
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
-    for dtype in DTYPES:
-        if of_dtype := [result for result in results if result.case.dtype == dtype]:
-            report.print_results(console, dtype, of_dtype)
-    report.print_goals(console, results, verdicts)
-    report.print_tiny(console, tiny_us)
-    report.print_threads(console, threads)
-    for line in method:
-        console.print(line, style="dim", highlight=False, soft_wrap=True)
-
-    if arguments.json:
-        record = {
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "commit": describe_commit(),
-            "seconds": round(time.monotonic() - started),
-            "method": method,
-            "load": {"before": load_before, "after": load_after},
-            "machine": describe_machine(),
-            "versions": describe_versions(),
-            "goals": [asdict(verdict) for verdict in verdicts],
-            "tiny_us": tiny_us,
-            "threads_wall_ms": {
-                case: {name: {n: round(1e3 * s, 4) for n, s in by.items()} for name, by in calls.items()}
-                for case, calls in threads.items()
-            },
-            "cases": [result.summary() for result in results],
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-
-
-def measure(bench: Bench, cases: list[Case], quick: bool) -> tuple[list[Result], Threads]:
-    """Every case, and the two-thread speed-ups where the machine has two cores."""
-    results: list[Result] = []
-    threads: Threads = {}
-    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Redrawn between cases only: a thread of its own would take turns with what is timed.
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
-        task = progress.add_task("", total=len(cases) + 1)
-        for case in cases:
-            progress.update(task, description=case.name, refresh=True)
-            results.append(bench.run(case, PROVIDERS))
-            progress.advance(task)
-        progress.update(task, description="two threads", refresh=True)
-        if cores() > 1:
-            for case in CASES:
-                if (case.shape, case.dtype) in _THREAD_CASES:
-                    threads[case.name] = bench.threads(case, rounds=21 if quick else 61)
-        progress.update(task, advance=1, description="done", refresh=True)
-    return results, threads
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch sees no GPU here")
+    # The peers of one may not be installed where the other runs.
+    importlib.import_module("run_gpu" if arguments.device == "cuda" else "run_cpu").main(arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 #include "arguments.h"
 
 #include <cstdio>
+#include <vector>
 
 namespace fastpool {
 namespace {
@@ -22,6 +23,18 @@ std::string list(const int64_t* values, int64_t n) {
   std::string text = "[";
   for (int64_t i = 0; i < n; ++i) text += (i ? ", " : "") + std::to_string(values[i]);
   return text + "]";
+}
+
+// As torch prints it.
+std::string device_name(Device device) {
+  const std::pair<int32_t, const char*> names[] = {{aoti_torch_device_type_cpu(), "cpu"},
+                                                   {aoti_torch_device_type_cuda(), "cuda"},
+                                                   {aoti_torch_device_type_meta(), "meta"},
+                                                   {aoti_torch_device_type_xpu(), "xpu"},
+                                                   {aoti_torch_device_type_mps(), "mps"}};
+  for (const auto& [type, name] : names)
+    if (type == device.type) return name + (device.index < 0 ? "" : ":" + std::to_string(device.index));
+  return "device type " + std::to_string(device.type);
 }
 
 // The columns that are used: `dim`, or all.
@@ -162,6 +175,19 @@ PoolCall PoolArguments::call(Mode mode, const char* op) const {
   call.dim = columns(dim, hidden.size(hidden.dim() - 1), op);
   call.out_dtype = out_dtype ? required_dtype(*out_dtype, "out_dtype", op) : call.dtype;
 
+  const Device device = hidden.device();
+  const auto same_device = [&](const Tensor& t, const char* name) {
+    check(!t || t.device() == device, [&] {
+      return prefix(op) + ": " + name + " must be on hidden's device, " + device_name(device) + ", got " +
+             device_name(t.device());
+    });
+  };
+  same_device(mask, "mask");
+  same_device(cu_seqlens, "cu_seqlens");
+  same_device(weights, "weights");
+  same_device(starts, "starts");
+  same_device(ends, "ends");
+
   const bool padded = hidden.dim() == 3;
   call.rows = hidden.size(hidden.dim() - 2);
   call.row_stride = hidden.stride(hidden.dim() - 2);
@@ -218,6 +244,11 @@ PoolCall PoolArguments::call(Mode mode, const char* op) const {
   return call;
 }
 
+Tensor PoolArguments::output(const PoolCall& call) const {
+  const int64_t sizes[] = {call.batch, call.dim};
+  return empty(2, sizes, torch_dtype(call.out_dtype), hidden.device());
+}
+
 NormalizeArguments::NormalizeArguments(StableIValue* stack) {
   x = take_tensor(stack[0]);
   dim = take<std::optional<int64_t>>(stack[1]);
@@ -247,7 +278,13 @@ NormalizeCall NormalizeArguments::call(const char* op) const {
   return call;
 }
 
-Tensor empty_cpu(int64_t dim, const int64_t* sizes, int32_t dtype) {
+Tensor NormalizeArguments::output(const NormalizeCall& call) const {
+  std::vector<int64_t> sizes(x.sizes(), x.sizes() + x.dim());
+  sizes.back() = call.dim;
+  return empty(x.dim(), sizes.data(), torch_dtype(call.out_dtype), x.device());
+}
+
+Tensor empty(int64_t dim, const int64_t* sizes, int32_t dtype, Device device) {
   int64_t strides[64];
   int64_t stride = 1;
   for (int64_t d = dim - 1; d >= 0; --d) {
@@ -255,8 +292,7 @@ Tensor empty_cpu(int64_t dim, const int64_t* sizes, int32_t dtype) {
     stride *= sizes[d] > 1 ? sizes[d] : 1;
   }
   AtenTensorHandle handle = nullptr;
-  check_api(aoti_torch_empty_strided(dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle),
-            "an output");
+  check_api(aoti_torch_empty_strided(dim, sizes, strides, dtype, device.type, device.index, &handle), "an output");
   return Tensor(handle);
 }
 

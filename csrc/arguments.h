@@ -28,6 +28,11 @@ std::string dtype_name(int32_t torch_dtype);
 std::optional<DType> float_dtype(int32_t torch_dtype);
 int integer_bytes(int32_t torch_dtype);  // of bool and the integer types; 0 for any other
 
+struct Device {
+  int32_t type = 0, index = 0;
+  bool operator==(const Device& other) const { return type == other.type && index == other.index; }
+};
+
 // A tensor on the stack, owned from the moment it is read.
 class Tensor {
  public:
@@ -55,6 +60,12 @@ class Tensor {
   const int64_t* sizes() const { return sizes_; }
   const int64_t* strides() const { return strides_; }
   int32_t dtype() const { return dtype_; }
+  Device device() const {
+    Device device;
+    check_api(aoti_torch_get_device_type(handle_, &device.type), "a tensor's device");
+    check_api(aoti_torch_get_device_index(handle_, &device.index), "a tensor's device");
+    return device;
+  }
   const void* data() const {
     const void* p = nullptr;
     check_api(torch_get_const_data_ptr(handle_, &p), "a tensor's data");
@@ -84,6 +95,7 @@ struct PoolArguments {
   PoolArguments(StableIValue* stack, bool takes_weights);
   // Checks all but the values of index tensors. `op` is the name that messages start with.
   PoolCall call(Mode mode, const char* op) const;
+  Tensor output(const PoolCall& call) const;
 };
 
 struct NormalizeArguments {
@@ -94,10 +106,11 @@ struct NormalizeArguments {
 
   explicit NormalizeArguments(StableIValue* stack);
   NormalizeCall call(const char* op) const;
+  Tensor output(const NormalizeCall& call) const;
 };
 
-// An empty contiguous tensor beside `like`.
-Tensor empty_cpu(int64_t dim, const int64_t* sizes, int32_t torch_dtype);
+// A contiguous one, not filled.
+Tensor empty(int64_t dim, const int64_t* sizes, int32_t torch_dtype, Device device);
 int32_t torch_dtype(DType dtype);
 
 }  // namespace fastpool

@@ -31,5 +31,7 @@ PYBIND11_MODULE(_native, m) {
 
   m.def("redirect_process", &native::redirect_process);
   m.def("redirect_thread", &native::redirect_thread);
+  m.def("set_direct", &native::set_direct);
+  m.def("set_cuda", &native::set_cuda, py::arg("validate"), py::arg("python_from_bytes"));
   m.def("set_error", &native::set_error);
 }

@@ -6,13 +6,19 @@
 
 namespace fastpool::native {
 
-// Whether calls in this thread go through Python's dispatch, because another backend was asked for: the thread's own
-// wish if it has one, else the process's.
-FASTPOOL_API bool redirecting();
-FASTPOOL_API void redirect_process(bool on);
-FASTPOOL_API void redirect_thread(int wish);  // 1 or 0; -1: as the process
+// The backend that a thread, or else the process, asks for: this library, another one, or whichever is fastest.
+enum Wish : int { inherit = -1, native = 0, other = 1, automatic = 2 };
+
+// Whether a call in this thread goes through Python's dispatch: where another backend was asked for; on a GPU also to
+// have the values of index tensors checked, and where another backend is the faster one for hidden of this size. Never
+// while Python runs a call that it has already dispatched to this library.
+FASTPOOL_API bool redirecting(bool cuda, int64_t hidden_bytes);
+FASTPOOL_API void redirect_process(int wish);
+FASTPOOL_API void redirect_thread(int wish);
+FASTPOOL_API void set_direct(bool on);  // this thread's calls come from Python's dispatch
+FASTPOOL_API void set_cuda(bool validate, int64_t python_from_bytes);
 // The message of the error that Python's dispatch has just raised in this thread.
 FASTPOOL_API void set_error(const std::string& message);
-std::string take_error();
+FASTPOOL_API std::string take_error();
 
 }  // namespace fastpool::native

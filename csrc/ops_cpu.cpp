@@ -1,14 +1,10 @@
 // Fills the CPU key of the ops that python/fastpool/ops.py defines. A call comes straight from torch's dispatcher:
 // check, allocate, run. Only when this thread has asked for another backend does it turn to Python.
-#include <torch/csrc/stable/library.h>
-
 #include <exception>
 #include <mutex>
-#include <utility>
 
-#include "arguments.h"
 #include "cpu/pool_cpu.h"
-#include "native.h"
+#include "ops.h"
 
 namespace fastpool {
 namespace {
@@ -42,25 +38,15 @@ cpu::Parallel parallel() {
   return {static_cast<int>(threads), torch_parallel};
 }
 
-// The same call through Python's dispatch; its error, if any, comes back with its own words.
-bool redirected(const char* name, StableIValue* stack) {
-  if (!native::redirecting()) return false;
-  const std::string op = std::string("fastpool::_python_") + name;
-  if (torch_call_dispatcher(op.c_str(), "", stack, TORCH_ABI_VERSION) != 0)
-    throw std::runtime_error(native::take_error());
-  return true;
-}
-
 template <int code>
 void pool(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = kModeNames[code];
   constexpr Mode mode = static_cast<Mode>(code);
-  if (redirected(name, stack)) return;
+  if (redirected(name, stack, false, 0)) return;
   const PoolArguments arguments(stack, mode == Mode::weighted_mean);
   PoolCall call = arguments.call(mode, name);
   // The output first: a batch that no memory can hold fails here, not after walking over all of it.
-  const int64_t sizes[] = {call.batch, call.dim};
-  Tensor out = empty_cpu(2, sizes, torch_dtype(call.out_dtype));
+  Tensor out = arguments.output(call);
   call.out = out.mutable_data();
   const std::string wrong = cpu::check_bounds(call, static_cast<bool>(arguments.cu_seqlens));
   check(wrong.empty(), [&] { return std::string("fastpool.") + name + ": " + wrong; });
@@ -69,26 +55,19 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void l2_normalize(StableIValue* stack, uint64_t, uint64_t) {
-  if (redirected("l2_normalize", stack)) return;
+  if (redirected("l2_normalize", stack, false, 0)) return;
   const NormalizeArguments arguments(stack);
   NormalizeCall call = arguments.call("l2_normalize");
-  std::vector<int64_t> sizes(arguments.x.sizes(), arguments.x.sizes() + arguments.x.dim());
-  sizes.back() = call.dim;
-  Tensor out = empty_cpu(static_cast<int64_t>(sizes.size()), sizes.data(), torch_dtype(call.out_dtype));
+  Tensor out = arguments.output(call);
   call.out = out.mutable_data();
   cpu::l2_normalize(call, parallel());
   stack[0] = torch::stable::detail::from(out.release());
 }
 
-template <int... codes>
-void fill(torch::stable::detail::StableLibrary& m, std::integer_sequence<int, codes...>) {
-  (m.impl(kModeNames[codes], pool<codes>), ...);
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastpool, CPU, m) {
-  fill(m, std::make_integer_sequence<int, kModes>());
+  fill(m, [](auto code) { return pool<code>; });
   m.impl("l2_normalize", l2_normalize);
 }
 

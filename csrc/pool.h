@@ -5,12 +5,20 @@
 
 // The library hides its symbols; these few are for fastpool._native (info.cpp).
 #define FASTPOOL_API __attribute__((visibility("default")))
+#if defined(__CUDACC__)
+#define FASTPOOL_HOST_DEVICE __host__ __device__
+#define FASTPOOL_INLINE __host__ __device__ __forceinline__ static
+#else
+#define FASTPOOL_HOST_DEVICE
+// Always inlined: a kernel file built for AVX-512 must leave no shared copy that the linker could hand to another file.
+#define FASTPOOL_INLINE __attribute__((always_inline)) static inline
+#endif
 
 namespace fastpool {
 
 // The canonical order of additions, shared with Triton and the reference (see python/fastpool/reference.py): a leaf is
-// this many consecutive tokens, added one after another; leaves meet in an aligned binary tree. The squares of a norm meet
-// in such a tree too, neighbouring columns first.
+// this many consecutive tokens, added one after another; leaves meet in an aligned binary tree. The squares of a norm
+// meet in such a tree too, neighbouring columns first.
 constexpr int kLeaf = 32;
 // F.normalize's default: a vector shorter than this is divided by it instead.
 constexpr double kNormEps = 1e-12;
@@ -20,13 +28,15 @@ enum class Mode : int { mean = 0, mean_sqrt_len, sum, max, cls, last, weighted_m
 constexpr const char* kModeNames[] = {"mean", "mean_sqrt_len", "sum", "max", "cls", "last", "weighted_mean"};
 constexpr int kModes = sizeof(kModeNames) / sizeof(kModeNames[0]);
 enum class DType : int { float16 = 0, bfloat16, float32, float64 };
+constexpr int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+constexpr int64_t accumulator_size(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
 
 // [n] int32 or int64 values, any stride; absent when data is null.
 struct Indices {
   const void* data = nullptr;
   int64_t stride = 1;
   bool wide = true;
-  int64_t operator[](int64_t i) const {
+  FASTPOOL_HOST_DEVICE int64_t operator[](int64_t i) const {
     return wide ? static_cast<const int64_t*>(data)[i * stride] : static_cast<const int32_t*>(data)[i * stride];
   }
 };

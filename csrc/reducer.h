@@ -16,6 +16,12 @@ constexpr Family family_of(Mode mode) {
                                                    : Family::sum;
 }
 
+// State that a part of a segment carries besides its [dim] sums.
+struct Totals {
+  int64_t count = 0;  // real tokens
+  double weight = 0;  // sum of weights, in the accumulator's precision
+};
+
 template <Family F>
 struct Reducer {
   // The neutral value. Sums start from +0, so that no partial sum is ever -0 and adding an empty leaf changes no bit.

@@ -2,13 +2,6 @@
 #pragma once
 #include "pool.h"
 
-#if defined(__CUDACC__)
-#define FASTPOOL_INLINE __host__ __device__ __forceinline__ static
-#else
-// Always inlined: a kernel file built for AVX-512 must leave no shared copy that the linker could hand to another file.
-#define FASTPOOL_INLINE __attribute__((always_inline)) static inline
-#endif
-
 namespace fastpool {
 
 struct Segment {
@@ -48,14 +41,20 @@ FASTPOOL_INLINE int64_t count_real(const PerToken& mask, int64_t b, int64_t i, i
   }
 }
 
-// Bounds were checked before (CPU); they are clamped to [0, rows] all the same, so that nothing reads out of bounds.
-FASTPOOL_INLINE Segment segment_of(const PoolCall& call, int64_t b) {
+// A segment's bounds, padding still inside. A CPU has checked them, a GPU cannot without waiting: they are clamped to
+// [0, rows], so that nothing is read out of bounds.
+FASTPOOL_INLINE Segment bounds_of(const PoolCall& call, int64_t b) {
   int64_t begin = call.starts.data ? call.starts[b] : 0;
   int64_t end = call.ends.data ? call.ends[b] : call.rows;
   begin = begin < 0 ? 0 : begin;
   end = end > call.rows ? call.rows : end;
   if (begin >= end) return {0, 0};
-  // Padding is skipped a leaf at a time, then token by token.
+  return {begin, end};
+}
+
+// Without its padding, which one thread skips a leaf at a time, then token by token. A GPU's block does it together.
+FASTPOOL_INLINE Segment segment_of(const PoolCall& call, int64_t b) {
+  auto [begin, end] = bounds_of(call, b);
   while (end - begin >= kLeaf && count_real(call.mask, b, begin, kLeaf) == 0) begin += kLeaf;
   while (begin < end && !is_real(call.mask, b, begin)) ++begin;
   while (end - begin >= kLeaf && count_real(call.mask, b, end - kLeaf, kLeaf) == 0) end -= kLeaf;

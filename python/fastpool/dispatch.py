@@ -1,23 +1,25 @@
 """Which backend a call takes, and why not another.
 
-On CPU tensors torch's own dispatcher calls the native library without coming here, unless a thread has asked for
-another backend. Every other call comes through `choose`.
+Torch's own dispatcher calls the native libraries without coming here, unless a thread has asked for another backend
+or, on a GPU, another one is the faster. Every other call comes through `choose`.
 """
 
 import os
 import threading
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType, TracebackType
 
+import torch
 from torch import Tensor
 
 from .backends import native, reference, triton
 from .segments import NormalizeCall, PoolCall
+from .triton_kernels.config import native_below_bytes, slug
 
 Call = PoolCall | NormalizeCall
 
-# Fastest first: `auto` takes the first that does not refuse the call.
 BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "reference": reference}
 _NAMES = ("auto", *BACKENDS)
 
@@ -34,10 +36,22 @@ _thread = threading.local()
 _validate = os.environ.get("FASTPOOL_VALIDATE", "0") not in ("", "0")
 
 
+_WISHES = {"auto": native.AUTOMATIC, "native": native.NATIVE}
+_python_from_bytes = 0
+
+
+def _tell_native(python_from_bytes: int) -> None:
+    """Which CUDA calls of `auto` are to come here."""
+    global _python_from_bytes
+    _python_from_bytes = native.NEVER if triton.unavailable() else python_from_bytes
+    native.set_cuda(_validate, _python_from_bytes)
+
+
 def start() -> None:
     """Loads what has to be loaded, once the ops are defined."""
     native.load()
-    native.redirect_process(_process_wish not in ("auto", "native"))
+    native.redirect_process(_WISHES.get(_process_wish, native.OTHER))
+    _tell_native(0)
 
 
 def wish() -> str:
@@ -75,7 +89,7 @@ class backend:
 
     @staticmethod
     def _tell_native() -> None:
-        native.redirect_thread(None if not _thread.wishes else _thread.wishes[-1] not in ("auto", "native"))
+        native.redirect_thread(_WISHES.get(_thread.wishes[-1], native.OTHER) if _thread.wishes else native.INHERIT)
 
 
 def validate(on: bool = True) -> None:
@@ -85,6 +99,7 @@ def validate(on: bool = True) -> None:
     """
     global _validate
     _validate = bool(on)
+    native.set_cuda(_validate, _python_from_bytes)
 
 
 def check(call: Call) -> None:
@@ -92,6 +107,26 @@ def check(call: Call) -> None:
     call.check()
     if isinstance(call, PoolCall) and (_validate or call.hidden.device.type == "cpu"):
         call.check_values()
+
+
+@cache
+def _native_below_bytes(device: torch.device) -> int:
+    """Token states of fewer bytes are faster on `native` than on `triton`, as measured on such a GPU; 0: not
+    measured."""
+    below: int = native_below_bytes(slug(torch.cuda.get_device_name(device)))
+    _tell_native(below)
+    return below
+
+
+def _fastest_first(tensor: Tensor) -> tuple[str, ...]:
+    """`auto` takes the first of these that does not refuse the call. All give the same bits."""
+    if tensor.device.type != "cuda":
+        return "native", "reference", "triton"
+    if native.cuda_unavailable() is None and tensor.numel() * tensor.element_size() < _native_below_bytes(
+        tensor.device
+    ):
+        return "native", "triton", "reference"
+    return "triton", "native", "reference"
 
 
 def choose(call: Call) -> ModuleType:
@@ -102,7 +137,8 @@ def choose(call: Call) -> ModuleType:
         if reason is not None:
             raise RuntimeError(f"{call.op}: backend {asked!r} was asked for and cannot serve this call: {reason}")
         return BACKENDS[asked]
-    chosen = next(module for module in BACKENDS.values() if module.refuses(call.tensor) is None)
+    order = [BACKENDS[name] for name in _fastest_first(call.tensor)]
+    chosen = next(module for module in order if module.refuses(call.tensor) is None)
     if chosen is reference:
         _warn_slow(call)
     return chosen
@@ -144,8 +180,9 @@ def explain_call(call: Call) -> Explanation:
     asked = wish()
     reasons: dict[str, str] = {}
     taken: str | None = None
-    for name, module in BACKENDS.items():
-        reason = module.refuses(call.tensor)
+    order = _fastest_first(call.tensor)
+    for name in order:
+        reason = BACKENDS[name].refuses(call.tensor)
         if asked not in ("auto", name):
             reason = reason or f"{asked} was asked for"
         elif reason is None and taken is not None:

@@ -11,9 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dispatch import BACKENDS, backend
 from .modes import MODES
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def cpu_backends() -> list[str]:
+    """Those that serve CPU tensors in this process."""
+    return [name for name, module in BACKENDS.items() if module.refuses(torch.empty(0)) is None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A backend and the device it is tested on."""
+
+    backend: str
+    device: str
+
+    def run(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Calls a function with its tensors on the device and the backend asked for; the result on the CPU."""
+
+        def there(value: Any) -> Any:
+            return value.to(self.device) if isinstance(value, Tensor) else value
+
+        with backend(self.backend):
+            result = function(*map(there, args), **{name: there(value) for name, value in kwargs.items()})
+        return result.cpu()
 
 
 @dataclass

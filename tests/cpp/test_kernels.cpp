@@ -23,8 +23,6 @@ void run_threads(int64_t n, const std::function<void(int64_t)>& body) {
   for (std::thread& thread : threads) thread.join();
 }
 
-int size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
-
 // Values that every dtype holds exactly: small integers over 8.
 void write(DType dtype, void* data, int64_t i, double value) {
   const float single = static_cast<float>(value);

@@ -1,43 +1,81 @@
-"""The C++ library: loads it, and tells it which threads asked for something else.
+"""The C++ libraries: loads them, and tells them which threads asked for something else.
 
-It fills the CPU key of the ops, so torch's dispatcher calls it without any Python in between: nothing is run from here.
+They fill the CPU key and the CUDA key of the ops, so torch's dispatcher calls them without any Python in between. Only
+calls that Python's dispatch has had to look at first are run from here.
 """
 
 import json
 import platform
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from ..modes import MODES
+from ..segments import NormalizeCall, PoolCall
 
 _PACKAGE = Path(__file__).parent.parent
 LIBRARY = _PACKAGE / "libfastpool.so"
-# Written by setup.py: {"built": bool, "reason": str}.
+CUDA_LIBRARY = _PACKAGE / "libfastpool_cuda.so"
+# Written by setup.py: {"built": bool, "reason": str, "cuda": {"built": bool, "reason": str}}.
 BUILD_REPORT = _PACKAGE / "native_build.json"
 
 info: ModuleType | None = None  # fastpool._native, once the library is loaded
 _why_not: str | None = "the native library has not been loaded"
+_why_not_cuda: str | None = "the CUDA library has not been loaded"
+
+INHERIT, NATIVE, OTHER, AUTOMATIC = -1, 0, 1, 2  # wishes, as in csrc/native.h
+NEVER = 2**63 - 1  # bytes
+
+
+def _report() -> dict[str, Any]:
+    """What setup.py wrote about the build; nothing where it did not."""
+    try:
+        found: dict[str, Any] = json.loads(BUILD_REPORT.read_text())
+    except (OSError, ValueError):
+        found = {}
+    return found
+
+
+def _because(reason: str | None) -> str:
+    return f": {reason}" if reason else ""
 
 
 def load() -> None:
-    """Loads the library. The ops must be defined by then. What fails costs this backend, never the import."""
-    global info, _why_not
+    """Loads the libraries. The ops must be defined by then. What fails costs this backend, never the import."""
+    global info, _why_not, _why_not_cuda
+    _why_not = _load_cpu()
+    _why_not_cuda = _why_not or _load_cuda()
+
+
+def _load_cpu() -> str | None:
+    global info
     if platform.system() != "Linux" or platform.machine() != "x86_64":
-        _why_not = f"native kernels need Linux on x86-64, this is {platform.system()} on {platform.machine()}"
-        return
+        return f"native kernels need Linux on x86-64, this is {platform.system()} on {platform.machine()}"
     if not LIBRARY.exists():
-        _why_not = "the native library was not built"
-        if BUILD_REPORT.exists():
-            _why_not += f": {json.loads(BUILD_REPORT.read_text())['reason']}"
-        return
+        return f"the native library was not built{_because(_report().get('reason'))}"
     try:
         # It links the library, which fills the ops as it is loaded: both are there, or neither.
         info = import_module("fastpool._native")
     except (OSError, ImportError, RuntimeError) as error:
-        _why_not = f"the native library does not load: {error}"
-        return
-    _why_not = None
+        return f"the native library does not load: {error}"
+    return None
+
+
+def _load_cuda() -> str | None:
+    if torch.version.cuda is None:
+        return "this torch has no CUDA"
+    if not CUDA_LIBRARY.exists():
+        return f"the CUDA library was not built{_because(_report().get('cuda', {}).get('reason'))}"
+    try:
+        torch.ops.load_library(str(CUDA_LIBRARY))
+    except (OSError, RuntimeError) as error:
+        return f"the CUDA library does not load: {error}"
+    return None
 
 
 def unavailable() -> str | None:
@@ -45,24 +83,71 @@ def unavailable() -> str | None:
     return _why_not
 
 
+def cuda_unavailable() -> str | None:
+    """Why it serves no CUDA tensors, or None."""
+    return _why_not_cuda
+
+
 def refuses(tensor: Tensor) -> str | None:
-    if _why_not is not None:
-        return _why_not
-    if tensor.device.type != "cpu":
-        return f"this version's native kernels are for CPU tensors, not {tensor.device.type}"
-    return None
+    """Why this backend cannot serve calls on that tensor, or None."""
+    kind = tensor.device.type
+    if kind == "cuda":
+        return _why_not_cuda
+    if _why_not is None and kind != "cpu":
+        return f"native kernels are for CPU and CUDA tensors, not {kind}"
+    return _why_not
 
 
-def redirect_process(on: bool) -> None:
-    """Whether calls go through Python's dispatch in threads that have no wish of their own."""
+def _direct(op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """Calls an op that this library fills, whatever this thread or process asks for."""
+    assert info is not None
+    info.set_direct(True)
+    try:
+        return op(*args, **kwargs)
+    finally:
+        info.set_direct(False)
+
+
+def pool(call: PoolCall) -> Tensor:
+    """Runs a call that Python's dispatch has looked at."""
+    weights = (call.weights,) if MODES[call.mode].takes_weights else ()
+    return _direct(
+        getattr(torch.ops.fastpool, call.mode).default,
+        call.hidden,
+        call.mask,
+        call.cu_seqlens,
+        *weights,
+        starts=call.starts,
+        ends=call.ends,
+        dim=call.dim,
+        normalize=call.normalize,
+        out_dtype=call.out_dtype,
+    )
+
+
+def l2_normalize(call: NormalizeCall) -> Tensor:
+    """Likewise."""
+    op = torch.ops.fastpool.l2_normalize.default
+    return _direct(op, call.x, dim=call.dim, eps=call.eps, out_dtype=call.out_dtype)
+
+
+def redirect_process(wish: int) -> None:
+    """What threads without a wish of their own ask for."""
     if info is not None:
-        info.redirect_process(on)
+        info.redirect_process(wish)
 
 
-def redirect_thread(on: bool | None) -> None:
-    """The same for this thread; None: as the process."""
+def redirect_thread(wish: int) -> None:
+    """What this thread asks for."""
     if info is not None:
-        info.redirect_thread(-1 if on is None else int(on))
+        info.redirect_thread(wish)
+
+
+def set_cuda(validate: bool, python_from_bytes: int) -> None:
+    """Which calls on CUDA tensors go through Python's dispatch where no backend is asked for: those with so many bytes
+    of token states, and all of them to have their index values checked."""
+    if info is not None:
+        info.set_cuda(validate, python_from_bytes)
 
 
 def set_error(message: str) -> None:

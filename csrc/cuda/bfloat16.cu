@@ -1,0 +1,5 @@
+#include "kernels.cuh"
+
+namespace fastpool::cuda {
+const Kernels kernels_bfloat16 = {pool<bfloat16_t>, normalize<bfloat16_t>};
+}

@@ -1,0 +1,114 @@
+// What the threads of a block do together: its shared memory, which segment and unit it has, where real tokens are.
+#pragma once
+#include "numbers.cuh"
+#include "plan.h"
+
+namespace fastpool::cuda {
+
+// All of a block's shared memory; Plan::shared says what stands where.
+extern __shared__ uint4 shared_memory[];
+
+template <class A>
+struct Shared {
+  A *row, *slots, *weights, *sums;
+  int64_t* found;   // by each warp
+  uint32_t* words;  // a bit for each token of a leaf: whether it is real
+  int *count, *last;
+
+  __device__ __forceinline__ explicit Shared(const Layout& at) {
+    char* const base = reinterpret_cast<char*>(shared_memory);
+    row = reinterpret_cast<A*>(base);
+    slots = reinterpret_cast<A*>(base + at.slots);
+    weights = reinterpret_cast<A*>(base + at.weights);
+    sums = reinterpret_cast<A*>(base + at.sums);
+    found = reinterpret_cast<int64_t*>(base + at.found);
+    words = reinterpret_cast<uint32_t*>(base + at.words);
+    count = reinterpret_cast<int*>(words + kStage);
+    last = count + 1;
+  }
+};
+
+FASTPOOL_KERNEL_INLINE int lane() { return static_cast<int>(threadIdx.x) % 32; }
+FASTPOOL_KERNEL_INLINE int warp() { return static_cast<int>(threadIdx.x) / 32; }
+FASTPOOL_KERNEL_INLINE int warps() { return static_cast<int>(blockDim.x) / 32; }
+
+constexpr unsigned kAll = 0xffffffffu;
+
+// Which unit of which segment a block reduces, and the slot of that segment's first unit. segment -1: none.
+struct Program {
+  int segment, unit, slot;  // a grid, and so all of them, stays below 2^31
+};
+
+// Packed segments share the slots: that of segment b's first unit is v(b) = cu[b] / split + b, which leaves room for
+// its units and at least one. The last b with v(b) <= p is looked for by a warp, 32 ways at a time. Values out of range
+// are clamped, so slots stay in range whatever cu_seqlens hold; where they decrease, results are anything.
+FASTPOOL_KERNEL_INLINE Program find_program(const PoolCall& call, const Plan& plan) {
+  const int p = static_cast<int>(blockIdx.x);
+  if (!plan.search) {
+    const int units = static_cast<int>(plan.units), b = p / units;
+    return {b, p - b * units, b * units};
+  }
+  const auto slot = [&](int b) {
+    const int64_t row = call.starts[b];
+    return static_cast<int>((row < 0 ? 0 : row > call.rows ? call.rows : row) / plan.split) + b;
+  };
+  int b = 0;
+#pragma unroll 1
+  for (int n = static_cast<int>(call.batch), step; n > 1; n = step < n ? step : n) {
+    step = (n + 31) / 32;
+    const int at = lane() * step;
+    const int before = __popc(__ballot_sync(kAll, at < n && slot(b + at) <= p));
+    if (before == 0) break;
+    b += (before - 1) * step;
+    n -= (before - 1) * step;
+  }
+  const int first = slot(b);
+  return {first <= p ? b : -1, p - first, first};
+}
+
+// The distance from `row` to the nearest real token among n rows, forwards (step 1) or backwards (-1); n if there is
+// none. Most segments begin (end) with a real token, or have no mask; padding is passed a block at a time.
+template <class A>
+FASTPOOL_KERNEL_INLINE int64_t nearest_real(const PoolCall& call, int64_t b, int64_t row, int64_t n, int step,
+                                            const Shared<A>& shared) {
+  if (n <= 0 || is_real(call.mask, b, row)) return 0;
+  constexpr int kProbes = 4;  // loads in flight
+  const int64_t threads = blockDim.x;
+#pragma unroll 1
+  for (int64_t base = 0; base < n; base += kProbes * threads) {
+    bool real[kProbes];
+#pragma unroll
+    for (int k = 0; k < kProbes; ++k) {
+      const int64_t at = base + k * threads + threadIdx.x;
+      real[k] = at < n && is_real(call.mask, b, row + step * at);
+    }
+    int64_t nearest = n;
+#pragma unroll
+    for (int k = kProbes - 1; k >= 0; --k) {
+      const unsigned ballot = __ballot_sync(kAll, real[k]);
+      if (ballot != 0) nearest = base + k * threads + warp() * 32 + __ffs(static_cast<int>(ballot)) - 1;
+    }
+    __syncthreads();  // the words of the round before have been read
+    if (lane() == 0) shared.found[warp()] = nearest;
+    __syncthreads();
+#pragma unroll 1
+    for (int w = 0; w < warps(); ++w) nearest = shared.found[w] < nearest ? shared.found[w] : nearest;
+    if (nearest < n) return nearest;
+  }
+  return n;
+}
+
+// The weight of the real token at row i of segment b, whose first real token is `first`.
+template <class A>
+FASTPOOL_KERNEL_INLINE A weight_of(const PoolCall& call, int64_t b, int64_t first, int64_t i) {
+  if (call.weights.data == nullptr) return static_cast<A>(i - first + 1);
+  const int64_t at = b * call.weights.batch_stride + i * call.weights.stride;
+  switch (call.weights.dtype) {
+    case DType::float16: return widen(static_cast<const half_t*>(call.weights.data)[at]);
+    case DType::bfloat16: return widen(static_cast<const bfloat16_t*>(call.weights.data)[at]);
+    case DType::float32: return static_cast<const float*>(call.weights.data)[at];
+    default: return static_cast<A>(static_cast<const double*>(call.weights.data)[at]);
+  }
+}
+
+}  // namespace fastpool::cuda

@@ -1,0 +1,5 @@
+#include "kernels.cuh"
+
+namespace fastpool::cuda {
+const Kernels kernels_float32 = {pool<float>, normalize<float>};
+}

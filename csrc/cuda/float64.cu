@@ -1,0 +1,5 @@
+#include "kernels.cuh"
+
+namespace fastpool::cuda {
+const Kernels kernels_float64 = {pool<double>, normalize<double>};
+}

@@ -1,0 +1,156 @@
+// The CUDA kernels and their launches: included once by each dtype's file. A block reduces one unit; the last one to
+// arrive at a segment's root, or the only one, runs the epilogue.
+#pragma once
+#include "epilogue.cuh"
+#include "kernels.h"
+#include "leaves.cuh"
+#include "tree.cuh"
+
+namespace fastpool::cuda {
+
+// The columns of a block: all, or a strip of them.
+FASTPOOL_KERNEL_INLINE int strip_columns(const PoolCall& call, const Plan& plan) {
+  const int64_t left = call.dim - blockIdx.y * plan.strip;
+  return static_cast<int>(left < plan.strip ? left : plan.strip);
+}
+
+template <class T, Family F, int V>
+__global__ void __launch_bounds__(kThreads, 2)
+    reduce_kernel(const __grid_constant__ PoolCall call, const __grid_constant__ Plan plan,
+                  const __grid_constant__ Workspace workspace) {
+  using A = typename AccumulatorOf<T>::type;
+  const Shared<A> shared(plan.shared);
+  const Program program = find_program(call, plan);
+  const int b = program.segment;
+  if (b < 0) return;
+  const Segment bounds = bounds_of(call, b);
+  const int64_t first = bounds.begin + nearest_real(call, b, bounds.begin, bounds.end - bounds.begin, 1, shared);
+  const int filled = static_cast<int>((bounds.end - first + plan.split - 1) / plan.split),
+            units = filled > 0 ? filled : 1;
+  if (program.unit >= units) return;
+
+  const int64_t column = blockIdx.y * plan.strip;
+  const int columns = strip_columns(call, plan);
+  const T* const rows = static_cast<const T*>(call.hidden) + int64_t{b} * call.batch_stride + column;
+  const Unit unit(plan, b, first, bounds.end, program.unit);
+  Totals totals = reduce_unit<F, V>(call, plan, unit, rows, columns, shared);
+  if (climb<F>(workspace, call.dim, columns, column, program.slot, program.unit, units, shared, totals))
+    finish(call, b, column, columns, totals, shared);
+}
+
+// cls and last copy one row.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, 4)
+    gather_kernel(const __grid_constant__ PoolCall call, const __grid_constant__ Plan plan) {
+  using A = typename AccumulatorOf<T>::type;
+  const Shared<A> shared(plan.shared);
+  const int64_t b = blockIdx.x, column = blockIdx.y * plan.strip;
+  const int columns = strip_columns(call, plan);
+  const Segment bounds = bounds_of(call, b);
+  const int64_t n = bounds.end - bounds.begin;
+  const int step = call.mode == Mode::cls ? 1 : -1;
+  const int64_t row = step > 0 ? bounds.begin : bounds.end - 1;
+  const int64_t distance = nearest_real(call, b, row, n, step, shared);
+  if (distance < n) {
+    const T* const token =
+        static_cast<const T*>(call.hidden) + b * call.batch_stride + (row + step * distance) * call.row_stride + column;
+#pragma unroll 1
+    for (int c = static_cast<int>(threadIdx.x) * V; c < columns; c += static_cast<int>(blockDim.x) * V) {
+      const Pack<T, V> pack = load<V>(token + c);
+#pragma unroll
+      for (int i = 0; i < V; ++i) shared.row[c + i] = widen(pack.x[i]);
+    }
+  }
+  __syncthreads();
+  Totals totals;
+  totals.count = distance < n;
+  finish(call, b, column, columns, totals, shared);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 4) normalize_kernel(const __grid_constant__ Rows rows) {
+  using A = typename AccumulatorOf<T>::type;
+  const Shared<A> shared{Layout{}};
+  const NormalizeCall& call = rows.call;
+  for (int64_t row = blockIdx.x; row < call.rows; row += gridDim.x) {
+    int64_t offset = 0, rest = row;
+#pragma unroll 1
+    for (int d = call.leading - 1; d >= 0; --d) {
+      offset += rest % rows.sizes[d] * rows.strides[d];
+      rest /= rows.sizes[d];
+    }
+    const T* const x = static_cast<const T*>(call.x) + offset;
+    const auto load_quad = [&](int64_t c, A(&y)[kQuad]) {
+      if (rows.aligned && c + kQuad <= call.dim) {
+        constexpr int V = sizeof(T) == 8 ? 2 : 4;
+#pragma unroll
+        for (int k = 0; k < kQuad; k += V) {
+          const Pack<T, V> pack = load<V>(x + c + k);
+#pragma unroll
+          for (int i = 0; i < V; ++i) y[k + i] = widen(pack.x[i]);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kQuad; ++i) y[i] = c + i < call.dim ? widen(load<1>(x + c + i).x[0]) : A{};
+      }
+    };
+    const Norm<A> norm = Norm<A>::of(load_quad, call.dim, static_cast<A>(call.eps), shared.row);
+#pragma unroll 1
+    for (int64_t c = threadIdx.x * kQuad; c < call.dim; c += blockDim.x * kQuad) {
+      A y[kQuad];
+      load_quad(c, y);
+#pragma unroll
+      for (int i = 0; i < kQuad; ++i) y[i] = (y[i] * norm.scale) / norm.divisor;
+      store_quad(call.out, call.out_dtype, row * call.dim, c, call.dim, call.dim % kQuad == 0, y);
+    }
+  }
+}
+
+// ---- launches
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared, cudaStream_t stream,
+                   const Arguments&... arguments) {
+  if (shared > 48 << 10) {  // beyond what a kernel gets unasked
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+template <class T, int V>
+cudaError_t launch_pool(const PoolCall& call, const Plan& plan, const Workspace& workspace, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(plan.programs), static_cast<unsigned>(plan.strips));
+  const auto reduce = [&](auto kernel) {
+    return launch(kernel, grid, plan.threads, plan.shared.bytes, stream, call, plan, workspace);
+  };
+  switch (family_of(call.mode)) {
+    case Family::sum: return reduce(reduce_kernel<T, Family::sum, V>);
+    case Family::weighted: return reduce(reduce_kernel<T, Family::weighted, V>);
+    case Family::max: return reduce(reduce_kernel<T, Family::max, V>);
+    default: return launch(gather_kernel<T, V>, grid, plan.threads, plan.shared.bytes, stream, call, plan);
+  }
+}
+
+template <class T>
+cudaError_t pool(const PoolCall& call, const Plan& plan, const Workspace& workspace, cudaStream_t stream) {
+  return plan.vector == 1 ? launch_pool<T, 1>(call, plan, workspace, stream)
+                          : launch_pool<T, 16 / sizeof(T)>(call, plan, workspace, stream);
+}
+
+template <class T>
+cudaError_t normalize(const Rows& rows, cudaStream_t stream) {
+  using A = typename AccumulatorOf<T>::type;
+  const int64_t blocks = rows.call.rows < INT32_MAX ? rows.call.rows : INT32_MAX;
+  const int64_t warps = (rows.call.dim + kWarpColumns - 1) / kWarpColumns;
+  const int threads = static_cast<int>(warps < kThreads / 32 ? warps : kThreads / 32) * 32;
+  return launch(normalize_kernel<T>, dim3(static_cast<unsigned>(blocks)), threads,
+                (kBlockSums + kCounterLevels) * sizeof(A), stream, rows);
+}
+
+}  // namespace fastpool::cuda

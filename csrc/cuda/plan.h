@@ -1,0 +1,56 @@
+// How a call is cut into work for a GPU, from shapes alone: chosen on the host without looking at data, so nothing
+// waits for the device. Any plan gives the same bits. No CUDA here: the tests read plans on any machine.
+#pragma once
+#include "../reducer.h"
+
+namespace fastpool::cuda {
+
+constexpr int kThreads = 256;  // of a block, at most
+constexpr int kStage = 32;     // leaves whose real tokens and weights wait in shared memory
+constexpr int kFanIn = 8;      // children of a node in the arrival tree
+constexpr int kDepths = 8;     // of that tree, at most
+// Sums of squares meet in shared memory: those of 128 columns each, and then a binary counter of 64 such blocks.
+constexpr int kBlockSums = 64, kCounterLevels = 64;
+
+// What a plan follows.
+struct Chip {
+  int multiprocessors = 0;
+  int64_t shared = 0;  // bytes of shared memory that one block may have
+};
+
+// Where a block keeps what in its shared memory, in bytes. Its row of sums comes first.
+struct Layout {
+  int slots = 0, weights = 0, sums = 0, found = 0, words = 0, bytes = 0;
+};
+
+// A unit is a run of `split` tokens of one segment, counted from its first real token; a block reduces one. Its threads
+// stand in `groups` of `columns`: side by side along a row (or a piece of it, and then the next piece), `vector`
+// columns each; a group has its own aligned run of leaves.
+struct Plan {
+  int64_t split = kLeaf;  // kLeaf * 2^k
+  int64_t units = 1;      // of a segment at most, where every segment has as many slots; see `search`
+  int64_t programs = 0;   // blocks for each strip of columns; also slots for partial states
+  bool search = false;    // cu_seqlens cut in several units: a block finds its segment
+  int64_t strip = 0;      // columns that one block owns
+  int strips = 1;         // more than one: the norm needs a second launch
+  int vector = 1;         // columns that a thread loads at once
+  int columns = 1, groups = 1, levels = 0, threads = 32;
+  Layout shared;
+  bool partial() const { return search || units > 1; }
+};
+
+// The constants behind a plan; tests set others.
+struct Tuning {
+  int threads = kThreads;
+  int64_t split = 0;  // 0: by shape
+  // The row of sums that waits for its epilogue: 8192 columns in float32. It leaves an SM of 100 KB three blocks.
+  int64_t strip_bytes = 32 << 10;
+  // Where packed segments are many and may be long, slots for all of them are bounded to this, by larger units.
+  int64_t partial_bytes = 64 << 20;
+};
+extern Tuning tuning;
+
+// `cu`: starts and ends are neighbours in cu_seqlens.
+Plan make_plan(const PoolCall& call, bool cu, const Chip& chip);
+
+}  // namespace fastpool::cuda

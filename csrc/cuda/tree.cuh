@@ -1,0 +1,83 @@
+// The arrival tree: partial states of a segment's units meet in the launch that made them. Nobody waits: a block that
+// has finished a node leaves its state, counts itself in at the parent and goes, unless it is the last of the children
+// to arrive; then it merges all their states, in the order of the units and not of arrival, and goes on upwards.
+#pragma once
+#include "block.cuh"
+#include "kernels.h"
+
+namespace fastpool::cuda {
+
+// The state of a node stands at the slot of the first unit it covers; its counter, at depth d >= 1, d slots further: a
+// node of several children covers more than 8^(d-1) >= d units, and up to depth 8 no two counters meet.
+template <Family F, class A>
+FASTPOOL_KERNEL_INLINE A merge_children(A (&x)[kFanIn]) {
+#pragma unroll
+  for (int step = 1; step < kFanIn; step *= 2)
+#pragma unroll
+    for (int k = 0; k < kFanIn; k += 2 * step) x[k] = Reducer<F>::template merge<A>(x[k], x[k + step]);
+  return x[0];
+}
+
+// True for the block that arrives last at the root: shared.row and totals are then the whole segment's.
+template <Family F, class A>
+FASTPOOL_KERNEL_INLINE bool climb(const Workspace& workspace, int64_t dim, int columns, int64_t column, int slot,
+                                  int unit, int units, const Shared<A>& shared, Totals& totals) {
+  const int64_t strip = static_cast<int64_t>(blockIdx.y) * gridDim.x;
+  A* const sums = static_cast<A*>(workspace.sums) + column;
+  Totals* const all_totals = workspace.totals + strip;
+  int* const arrived = workspace.arrived + strip;
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+
+  int64_t node = slot + unit;
+  int depth = 1;
+#pragma unroll 1
+  for (int64_t width = 1; width < units; width *= kFanIn, ++depth) {
+    const int64_t first = unit / (width * kFanIn) * (width * kFanIn), left = (units - first + width - 1) / width;
+    if (left == 1) continue;  // an only child passes for its parent
+    const int children = left < kFanIn ? static_cast<int>(left) : kFanIn;
+    // A part without real tokens leaves no sums; nobody reads them.
+    if (totals.count > 0)
+#pragma unroll 1
+      for (int c = thread; c < columns; c += threads) sums[node * dim + c] = shared.row[c];
+    if (thread == 0) all_totals[node] = totals;
+    __syncthreads();
+    if (thread == 0) {
+      int* const counter = arrived + slot + first + depth;
+      __threadfence();  // what this block has written comes before its arrival
+      const bool last = atomicAdd(counter, 1) == children - 1;
+      if (last) *counter = 0;
+      __threadfence();  // and the arrival of the others before what is read of theirs
+      *shared.last = last;
+    }
+    __syncthreads();
+    if (*shared.last == 0) return false;
+
+    // What other blocks wrote is read past the first-level cache, which does not see it. A missing child is neutral.
+    node = slot + first;
+    unsigned there = 0;
+    A weight[kFanIn];
+    totals.count = 0;
+#pragma unroll
+    for (int k = 0; k < kFanIn; ++k) {
+      const Totals* const child = all_totals + node + k * width;
+      const int64_t count = k < children ? __ldcg(reinterpret_cast<const long long*>(&child->count)) : 0;
+      totals.count += count;
+      there |= static_cast<unsigned>(count > 0) << k;
+      if constexpr (F == Family::weighted) weight[k] = k < children ? static_cast<A>(__ldcg(&child->weight)) : A{};
+    }
+    if constexpr (F == Family::weighted) totals.weight = static_cast<double>(merge_children<F>(weight));
+#pragma unroll 1
+    for (int c = thread; c < columns; c += threads) {
+      A x[kFanIn];
+      const A* child = sums + node * dim + c;
+#pragma unroll
+      for (int k = 0; k < kFanIn; ++k, child += width * dim)
+        x[k] = there >> k & 1 ? __ldcg(child) : Reducer<F>::template init<A, A>(A{});
+      shared.row[c] = merge_children<F>(x);
+    }
+    __syncthreads();
+  }
+  return true;
+}
+
+}  // namespace fastpool::cuda

@@ -1,0 +1,153 @@
+// Fills the CUDA key of the ops that python/fastpool/ops.py defines; a library of its own, loaded where torch has CUDA.
+// A call is checked, given memory and launched, on the tensors' device and its current stream, without waiting for it.
+#define USE_CUDA  // the shim's CUDA part
+#include "cuda/kernels.h"
+#include "ops.h"
+
+// Tests run this file on CPU tensors, under another name (tests/cpp/cuda_host).
+#if !defined(FASTPOOL_OPS)
+#define FASTPOOL_OPS fastpool
+#define FASTPOOL_KEY CUDA
+#endif
+
+namespace fastpool {
+namespace {
+
+using namespace cuda;
+
+void check_cuda(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // it is told here, and nowhere else
+  throw std::runtime_error(std::string("fastpool: CUDA says: ") + cudaGetErrorString(error));
+}
+
+// While this lives, the device is the current one.
+class OnDevice {
+ public:
+  explicit OnDevice(Device device) : device_(device) {
+    check_api(aoti_torch_create_device_guard(device.index, &guard_), "a device guard");
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+  ~OnDevice() { aoti_torch_delete_device_guard(guard_); }
+  cudaStream_t stream() const {
+    void* stream = nullptr;
+    check_api(aoti_torch_get_current_cuda_stream(device_.index, &stream), "its current stream");
+    return static_cast<cudaStream_t>(stream);
+  }
+  Chip chip() const {
+    int multiprocessors = 0, shared = 0;
+    check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device_.index));
+    check_cuda(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_.index));
+    return {multiprocessors, shared};
+  }
+  // Torch's allocator gives it back to calls that come later on this stream; its rows start at multiples of 16 bytes.
+  Tensor memory(int64_t bytes) const { return empty(1, &bytes, aoti_torch_dtype_uint8(), device_); }
+
+ private:
+  Device device_;
+  DeviceGuardHandle guard_ = nullptr;
+};
+
+const Kernels& kernels(DType dtype) {
+  switch (dtype) {
+    case DType::float16: return kernels_float16;
+    case DType::bfloat16: return kernels_bfloat16;
+    case DType::float32: return kernels_float32;
+    default: return kernels_float64;
+  }
+}
+
+void run(const NormalizeCall& call, cudaStream_t stream) {
+  if (call.rows == 0 || call.dim == 0) return;
+  Rows rows;
+  rows.call = call;
+  const int64_t size = size_of(call.dtype), alignment = size * 4 < 16 ? size * 4 : 16;
+  int64_t at = static_cast<int64_t>(reinterpret_cast<uintptr_t>(call.x));
+  for (int d = 0; d < call.leading; ++d) {
+    rows.sizes[d] = call.sizes[d], rows.strides[d] = call.strides[d];
+    at |= call.strides[d] * size;
+  }
+  rows.aligned = at % alignment == 0;
+  check_cuda(kernels(call.dtype).normalize(rows, stream));
+}
+
+void run(const PoolCall& call, bool cu, const OnDevice& device) {
+  if (call.batch == 0 || call.dim == 0) return;
+  const cudaStream_t stream = device.stream();
+  const Plan plan = make_plan(call, cu, device.chip());
+  check(plan.programs <= INT32_MAX && plan.strips <= 65535,
+        [] { return std::string("fastpool: more segments or columns than a GPU's grid can hold"); });
+  const Kernels& kernel = kernels(call.dtype);
+
+  Workspace workspace;
+  Tensor sums, totals, arrived;
+  if (plan.partial()) {
+    const int64_t slots = plan.programs * plan.strips;
+    sums = device.memory(plan.programs * call.dim * accumulator_size(call.dtype));
+    totals = device.memory(slots * static_cast<int64_t>(sizeof(Totals)));
+    arrived = device.memory(slots * static_cast<int64_t>(sizeof(int)));
+    workspace = {sums.mutable_data(), static_cast<Totals*>(totals.mutable_data()),
+                 static_cast<int*>(arrived.mutable_data())};
+    check_cuda(cudaMemsetAsync(workspace.arrived, 0, static_cast<size_t>(slots) * sizeof(int), stream));
+  }
+  if (plan.strips == 1 || !call.normalize) return check_cuda(kernel.pool(call, plan, workspace, stream));
+
+  // The norm needs all columns, which no block has: it is taken of the unrounded result.
+  PoolCall wide = call;
+  wide.normalize = false;
+  wide.out_dtype = call.dtype == DType::float64 ? DType::float64 : DType::float32;
+  const Tensor unrounded = device.memory(call.batch * call.dim * accumulator_size(call.dtype));
+  wide.out = unrounded.mutable_data();
+  check_cuda(kernel.pool(wide, plan, workspace, stream));
+  NormalizeCall normalize;
+  normalize.dtype = wide.out_dtype, normalize.out_dtype = call.out_dtype;
+  normalize.rows = call.batch, normalize.dim = call.dim;
+  normalize.x = wide.out, normalize.out = call.out;
+  normalize.leading = 1, normalize.sizes = &call.batch, normalize.strides = &call.dim;
+  run(normalize, stream);
+}
+
+// Of a call's first argument, which stays on the stack.
+int64_t bytes(const StableIValue* stack) {
+  const auto tensor = torch::stable::detail::to<AtenTensorHandle>(stack[0]);
+  int64_t numel = 0;
+  int32_t dtype = 0;
+  check_api(aoti_torch_get_numel(tensor, &numel), "a tensor's size");
+  check_api(aoti_torch_get_dtype(tensor, &dtype), "a tensor's dtype");
+  return numel * size_of(float_dtype(dtype).value_or(DType::float32));
+}
+
+template <int code>
+void pool(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr const char* name = kModeNames[code];
+  constexpr Mode mode = static_cast<Mode>(code);
+  if (redirected(name, stack, true, bytes(stack))) return;
+  const PoolArguments arguments(stack, mode == Mode::weighted_mean);
+  PoolCall call = arguments.call(mode, name);
+  const OnDevice device(arguments.hidden.device());
+  Tensor out = arguments.output(call);
+  call.out = out.mutable_data();
+  run(call, static_cast<bool>(arguments.cu_seqlens), device);
+  stack[0] = torch::stable::detail::from(out.release());
+}
+
+void l2_normalize(StableIValue* stack, uint64_t, uint64_t) {
+  if (redirected("l2_normalize", stack, true, bytes(stack))) return;
+  const NormalizeArguments arguments(stack);
+  NormalizeCall call = arguments.call("l2_normalize");
+  const OnDevice device(arguments.x.device());
+  Tensor out = arguments.output(call);
+  call.out = out.mutable_data();
+  run(call, device.stream());
+  stack[0] = torch::stable::detail::from(out.release());
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(FASTPOOL_OPS, FASTPOOL_KEY, m) {
+  fill(m, [](auto code) { return pool<code>; });
+  m.impl("l2_normalize", l2_normalize);
+}
+
+}  // namespace fastpool

@@ -1,0 +1,123 @@
+// Stands for CUDA's own <cuda_runtime.h>, so that the kernels compile as plain C++ and run on a CPU: as much of it as
+// they use. A block's threads are fibers that take turns at barriers and warp operations; blocks run one after another.
+// Threads and blocks come in an order that a seed decides: one that needs another barrier, or arrivals in order, is
+// noticed.
+//
+// What this cannot show: memory ordering (everything is sequentially consistent here), races between blocks or between
+// two barriers, whether loads coalesce, how fast anything is, and what nvcc makes of the same source.
+#pragma once
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__
+#define __grid_constant__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+namespace cuda_host {
+
+void barrier();
+// Waits for all lanes of the warp; then every one of them sees what each has brought.
+const uint64_t* exchange(uint64_t value);
+// Memory that a launch finds zeroed must be zero again after it.
+void zeroed(const void* p, size_t bytes);
+void run(dim3 blocks, dim3 threads, size_t shared, const std::function<void()>& body);
+
+}  // namespace cuda_host
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the thread that runs
+
+inline void __syncthreads() { cuda_host::barrier(); }
+inline void __threadfence() {}
+inline unsigned __ballot_sync(unsigned, bool predicate) {
+  const uint64_t* lanes = cuda_host::exchange(predicate);
+  unsigned ballot = 0;
+  for (int i = 0; i < 32; ++i) ballot |= static_cast<unsigned>(lanes[i] != 0) << i;
+  return ballot;
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  const uint64_t* lanes = cuda_host::exchange(bits);
+  std::memcpy(&value, &lanes[(threadIdx.x % 32) ^ mask], sizeof value);
+  return value;
+}
+inline int atomicAdd(int* address, int value) {
+  const int before = *address;
+  *address += value;
+  return before;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+template <class T>
+T __ldcg(const T* p) {
+  return *p;
+}
+
+inline float __fsqrt_rn(float x) { return std::sqrt(x); }
+inline double __dsqrt_rn(double x) { return std::sqrt(x); }
+inline float __double2float_rz(double x) {
+  const float nearest = static_cast<float>(x);
+  return std::fabs(static_cast<double>(nearest)) > std::fabs(x) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+inline float half_to_float(uint16_t bits) { return _cvtsh_ss(bits); }
+inline uint16_t float_to_half(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline uint16_t float_to_bfloat16(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return x != x ? 0x7fff : static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+// ---- the host's side
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return ""; }
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 2 : 227 << 10;  // few, so that small batches are cut too
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+  std::memset(p, value, bytes);
+  if (value == 0) cuda_host::zeroed(p, bytes);
+  return cudaSuccess;
+}
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               const Arguments&... arguments) {
+  cuda_host::run(config->gridDim, config->blockDim, config->dynamicSmemBytes, [&] { kernel(arguments...); });
+  return cudaSuccess;
+}

@@ -1,0 +1,101 @@
+"""How work is cut up: the heuristic's choices, what was measured instead, and the tuner's own logic."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))  # programs beside each other, not a package
+
+pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
+
+from fastpool.triton_kernels import config, launch  # likewise
+from fastpool.triton_kernels.config import Config, Shape  # likewise
+
+import tune  # after the path
+from fastpool.segments import PoolCall  # after the skip
+
+SHAPES = [
+    Shape(batch, longest, mean, columns, size, weighted, 132)
+    for batch in (1, 7, 1024)
+    for longest, mean in ((16, 16), (512, 512), (8192, 300), (32768, 32768))
+    for columns, size in ((256, 2), (1024, 2), (8192, 2), (128, 4), (4096, 4), (64, 8), (1024, 8))
+    for weighted in (False, True)
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_choices_are_sound(shape: Shape) -> None:
+    for chosen in (config.heuristic(shape), *config.candidates(shape)):
+        for number in (chosen.leaves, chosen.warps, chosen.rows):
+            assert number == config.power_of_two(number)
+        assert config.LEAF % chosen.rows == 0
+        assert 0 <= chosen.levels <= config.MAX_LEVELS
+        assert 1 <= chosen.warps <= 16
+        assert chosen.split == config.LEAF * chosen.leaves * 2**chosen.levels
+    assert config.heuristic(shape) in config.candidates(shape)
+
+
+def test_one_long_text_fills_the_gpu() -> None:
+    assert Shape(1, 32768, 32768, 4096, 2, False, 132).units(
+        config.heuristic(Shape(1, 32768, 32768, 4096, 2, False, 132)).split
+    ) >= 4 * 132  # fmt: skip
+
+
+def test_measured_choices_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = SHAPES[0]
+    measured = Config(4, 2, 8, 4)
+    (tmp_path / "a-gpu.json").write_text(
+        json.dumps({"native_below_bytes": 4096, "configs": {config.key(shape): asdict(measured)}})
+    )
+    monkeypatch.setattr(config, "TUNED", tmp_path)
+    for cached in (config._measured, config.tuned, config.choose):
+        cached.cache_clear()
+    try:
+        assert config.choose(shape, "a-gpu") == measured
+        assert config.choose(SHAPES[-1], "a-gpu") == config.heuristic(SHAPES[-1])
+        assert config.choose(shape, "another") == config.heuristic(shape)
+        assert config.native_below_bytes("a-gpu") == 4096
+        assert config.native_below_bytes("another") == 0
+    finally:
+        for cached in (config._measured, config.tuned, config.choose):
+            cached.cache_clear()
+    assert config.slug("NVIDIA H200") == "nvidia-h200"
+
+
+def test_the_tuner_keeps_what_beats_the_heuristic() -> None:
+    shape = SHAPES[0]
+    usual, other = config.heuristic(shape), config.candidates(shape)[-1]
+    assert usual != other
+    assert tune.best(shape, lambda one: 0.9 if one == other else 1.0) == other
+    assert tune.best(shape, lambda one: 0.98 if one == other else 1.0) is None
+
+    def breaks(one: Config) -> float:
+        if one != usual:
+            raise RuntimeError("out of registers")
+        return 1.0
+
+    assert tune.best(shape, breaks) is None
+
+
+def test_the_tuner_finds_where_triton_takes_over() -> None:
+    assert tune.crossover([(100, 1.0, 2.0), (300, 3.0, 2.0), (200, 1.5, 2.0), (400, 1.0, 2.0)]) == 201
+    assert tune.crossover([(100, 2.0, 1.0)]) == 0
+    assert tune.crossover([]) == 0
+
+
+@pytest.mark.parametrize(("batch", "rows", "width"), [(400, 100_000, 1024), (4000, 1 << 20, 4096), (3, 900, 384)])
+def test_a_workspace_stays_small(batch: int, rows: int, width: int) -> None:
+    """Overlapping segments could each be as long as all rows: beyond a limit, each is one piece."""
+    hidden = torch.empty(rows, width, dtype=torch.bfloat16, device="meta")
+    index = torch.empty(batch, dtype=torch.int64, device="meta")
+    call = PoolCall("mean", hidden, starts=index, ends=index)
+    planned = launch.plan_pool(call, call.output(), launch.Device("test", 132))
+    states = planned.arguments["states"]
+    held = 0 if states is None else states.numel() * 4
+    assert held <= max(launch.MIN_WORKSPACE, hidden.numel())
+    assert (states is None) == planned.arguments["WHOLE"]
+    assert planned.grid[0] <= launch.MAX_PROGRAMS

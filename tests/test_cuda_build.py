@@ -1,0 +1,108 @@
+"""What nvcc made of the CUDA kernels, as far as it shows without a GPU: for which GPUs, registers and spills, wide
+loads that come together, no contraction, nothing linked that not every torch has."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastpool.backends import native
+
+LIBRARY = native.LIBRARY.with_name("libfastpool_cuda.so")
+NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+# Without nvcc there is no CUDA library to look at.
+pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc here")
+
+
+def said(*command: object) -> str:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def cuobjdump() -> str:
+    import triton  # brings NVIDIA's binary tools
+
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    found = shutil.which("cuobjdump", path=f"{folder}:{os.environ['PATH']}")
+    assert found is not None
+    return found
+
+
+def test_is_built_for_every_gpu(cuobjdump: str) -> None:
+    assert LIBRARY.exists(), json.loads(native.BUILD_REPORT.read_text())["cuda"]["reason"]
+    assert native.info is not None
+    version = re.search(r"release (\d+)\.(\d+)", said(NVCC, "--version"))
+    assert version is not None
+    known = "80,86,89,90,100,120" if (int(version[1]), int(version[2])) >= (12, 8) else "80,86,89,90"
+    wanted = os.environ.get("FASTPOOL_CUDA_ARCHITECTURES", "").replace(";", ",") or known
+    assert native.info.cuda_architectures == wanted
+    built = re.findall(r"\.sm_(\d+)\.cubin", said(cuobjdump, "-lelf", LIBRARY))
+    files = 4  # a dtype each
+    assert sorted(built) == sorted(wanted.split(",") * files)
+    translatable = re.findall(r"\.sm_(\d+)\.ptx", said(cuobjdump, "-lptx", LIBRARY))
+    assert translatable == wanted.split(",")[:1] * files
+    assert LIBRARY.stat().st_size < 10e6
+
+
+def test_nothing_spills(cuobjdump: str) -> None:
+    kernels = re.findall(
+        r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)",
+        said(cuobjdump, "--dump-resource-usage", LIBRARY),
+    )
+    assert native.info is not None
+    # Per dtype: three families and a gather, each with wide loads and with narrow ones; and the norm.
+    assert len(kernels) == 4 * 9 * len(native.info.cuda_architectures.split(","))
+    for name, registers, stack, local in kernels:
+        assert (int(stack), int(local)) == (0, 0), name
+        # Two blocks of 256 threads on a multiprocessor, four of those that are all latency.
+        assert int(registers) <= (128 if "reduce_kernel" in name else 64), name
+
+
+def test_loads_are_wide_and_come_together(cuobjdump: str) -> None:
+    """Eight rows of 16 bytes are on their way before anything is done with the first."""
+    assert native.info is not None
+    first = "90" if "90" in native.info.cuda_architectures.split(",") else native.info.cuda_architectures.split(",")[0]
+    seen = 0
+    for kernel in said(cuobjdump, "-sass", "-arch", f"sm_{first}", LIBRARY).split("Function : ")[1:]:
+        name = kernel.split("\n", 1)[0]
+        family = re.search(r"reduce_kernelI\w*FamilyE(\d)ELi(\d+)E", name)
+        # A maximum of float64 works on predicates, of which there are too few; it has one to four loads on their way.
+        if family is None or family[2] == "1" or name.startswith("_ZN8fastpool4cuda13reduce_kernelIdLNS_6FamilyE2"):
+            continue
+        code = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", kernel)
+        loads = [at for at, op in enumerate(code) if op.startswith("LDG.E.128")]
+        assert len(loads) == 8, name
+        arithmetic = ("FADD", "DADD", "FMUL", "DMUL", "FSETP", "DSETP")
+        assert not [op for op in code[loads[0] : loads[-1]] if op.startswith(arithmetic)], name
+        seen += 1
+    assert seen == 4 * 3 - 1
+
+
+def test_nothing_is_contracted(cuobjdump: str) -> None:
+    """Every product and sum asks for a rounding of its own, which ptxas keeps; division and root are IEEE's. (Machine
+    code has fused operations all the same, inside a division.)"""
+    ptx = said(cuobjdump, "-ptx", LIBRARY)
+    found = set(re.findall(r"\b(?:fma|mad|mul|add|sub|div|sqrt|rcp|rsqrt)\.[a-z0-9.]*f(?:16|32|64)\b", ptx))
+    assert found == {f"{op}.rn.{kind}" for op in ("mul", "add", "div", "sqrt") for kind in ("f32", "f64")}
+
+
+def test_links_only_what_every_torch_has() -> None:
+    audit = subprocess.run(
+        [str(Path(sys.executable).parent / "torch-abi-audit"), str(LIBRARY)], capture_output=True, text=True
+    )
+    assert "unstable=0" in audit.stdout, audit.stdout + audit.stderr
+    assert "min-torch=2.10.0" in audit.stdout
+    dynamic = said("readelf", "-d", LIBRARY)
+    needed = set(re.findall(r"NEEDED.*\[(.*)\]", dynamic))
+    assert {"libfastpool.so", "libtorch.so", "libtorch_cpu.so"} <= needed
+    assert not [name for name in needed if "cuda" in name]  # the runtime is inside
+    assert re.search(r"(RUNPATH|RPATH).*\[\$ORIGIN\]", dynamic)
+    exported = said("nm", "-D", "--defined-only", "--demangle", LIBRARY)
+    assert "cudaLaunch" not in exported

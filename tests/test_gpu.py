@@ -1,0 +1,346 @@
+"""What only a GPU can show: either backend gives the CPU's bits, in graphs, on streams, and never waits."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastpool
+from fastpool.modes import MODES
+from fastpool.testing import DTYPES, SPELLINGS, same_bits, sequences, variants
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from goals_gpu import allowance
+from gpu import Gpu
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+
+DEVICE = "cuda"
+BACKENDS = ("triton", "native")
+# Short, empty and split segments; one that is split by itself; rows of many columns and of one.
+SHAPES = (
+    ([1, 40, 0, 700, 33, 64, 5, 2000, 96, 31], 200),
+    ([5000], 136),
+    ([3, 129, 17], 4096),
+    ([260, 2], 1),
+)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Asks for one backend throughout a test."""
+    with fastpool.backend(request.param):
+        found = fastpool.explain(torch.zeros(1, 1, 8, device=DEVICE))
+        if found.backend is None:
+            lost = os.environ.get("FAIL_WITHOUT_CUDA") == "1"  # a suite that has lost a backend must not pass
+            (pytest.fail if lost else pytest.skip)(found.reasons[request.param])
+        yield request.param
+
+
+def moved(value: Any, device: str | None = None) -> Tensor:
+    """A tensor on the device, with its strides and the gaps between its elements."""
+    if value.is_nested:
+        return torch.nested.nested_tensor_from_jagged(moved(value.values(), device), moved(value.offsets(), device))
+    memory = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage())
+    return memory.to(device or DEVICE).as_strided(value.shape, value.stride(), value.storage_offset())
+
+
+def pool(mode: str, arguments: dict[str, Any], device: str | None = None, **more: Any) -> Tensor:
+    """By the GPU."""
+    return getattr(fastpool, mode)(**{name: moved(value, device) for name, value in arguments.items()}, **more)
+
+
+def expected(mode: str, arguments: dict[str, Any], **more: Any) -> Tensor:
+    """By the CPU."""
+    with fastpool.backend("native"):
+        return getattr(fastpool, mode)(**arguments, **more)
+
+
+# ---- the same bits
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("mode", "weighted"), variants())
+def test_bits_are_the_cpus(backend: str, mode: str, weighted: bool, dtype: torch.dtype) -> None:
+    for lengths, width in SHAPES:
+        for holes in (False, True):
+            batch = sequences(lengths, width, dtype, holes=holes)
+            for name, spelling in SPELLINGS.items():
+                if spelling.holes or not holes:
+                    arguments = spelling.make(batch, weighted)
+                    result = pool(mode, arguments, normalize=True)
+                    assert same_bits(result.cpu(), expected(mode, arguments, normalize=True)), (name, lengths, holes)
+
+
+@pytest.mark.sanitized
+@pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_options(backend: str, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+    arguments = SPELLINGS["packed_mask"].make(sequences([70, 5, 1000], 130, dtype, holes=True), False)
+    for more in ({"dim": 77}, {"dim": 64, "normalize": True}, {}):
+        result = pool("mean", arguments, out_dtype=out_dtype, **more)
+        assert same_bits(result.cpu(), expected("mean", arguments, out_dtype=out_dtype, **more)), more
+
+
+@pytest.mark.parametrize("spelling", ["padded_right_mask", "padded_lengths", "packed", "packed_shuffled"])
+def test_a_batch_does_not_matter(backend: str, spelling: str) -> None:
+    """A sequence alone, first, last and among hundreds: other splits, other grids, the same bits."""
+    for n in (30, 333, 4000):
+        one, *others = sequences([n] + [i % 90 for i in range(300)], 384, torch.bfloat16)
+        alone = expected("mean", SPELLINGS["packed"].make([one], False), normalize=True)[0]
+        for before, after in ((0, 0), (0, 300), (300, 0), (7, 2)):
+            batch = [*others[:before], one, *others[before : before + after]]
+            result = pool("mean", SPELLINGS[spelling].make(batch, False), normalize=True)
+            assert same_bits(result[before].cpu(), alone), (n, before, after)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_special_values(backend: str, mode: str) -> None:
+    special = torch.tensor([float("nan"), torch.inf, -torch.inf, 0.0, -0.0, 1e-40, -1e-45, 3e38, 1.0, -2.0])
+    generator = torch.Generator().manual_seed(1)
+    hidden = special[torch.randint(len(special), (5, 300, 90), generator=generator)]
+    hidden[1] = -0.0
+    hidden[2] = torch.where(torch.rand(300, 90, generator=generator) > 0.5, 0.0, -0.0)
+    hidden[3] = torch.rand(300, 90, generator=generator) * 1e-40  # subnormal sums, not flushed to zero
+    hidden[4] = torch.rand(300, 90, generator=generator) * 1e35  # squares overflow: the norm is taken scaled down
+    for normalize in (False, True):
+        result = pool(mode, {"hidden": hidden}, normalize=normalize)
+        assert same_bits(result.cpu(), expected(mode, {"hidden": hidden}, normalize=normalize)), normalize
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_l2_normalize(backend: str, dtype: torch.dtype) -> None:
+    x = (torch.randn(3, 211, 130, dtype=torch.float64) * 3).to(dtype).transpose(0, 1)
+    wide = torch.randn(4, 20_001, dtype=torch.float64).to(dtype)
+    for one, dim, eps in ((x, None, 1e-12), (x, 77, 20.0), (wide, None, 1e-12)):
+        result = fastpool.l2_normalize(moved(one), dim=dim, eps=eps)
+        with fastpool.backend("native"):
+            assert same_bits(result.cpu(), fastpool.l2_normalize(one, dim=dim, eps=eps)), (one.shape, dim)
+
+
+@pytest.mark.sanitized
+def test_rows_wider_than_a_program(backend: str) -> None:
+    arguments = SPELLINGS["packed"].make(sequences([300, 3], 20_000, torch.bfloat16), False)
+    assert same_bits(pool("mean", arguments, normalize=True).cpu(), expected("mean", arguments, normalize=True))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 8), (3, 0, 8), (0, 0, 8)])
+def test_nothing_to_pool(backend: str, shape: tuple[int, int, int]) -> None:
+    assert same_bits(pool("mean", {"hidden": torch.ones(shape)}).cpu(), torch.zeros(shape[0], 8))
+    packed = {"hidden": torch.ones(0, 8), "cu_seqlens": torch.zeros(shape[0] + 1, dtype=torch.int32)}
+    assert same_bits(pool("max", packed).cpu(), torch.zeros(shape[0], 8))
+
+
+@pytest.mark.large
+def test_more_than_2_31_elements(backend: str) -> None:
+    rows, width = 175_000, 4096
+    batch = sequences([300, 5000, 40], width, torch.bfloat16)
+    hidden = torch.full((3, rows, width), torch.nan, dtype=torch.bfloat16, device=DEVICE)
+    assert hidden.numel() > 2**31
+    starts = torch.tensor([0, 77, rows - 40])
+    ends = starts + torch.tensor([300, 5000, 40])
+    for b, sequence in enumerate(batch):
+        hidden[b, starts[b] : ends[b]] = sequence.states.to(DEVICE)
+    means = expected("mean", SPELLINGS["packed"].make(batch, False))
+    assert same_bits(fastpool.mean(hidden, starts=starts.to(DEVICE), ends=ends.to(DEVICE)).cpu(), means)
+    base = torch.arange(3) * rows
+    bounds = {"starts": (base + starts).to(DEVICE), "ends": (base + ends).to(DEVICE)}
+    assert same_bits(fastpool.mean(hidden.view(-1, width), **bounds).cpu(), means)
+
+
+# ---- bounds that lie
+
+
+@pytest.mark.sanitized
+def test_bounds_outside_are_clamped(backend: str) -> None:
+    """Neither read out of bounds nor an error: the device is not asked."""
+    hidden = torch.randn(100, 48)
+    far = 2**62
+    packed = [
+        ([-5, 90, 50, 120, 10, -far], [20, 1000, 40, 130, 10, far]),
+        ([0, 50, 30, far], [50, 30, far, 100]),  # cu_seqlens that runs backwards and away
+    ]
+    for starts, ends in packed:
+        s, e = torch.tensor(starts), torch.tensor(ends)
+        clamped_starts = s.clamp(0, 100)
+        clamped = {"starts": clamped_starts, "ends": e.clamp(0, 100).maximum(clamped_starts)}
+        means = expected("mean", {"hidden": hidden, **clamped})
+        assert same_bits(pool("mean", {"hidden": hidden, "starts": s, "ends": e}).cpu(), means)
+        if starts[1:] == ends[:-1]:
+            cu_seqlens = torch.cat([s, e[-1:]])
+            assert same_bits(pool("mean", {"hidden": hidden, "cu_seqlens": cu_seqlens}).cpu(), means)
+    padded, lengths = hidden.view(4, 25, 48), torch.tensor([-3, 5, 26, 2**31 - 1], dtype=torch.int32)
+    means = expected("mean", {"hidden": padded, "lengths": lengths.clamp(0, 25)})
+    assert same_bits(pool("mean", {"hidden": padded, "lengths": lengths}).cpu(), means)
+
+
+def test_validation_where_asked(backend: str) -> None:
+    hidden, lengths = torch.ones(2, 5, 8, device=DEVICE), torch.tensor([1, 9], device=DEVICE)
+    fastpool.mean(hidden, lengths=lengths)
+    fastpool.validate()
+    with pytest.raises(ValueError, match=r"ends must lie between 0 and 5, got ends\[1\] = 9"):
+        fastpool.mean(hidden, lengths=lengths)
+    with pytest.raises((ValueError, RuntimeError), match="ends must lie between 0 and 5"):
+        torch.ops.fastpool.mean(hidden, ends=lengths)
+    code = (
+        "import torch, fastpool\n"
+        "fastpool.mean(torch.ones(9, 8, device='cuda'), cu_seqlens=torch.tensor([0, 5, 3], device='cuda'))"
+    )
+    environment = {**os.environ, "FASTPOOL_VALIDATE": "1", "FASTPOOL_BACKEND": backend}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "ValueError: fastpool.mean: cu_seqlens must not decrease" in done.stderr
+
+
+# ---- streams, graphs, devices
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("mode", ["mean", "max", "weighted_mean", "last"])
+def test_a_graph_sees_new_lengths(backend: str, mode: str, layout: str) -> None:
+    """Captured once; then other tokens and bounds in the same memory, among them segments that are split."""
+    rows = 6000 if layout == "padded" else 18000
+    hidden = torch.zeros((3, rows, 128) if layout == "padded" else (rows, 128), dtype=torch.bfloat16, device=DEVICE)
+    mask = torch.ones(hidden.shape[:-1], dtype=torch.bool, device=DEVICE)
+    cu_seqlens = torch.zeros(4, dtype=torch.int32, device=DEVICE)
+
+    def call() -> Tensor:
+        op: Callable[..., Tensor] = getattr(fastpool, mode)
+        return op(hidden, mask, normalize=True) if layout == "padded" else op(hidden, mask, cu_seqlens, normalize=True)
+
+    call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+    for lengths in ([1, 6000, 0], [300, 20, 5999], [0, 0, 0], [6000, 6000, 4]):
+        hidden.normal_()
+        ends = torch.tensor(lengths, device=DEVICE)
+        if layout == "padded":
+            mask.copy_((torch.arange(rows, device=DEVICE) < ends[:, None]) & (torch.rand_like(hidden[..., 0]) > 0.2))
+        else:
+            cu_seqlens[1:] = ends.cumsum(0)
+            mask.copy_(torch.rand_like(hidden[..., 0]) > 0.2)
+        result.fill_(torch.nan)
+        graph.replay()
+        assert same_bits(result, call()), lengths
+
+
+def test_work_goes_to_the_current_stream(backend: str) -> None:
+    """What is queued there before a call is seen by it, however late; the default stream is not involved."""
+    for arguments in (
+        SPELLINGS["padded_right_mask"].make(sequences([9, 70], 64, torch.float32), False),
+        SPELLINGS["packed"].make(sequences([5000, 3], 64, torch.float32), False),
+    ):
+        on_gpu = {name: moved(value) for name, value in arguments.items()}
+        fastpool.mean(**on_gpu, normalize=True)
+        states = on_gpu["hidden"].clone()
+        on_gpu["hidden"].zero_()
+        torch.cuda.synchronize()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(100_000_000)
+            on_gpu["hidden"].copy_(states)
+            result = fastpool.mean(**on_gpu, normalize=True)
+        stream.synchronize()
+        assert same_bits(result.cpu(), expected("mean", arguments, normalize=True))
+
+
+def test_two_streams_at_once(backend: str) -> None:
+    """Segments that are split are finished by whoever comes last: of their own call, not of the other stream's."""
+    batches = [sequences([5000, 1, 3000, 700], 512, torch.bfloat16, seed=seed) for seed in (1, 2)]
+    inputs = [SPELLINGS["packed"].make(batch, False) for batch in batches]
+    means = [expected("mean", arguments, normalize=True) for arguments in inputs]
+    on_gpu = [{name: moved(value) for name, value in arguments.items()} for arguments in inputs]
+    fastpool.mean(**on_gpu[0], normalize=True)
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in inputs]
+    results: list[list[Tensor]] = [[], []]
+    for _ in range(50):
+        for i, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                results[i].append(fastpool.mean(**on_gpu[i], normalize=True))
+    torch.cuda.synchronize()
+    for of_stream, mean in zip(results, means, strict=True):
+        assert all(same_bits(result.cpu(), mean) for result in of_stream)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize(("mode", "weighted"), variants())
+def test_nobody_waits(backend: str, mode: str, weighted: bool, spelling: str) -> None:
+    """A call returns while the device still sleeps, and torch sees no synchronisation in it."""
+    batch = sequences([1, 700, 0, 33], 96, torch.bfloat16)
+    arguments = {name: moved(value) for name, value in SPELLINGS[spelling].make(batch, weighted).items()}
+    call: Callable[..., Tensor] = getattr(fastpool, mode)
+    call(**arguments, normalize=True)
+    torch.cuda.synchronize()
+    awake = torch.cuda.Event()
+    torch.cuda._sleep(300_000_000)  # some 0.15 s
+    awake.record()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call(**arguments, normalize=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not awake.query()
+    torch.cuda.synchronize()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_another_device_than_the_current_one(backend: str) -> None:
+    for spelling in ("padded_right_mask", "packed"):
+        arguments = SPELLINGS[spelling].make(sequences([9, 3000], 64, torch.bfloat16), False)
+        result = pool("mean", arguments, "cuda:1", normalize=True)
+        assert (result.device.index, torch.cuda.current_device()) == (1, 0)
+        assert same_bits(result.cpu(), expected("mean", arguments, normalize=True))
+
+
+# ---- what a call costs
+
+
+@pytest.mark.parametrize("mode", ["mean", "max", "last", "weighted_mean"])
+def test_a_small_call_is_one_launch(backend: str, mode: str) -> None:
+    batch = sequences([64, 3, 20, 0, 50, 61, 1, 32], 384, torch.bfloat16)
+    for spelling in ("padded_right_mask", "padded_lengths", "padded_starts_ends"):
+        arguments = {name: moved(value) for name, value in SPELLINGS[spelling].make(batch, False).items()}
+
+        def call(arguments: dict[str, Any] = arguments) -> Tensor:
+            return getattr(fastpool, mode)(**arguments, normalize=True)
+
+        call()
+        assert Gpu().launches(call) in (1, None), spelling
+
+
+@pytest.mark.parametrize("lengths", [[512] * 64, [40] * 64, [8192, 8192]], ids=["512", "40", "8192"])
+def test_temporaries(backend: str, lengths: list[int]) -> None:
+    hidden = torch.ones(len(lengths), max(lengths), 1024, dtype=torch.bfloat16, device=DEVICE)
+    ends = torch.tensor(lengths, device=DEVICE)
+    fastpool.mean(hidden, ends=ends)
+    assert Gpu().temporary_bytes(lambda: fastpool.mean(hidden, ends=ends)) <= allowance(lengths, 1024)
+
+
+# ---- the ways in
+
+
+def test_compile(backend: str) -> None:
+    def embed(hidden: Tensor, mask: Tensor) -> Tensor:
+        return fastpool.mean(hidden.relu(), mask, normalize=True)
+
+    compiled = torch.compile(embed, fullgraph=True)
+    for shape in ((4, 40, 96), (2, 3000, 96), (7, 11, 96)):
+        hidden = torch.randn(shape, dtype=torch.bfloat16, device=DEVICE)
+        mask = torch.rand(shape[:2], device=DEVICE) > 0.3
+        assert same_bits(compiled(hidden, mask), embed(hidden, mask)), shape
+
+
+def test_auto_takes_a_kernel() -> None:
+    arguments = SPELLINGS["padded_left_mask"].make(sequences([9, 700], 64, torch.float16), False)
+    found = fastpool.explain(**{name: moved(value) for name, value in arguments.items()})
+    assert found.backend in BACKENDS
+    assert found.reasons["reference"] == f"{found.backend} comes first"
+    assert same_bits(pool("mean", arguments).cpu(), expected("mean", arguments))

@@ -1,0 +1,303 @@
+"""The Triton kernels give native's bits however the work is cut up and in whatever order programs arrive. Without a GPU
+they run in Triton's interpreter (conftest), on small shapes."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import fastpool
+from fastpool.modes import MODES
+from fastpool.testing import DTYPES, SPELLINGS, Target, same_bits, sequences, variants
+
+pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
+
+import triton.language as tl  # after the skip
+from fastpool.triton_kernels import launch, pool, reduce, segments  # likewise
+from fastpool.triton_kernels.config import Config  # likewise
+from triton.runtime import interpreter  # likewise
+
+TRITON = Target("triton", "cuda" if torch.cuda.is_available() else "cpu")
+needs_interpreter = pytest.mark.skipif(
+    TRITON.device == "cuda", reason="turns the interpreter's knobs; on a GPU the order of programs is the GPU's own"
+)
+
+Cut = Callable[..., None]
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
+    """Has every call cut up like this, instead of as the heuristic would."""
+
+    def to(leaves: int, levels: int, warps: int = 1, programs: int | None = None, columns: int | None = None) -> None:
+        monkeypatch.setattr(launch, "choose", lambda shape, device: Config(leaves, levels, warps, rows=8))
+        if programs is not None:
+            monkeypatch.setattr(launch, "MAX_PROGRAMS", programs)
+        if columns is not None:
+            monkeypatch.setattr(launch, "row_columns", lambda width, element_size: columns)
+
+    return to
+
+
+def assert_native_bits(mode: str, arguments: dict[str, Any], what: object = None, **more: Any) -> None:
+    function = getattr(fastpool, mode)
+    expected = Target("native", "cpu").run(function, **arguments, **more)
+    assert same_bits(TRITON.run(function, **arguments, **more), expected), what
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize(("mode", "weighted"), variants())
+def test_spellings(mode: str, weighted: bool, spelling: str, dtype: torch.dtype, cut: Cut) -> None:
+    """Whole segments and split ones, with holes where the spelling has them."""
+    cut(1, 0)
+    batch = sequences([1, 40, 0], 20, dtype, holes=SPELLINGS[spelling].holes)
+    assert_native_bits(mode, SPELLINGS[spelling].make(batch, weighted), normalize=True, dim=17)
+
+
+@pytest.mark.parametrize(("leaves", "levels"), [(1, 0), (1, 2), (2, 0), (2, 1), (4, 0), (4, 3)])
+@pytest.mark.parametrize(
+    ("mode", "weighted", "spelling"),
+    [("mean", False, "padded_left_mask"), ("max", False, "packed_mask"), ("weighted_mean", True, "packed_shuffled")],
+)
+def test_cuts(mode: str, weighted: bool, spelling: str, leaves: int, levels: int, cut: Cut) -> None:
+    """Segments of one unit up to a dozen, so that nodes of the arrival tree have children in every number."""
+    cut(leaves, levels)
+    batch = sequences([1, 160, 32, 0, 300, 97], 24, torch.float32, holes=True)
+    assert_native_bits(mode, SPELLINGS[spelling].make(batch, weighted))
+
+
+def test_deep_tree(cut: Cut) -> None:
+    """More units than one node's children have children: three depths of the tree."""
+    cut(1, 0)
+    batch = sequences([32 * 8 * 8 + 5], 16, torch.float32)
+    assert_native_bits("sum", SPELLINGS["padded_lengths"].make(batch, False))
+
+
+@needs_interpreter
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("spelling", ["padded_right_mask", "packed"])
+def test_order_of_arrival(spelling: str, seed: int, cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that come in another order merge in the same one."""
+    builder = interpreter.interpreter_builder
+    order = list(range(64))
+    random.Random(seed).shuffle(order)
+    programs = 0
+
+    def shuffled(x: int, y: int, z: int, there: Callable[[int, int, int], None] = builder.set_grid_idx) -> None:
+        nonlocal programs
+        programs = max(programs, x + 1)
+        count = builder.grid_dim[0]
+        there([i for i in order if i < count][x], y, z)
+
+    monkeypatch.setattr(builder, "set_grid_idx", shuffled)
+    cut(1, 0)
+    batch = sequences([320, 90, 3, 260], 8, torch.float32)
+    for mode in ("sum", "max"):
+        assert_native_bits(mode, SPELLINGS[spelling].make(batch, False))
+    assert 20 < programs <= len(order)
+
+
+def test_fewer_programs_than_units(cut: Cut) -> None:
+    cut(1, 0, programs=5)
+    batch = sequences([200, 90, 3], 8, torch.float32, holes=True)
+    for spelling in ("padded_right_mask", "packed_shuffled"):
+        assert_native_bits("mean", SPELLINGS[spelling].make(batch, False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_wider_than_a_program(dtype: torch.dtype, cut: Cut) -> None:
+    """Columns in strips, and a norm in a second launch, rounded once all the same."""
+    cut(1, 0, columns=64)
+    batch = sequences([100, 0, 7], 200, dtype, holes=True)
+    for mode, normalize in (("mean", True), ("max", False), ("weighted_mean", True)):
+        assert_native_bits(mode, SPELLINGS["packed_mask"].make(batch, False), normalize=normalize)
+        assert_native_bits(mode, SPELLINGS["packed_mask"].make(batch, False), normalize=normalize, dim=64)
+
+
+@pytest.mark.parametrize("mode", ["mean", "max"])
+def test_overlapping_segments_in_one_piece(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where states of units would take too much memory: strips of columns, and levels for any length."""
+    monkeypatch.setattr(launch, "MIN_WORKSPACE", 0)
+    hidden = sequences([600], 1040, torch.float32)[0].states
+    starts, ends = torch.tensor([0, 500, 17, 3]), torch.tensor([600, 530, 17, 290])
+    assert_native_bits(mode, {"hidden": hidden, "starts": starts, "ends": ends}, normalize=True)
+
+
+@needs_interpreter
+def test_search_among_many_segments(cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "WAYS", tl.constexpr(4))
+    cut(1, 0)
+    batch = sequences([3, 0, 0, 40, 1, 65, 0, 32, 31, 33, 2, 0, 5, 0, 0, 0, 100, 0], 8, torch.float32)
+    assert_native_bits("mean", SPELLINGS["packed"].make(batch, False))
+
+
+@pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rounding(dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+    """Halfway between neighbours and beside it, subnormals, overflow, and float64 to 16 bits in one step."""
+    step = 2.0**-11
+    values = [
+        1 + step,
+        1 + 3 * step,
+        1 + step + 2.0**-40,
+        1 + step / 2**3,
+        65519.9,
+        65520,
+        1e-7,
+        6e-8,
+        3e-8,
+        1e-40,
+        1e300,
+    ]
+    hidden = torch.tensor([values + [-v for v in values] + [0.0, -0.0, torch.inf, -torch.inf, torch.nan]]).double()
+    assert_native_bits("cls", {"hidden": hidden.to(dtype)[None]}, out_dtype=out_dtype)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_special_values(mode: str) -> None:
+    special = torch.tensor([float("nan"), torch.inf, -torch.inf, 0.0, -0.0, 1e-40, -1e-45, 3e38, 1.0, -2.0])
+    generator = torch.Generator().manual_seed(1)
+    hidden = special[torch.randint(len(special), (3, 70, 40), generator=generator)]
+    hidden[1] = -0.0
+    hidden[2] = torch.where(torch.rand(70, 40, generator=generator) > 0.5, 0.0, -0.0)
+    for normalize in (False, True):
+        assert_native_bits(mode, {"hidden": hidden}, normalize=normalize)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_l2_normalize(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = (torch.randn(4, 3, 70, dtype=torch.float64, generator=generator) * 3).to(dtype)
+    huge = x.double().sign().to(dtype) * (6e4 if dtype == torch.float16 else 3e38)
+    for columns in (128, 16):  # in one piece, and tile by tile
+        monkeypatch.setattr(launch, "row_columns", lambda width, element_size, columns=columns: columns)
+        for view in (x, x.transpose(0, 1), x[0, 0], x[:, :, 3:50], huge, x.expand(2, 4, 3, 70).permute(2, 0, 1, 3)):
+            for more in ({}, {"dim": 33, "eps": 20.0}):
+                expected = Target("native", "cpu").run(fastpool.l2_normalize, view, **more)
+                assert same_bits(TRITON.run(fastpool.l2_normalize, view, **more), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bounds_are_clamped(mode: str, cut: Cut) -> None:
+    """Whatever index tensors hold, nothing outside hidden is read, and every row is written. The adapter is asked
+    itself: before it, a CPU call's values are checked."""
+    from fastpool.backends import triton as adapter
+    from fastpool.segments import PoolCall
+
+    cut(1, 0)
+    guard = torch.full((300, 16), float("nan"), device=TRITON.device)
+    hidden = guard[100:200]
+    hidden[:] = torch.arange(100.0)[:, None]
+    starts = torch.tensor([-5, 90, 50, 2**62, -(2**62), 200], device=TRITON.device)
+    ends = torch.tensor([3, 120, 40, 2**62 + 5, 2**62, 100], device=TRITON.device)
+    got = adapter.pool(PoolCall(mode, hidden, starts=starts, ends=ends))
+    clean = PoolCall(
+        mode, hidden, starts=starts.clamp(0, 100), ends=torch.maximum(ends.clamp(0, 100), starts.clamp(0, 100))
+    )
+    assert same_bits(got.cpu(), adapter.pool(clean).cpu())
+    assert not got.isnan().any()
+
+
+def test_padding_is_not_read(cut: Cut) -> None:
+    """NaN behind a zero weight or mask would show; so does every row that no mask tells from a token."""
+    for leaves, levels in ((1, 0), (2, 1)):
+        cut(leaves, levels)
+        hidden = torch.full((2, 130, 8), float("nan"))
+        hidden[0, 40:70] = hidden[1, ::3] = 2.0
+        result = TRITON.run(fastpool.mean, hidden, ~hidden[:, :, 0].isnan())
+        assert torch.equal(result, torch.full((2, 8), 2.0))
+
+
+def test_codes_are_the_tables() -> None:
+    """The modes' codes and families, written once more where kernels can see them."""
+    assert set(reduce.FAMILIES) == set(MODES)
+    for name in ("mean", "mean_sqrt_len", "cls", "last", "weighted_mean"):
+        assert getattr(reduce, name.upper()).value == MODES[name].code
+    assert {mode for mode, family in reduce.FAMILIES.items() if family is reduce.WEIGHTED} == {
+        mode.name for mode in MODES.values() if mode.takes_weights
+    }
+    from fastpool.triton_kernels import config
+
+    from fastpool.reference import LEAF, NORM_EPS
+
+    assert LEAF == reduce.LEAF.value == config.LEAF
+    assert pool.NORM_EPS.value == NORM_EPS
+
+
+@needs_interpreter
+def test_environment() -> None:
+    """Two variables bring CPU tensors to the very kernels; without them, the backend says what it is for."""
+    code = (
+        "import torch, fastpool; x = torch.ones(1, 2, 3)\n"
+        "print(fastpool.explain(x).backend, fastpool.mean(x).tolist(), fastpool.l2_normalize(x).sum().item() > 3)"
+    )
+
+    def run(**variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "FASTPOOL_BACKEND": "triton", **variables}
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+    assert run(TRITON_INTERPRET="1").stdout.split() == ["triton", "[[1.0,", "1.0,", "1.0]]", "True"]
+    refused = run(TRITON_INTERPRET="0")
+    assert "Triton kernels are for CUDA and ROCm tensors, not cpu" in refused.stderr
+
+
+def test_known_programs_are_launched_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second launch of a program takes a short cut past Triton: with the same arguments in the same places."""
+    from fastpool.segments import PoolCall
+
+    class Compiled:
+        def __init__(self) -> None:
+            self.launched: list[tuple[Any, ...]] = []
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *arguments: self.launched.append((grid, *arguments))
+
+    class Kernel:
+        compiled = 0
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Compiled]:
+            def first(*arguments: Any, **options: Any) -> Compiled:
+                assert options["num_warps"] >= 1
+                Kernel.compiled += 1
+                return Compiled()
+
+            return first
+
+    monkeypatch.setattr(launch, "_compiled", {})
+    kernel, device = Kernel(), torch.device("cuda", 0)
+
+    def run(hidden: torch.Tensor, **more: Any) -> launch.Launch:
+        call = PoolCall("mean", hidden, **more)
+        planned = launch.plan_pool(call, call.output(), launch.Device("test", 132))
+        assert list(planned.arguments) == list(pool.pool_kernel.arg_names)
+        planned.kernel = kernel
+        planned._run(device)
+        return planned
+
+    hidden = torch.zeros(4, 20, 64)
+    run(hidden)
+    again = run(torch.ones(8, 21, 64))
+    assert Kernel.compiled == 1
+    (program,) = launch._compiled.values()
+    ((grid, *arguments),) = program.launched
+    assert grid == again.grid
+    assert all(one is other for one, other in zip(arguments, again.arguments.values(), strict=True))
+    storage = torch.zeros(4 * 20 * 64 + 1)
+    for number, other in enumerate(
+        [
+            {"hidden": hidden.half()},
+            {"hidden": hidden, "mask": torch.ones(4, 20, dtype=torch.bool)},
+            {"hidden": hidden, "mask": torch.ones(4, 20, dtype=torch.int64)},
+            {"hidden": hidden, "mask": torch.ones(20, 4, dtype=torch.bool).T},
+            {"hidden": hidden, "normalize": True},
+            {"hidden": storage[1:].view(4, 20, 64)},  # rows that are not aligned
+        ]
+    ):
+        run(**other)
+        assert Kernel.compiled == number + 2, other.keys()

@@ -1,0 +1,219 @@
+"""Compiles, without a GPU, every variant of the kernels that the heuristic can choose; `fastpool aot` prints them.
+
+Launches are planned for tensors on torch's meta device and handed to Triton's own warm-up, so that what is compiled
+here is what a server's first request would have compiled, under the same key of Triton's cache.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import MockTensor
+
+from ..segments import PoolCall
+from .config import LOAD_BYTES
+from .launch import Device, Launch, plan_normalize, plan_pool
+
+DIMS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 3584, 4096, 5120, 8192, 16384)
+PROCESSORS = (108, 132, 148, 304)  # of an A100, an H100 or H200, a B200, an MI300X
+# (batch, rows): queries, passages, documents, one long text; those in between cut work up as one of these does.
+SHAPES = ((32, 16), (1024, 128), (8, 128), (1, 512), (64, 512), (16, 4096), (256, 8192), (1, 32768))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One machine program, and a launch that needs it."""
+
+    name: str
+    launch: Launch
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a variant became on a target: registers of a thread, bytes of them spilled to memory, bytes of shared
+    memory, bytes of a thread's widest global load."""
+
+    registers: int
+    spills: int
+    shared: int
+    load: int
+
+    def complaint(self) -> str | None:
+        """What is wrong with it, if anything. DIMS are aligned, and so are fresh tensors."""
+        if self.spills:
+            return f"{self.spills} bytes spilled"
+        if self.load < LOAD_BYTES:
+            return f"aligned rows are loaded by {self.load} bytes"
+        return None
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _calls(mode: str, weighted: bool, dtype: torch.dtype, dim: int) -> Iterator[PoolCall]:
+    """Every spelling of every shape. What strides and lengths are does not matter, only what is there."""
+    for batch, rows in SHAPES:
+        index, cu = _empty(batch, dtype=torch.int64), _empty(batch + 1, dtype=torch.int32)
+        padded, packed = _empty(batch, rows, dim, dtype=dtype), _empty(batch * rows, dim, dtype=dtype)
+        weights = _empty(batch, rows, dtype=torch.float32) if weighted else None
+        flat = None if weights is None else weights.view(-1)
+        yield PoolCall(mode, padded, _empty(batch, rows, dtype=torch.int64), weights=weights, normalize=True)
+        yield PoolCall(mode, padded, ends=index, weights=weights, normalize=True)
+        yield PoolCall(mode, packed, cu_seqlens=cu, weights=flat, normalize=True)
+        yield PoolCall(mode, packed, starts=index, ends=index, weights=flat, normalize=True)
+
+
+# A mode of every family; weights are one more argument.
+FAMILY_MODES = (("mean", False), ("max", False), ("weighted_mean", False), ("weighted_mean", True))
+
+
+def variants(dtypes: Sequence[torch.dtype], dims: Sequence[int]) -> list[Variant]:
+    """All machine programs that calls of these dtypes and widths come to, in every mode, spelling and SHAPE."""
+    found: dict[str, Variant] = {}
+
+    def add(launch: Launch, dtype: torch.dtype, what: str) -> None:
+        constants = {k: int(v) for k, v in launch.arguments.items() if k.isupper()}
+        name = " ".join(
+            [what, str(dtype).removeprefix("torch.")]
+            + [f"{k.lower()}={constants[k]}" for k in ("COLUMNS", "LEAVES", "LEVELS") if k in constants]
+            + [f"warps={launch.options['num_warps']}"]
+            + [k.lower() for k in ("WHOLE",) if constants.get(k)]
+        )
+        found.setdefault(name, Variant(name, launch))
+
+    for dtype, dim in product(dtypes, dims):
+        for mode, weighted in FAMILY_MODES:
+            for call, count in product(_calls(mode, weighted, dtype, dim), PROCESSORS):
+                launch = plan_pool(call, call.output(), Device("aot", count))
+                given = [
+                    name
+                    for name in ("mask", "weights", "cu_seqlens", "starts", "ends")
+                    if getattr(call, name) is not None
+                ]
+                add(launch, dtype, f"{mode}({', '.join(given)})")
+        x = _empty(1, dim, dtype=dtype)
+        add(plan_normalize(x, 1e-12, x), dtype, "l2_normalize")
+    return list(found.values())
+
+
+class _Nowhere:
+    """A device of Triton's that can be compiled for and not launched on."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_device(self) -> str:
+        return f"{self.target.backend}:{self.target.arch}"
+
+    def get_current_stream(self, device: Any) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+
+def parse_target(text: str) -> GPUTarget:
+    """cuda:90 or hip:gfx942. Raises ValueError for anything else."""
+    backend, _, arch = text.partition(":")
+    if backend == "cuda" and arch.isdigit():
+        return GPUTarget("cuda", int(arch), 32)
+    if backend == "hip" and arch.startswith("gfx"):
+        return GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
+    raise ValueError(f"a target must look like cuda:90 or hip:gfx942, got {text!r}")
+
+
+def compile_variant(variant: Variant, target: GPUTarget) -> Report:
+    """Raises whatever Triton raises."""
+    launch = variant.launch
+    arguments = {k: MockTensor(v.dtype) if isinstance(v, Tensor) else v for k, v in launch.arguments.items()}
+    options = {k: v for k, v in launch.options.items() if target.backend == "cuda" or k != "maxnreg"}
+    driver.set_active(_Nowhere(target))  # and stays: this process is for compiling
+    compiled = launch.kernel.warmup(**arguments, **options, grid=launch.grid)
+    return _read_amd(compiled) if target.backend == "hip" else _read_nvidia(compiled)
+
+
+def _read_nvidia(compiled: Any) -> Report:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    numbers = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    loads = re.findall(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.[busf](\d+)", compiled.asm["ptx"])
+    widest = max((int(elements or 1) * int(bits) // 8 for elements, bits in loads), default=0)
+    return Report(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], compiled.metadata.shared, widest)
+
+
+_AMD_LOADS = {"ubyte": 1, "sbyte": 1, "ushort": 2, "sshort": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
+
+
+def _read_amd(compiled: Any) -> Report:
+    text = compiled.asm["amdgcn"]
+
+    def most(name: str) -> int:
+        return max((int(n) for n in re.findall(rf"\.{name}:\s*(\d+)", text)), default=0)
+
+    widest = max((_AMD_LOADS.get(kind, 0) for kind in re.findall(r"(?:global|buffer)_load_(\w+)", text)), default=0)
+    spilled = 4 * (most("vgpr_spill_count") + most("sgpr_spill_count"))
+    return Report(most("vgpr_count"), spilled, compiled.metadata.shared, widest)
+
+
+@cache
+def _variants(dtype: str, dim: int) -> list[Variant]:
+    return variants([getattr(torch, dtype)], [dim])
+
+
+def _compile(job: tuple[GPUTarget, str, int, int]) -> tuple[str, Report | str]:
+    """A report, or what went wrong. Jobs are named, not handed over: kernels and plans do not travel between
+    processes."""
+    target, dtype, dim, index = job
+    variant = _variants(dtype, dim)[index]
+    try:
+        return variant.name, compile_variant(variant, target)
+    except Exception as error:  # whatever it is, the others are still to be compiled
+        return variant.name, f"{type(error).__name__}: {error}"
+
+
+def run(targets: Sequence[GPUTarget], dtypes: Sequence[str], dims: Sequence[int], jobs: int) -> int:
+    """Compiles and prints, a line each and a total; 1 if any failed, spills or loads aligned rows by too little, else
+    0."""
+    work = []
+    for target in targets:
+        seen: set[str] = set()
+        for dtype, dim in product(dtypes, dims):
+            for index, variant in enumerate(_variants(dtype, dim)):
+                if variant.name not in seen:
+                    seen.add(variant.name)
+                    work.append((target, dtype, dim, index))
+    wrong = 0
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for (target, *_), (name, found) in zip(work, pool.map(_compile, work, chunksize=8), strict=True):
+            head = f"{target.backend}:{target.arch}  {name}"
+            if isinstance(found, str):
+                wrong += 1
+                print(f"{head}  FAILED: {found.splitlines()[0]}", flush=True)
+                continue
+            complaint = found.complaint()
+            wrong += complaint is not None
+            print(
+                f"{head}  registers {found.registers}  spills {found.spills}  shared {found.shared}  load {found.load}"
+                + (f"  WRONG: {complaint}" if complaint else ""),
+                flush=True,
+            )
+    print(f"{len(work)} variants, {wrong} wrong")
+    return 1 if wrong else 0

@@ -1,0 +1,87 @@
+"""The arrival tree: units of one segment, finished by programs in any order, merge in the canonical one.
+
+Units are leaves of a tree with FAN children to a node. Whoever has finished a node leaves its state in the workspace
+and counts itself at the parent; the last to arrive merges the children in their order and goes on upwards. Nobody
+waits, and only integers are counted, so bits do not depend on who comes when.
+"""
+
+import triton
+import triton.language as tl
+
+from .reduce import SUM, neutral, push
+
+FAN = tl.constexpr(8)
+
+
+@triton.jit
+def leave(states, totals, at, width, columns, x, count, weight):
+    """A node's state, at row `at` of the workspace."""
+    tl.store(states + at * width + columns, x, mask=columns < width)
+    tl.store(totals + at * 2, count.to(tl.float64))
+    tl.store(totals + at * 2 + 1, weight.to(tl.float64))
+
+
+@triton.jit
+def child(states, totals, at, there, width, columns, FAMILY: tl.constexpr, ACC: tl.constexpr):
+    """A child's state; what is not there is neutral. Past the L1 cache: another program has just written it."""
+    x = tl.load(
+        states + at * width + columns, mask=(columns < width) & there, other=neutral(FAMILY), cache_modifier=".cg"
+    )
+    count = tl.load(totals + at * 2, mask=there, other=0.0, cache_modifier=".cg").to(tl.int64)
+    weight = tl.load(totals + at * 2 + 1, mask=there, other=0.0, cache_modifier=".cg").to(ACC)
+    return x, count, weight
+
+
+@triton.jit
+def gather(states, totals, at, step, children, width, columns, FAMILY: tl.constexpr, ACC: tl.constexpr):
+    """The states of a node's children, `step` rows of the workspace apart, merged in pairs, and pairs of them."""
+    halves = ()
+    half_weights = ()
+    for _ in tl.static_range(2):
+        halves = halves + (tl.full((columns.shape[0],), neutral(FAMILY), ACC),)
+        half_weights = half_weights + (tl.zeros((), ACC),)
+    count = tl.zeros((), tl.int64)
+    for half in range(2):  # not all at once: eight states would not fit the registers
+        quarters = halves + (halves[0],)
+        weights = half_weights + (half_weights[0],)
+        for i in tl.static_range(FAN // 2):
+            which = half * (FAN // 2) + i
+            x, n, w = child(states, totals, at + which * step, which < children, width, columns, FAMILY, ACC)
+            quarters = push(quarters, x, i, FAMILY)
+            weights = push(weights, w, i, SUM)
+            count += n
+        halves = push(halves, quarters[2], half, FAMILY)
+        half_weights = push(half_weights, weights[2], half, SUM)
+    return halves[1], count, half_weights[1]
+
+
+@triton.jit
+def arrive(
+    states, totals, arrivals, arrivals_stride, base, unit, units, width, columns, x, count, weight, FAMILY: tl.constexpr
+):
+    """Brings unit `unit` of a segment with `units` of them, whose rows of the workspace begin at `base`. Returns the
+    state of all of them and True to the last to arrive; to everybody else anything and False."""
+    node = unit
+    nodes = units  # of this depth
+    step = tl.full((), 1, tl.int64)  # units under a node
+    depth = tl.full((), 1, tl.int64)
+    last = units > 0
+    while last & (nodes > 1):
+        parent = node // FAN
+        children = tl.minimum(nodes - parent * FAN, FAN)
+        if children > 1:
+            leave(states, totals, base + node * step, width, columns, x, count, weight)
+            tl.debug_barrier()  # what every thread has stored, before one of them counts
+            # No two nodes of a segment count at the same place: those of depth d at multiples of FAN^d, plus d.
+            place = base + parent * step * FAN + depth
+            last = tl.atomic_add(arrivals + place * arrivals_stride, 1, sem="acq_rel") == children - 1
+            if last:
+                tl.debug_barrier()
+                x, count, weight = gather(
+                    states, totals, base + parent * FAN * step, step, children, width, columns, FAMILY, x.dtype
+                )
+        node = parent
+        nodes = tl.cdiv(nodes, FAN)
+        step *= FAN
+        depth += 1
+    return x, count, weight, last

@@ -1,0 +1,156 @@
+"""How a call's work is cut up: a written heuristic, and measured exceptions to it. No choice changes a bit of a
+result."""
+
+import json
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+LEAF = 32  # tokens; as in fastpool.reference
+LANES = 32  # threads of a warp, for sizing: 64 on AMD, where as many threads then hold less each
+LOAD_BYTES = 16  # the widest load of a thread
+MAX_LEVELS = 4  # a state per level stays in registers
+TUNED = Path(__file__).parent / "tuned"
+
+
+@dataclass(frozen=True)
+class Config:
+    """leaves side by side in a program, 2^levels such groups one after another, warps that share them, rows of a leaf
+    whose loads are in flight together (a divisor of LEAF)."""
+
+    leaves: int
+    levels: int
+    warps: int
+    rows: int
+
+    @property
+    def split(self) -> int:
+        """Tokens of a unit."""
+        return LEAF * self.leaves << self.levels
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the choice may depend on. `longest` and `mean`: tokens of a segment, as far as shapes tell."""
+
+    batch: int
+    longest: int
+    mean: int
+    columns: int  # of a program, a power of two
+    element_size: int
+    weighted: bool
+    processors: int
+
+    def units(self, split: int) -> int:
+        """At most so many units have tokens."""
+        return self.batch * -(-min(self.longest, 2 * self.mean) // split)
+
+
+def power_of_two(n: int) -> int:
+    """The least that is not below n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def max_columns(element_size: int) -> int:
+    """What the registers of a program hold of one row, 16 KB or 8 KB of float64: wider ones are cut into strips."""
+    return 1024 if element_size == 8 else 16384 // element_size
+
+
+def row_columns(width: int, element_size: int) -> int:
+    """Columns of a program for rows of this width: at least one whole load for every thread of a warp."""
+    return min(max(power_of_two(width), LANES * LOAD_BYTES // element_size), max_columns(element_size))
+
+
+def warps(leaves: int, columns: int, element_size: int) -> int:
+    """One load of LOAD_BYTES a thread and row, up to the 16 warps that leave a thread 128 registers."""
+    return max(1, min(16, leaves * columns * element_size // (LOAD_BYTES * LANES)))
+
+
+def widest(shape: Shape) -> int:
+    """Leaves side by side that make a program of four warps. Three such programs fit a processor, each with 16 KB of
+    loads in flight: more than the 32 KB or so with which a processor of an H100 draws its share of the memory's
+    bandwidth."""
+    return max(1, min(16, 4 * LANES * LOAD_BYTES // (shape.columns * shape.element_size)))
+
+
+def rows(shape: Shape) -> int:
+    """Fewer where more than sums has to stay in registers, and where a thread loads more than once for a row."""
+    wide = shape.columns * shape.element_size > 16 * LANES * LOAD_BYTES
+    return 8 >> (shape.weighted or shape.element_size == 8) >> wide
+
+
+def heuristic(shape: Shape) -> Config:
+    """The widest program where segments have leaves for it and there are such units for every processor, else one leaf
+    at a time; eight groups to a unit where every processor still gets four units, four where 16 warps share the
+    registers. Few choices, since each is a compile."""
+    leaves = widest(shape)
+    if shape.mean <= LEAF or shape.units(LEAF * leaves) < shape.processors:
+        leaves = 1
+    few = warps(leaves, shape.columns, shape.element_size)
+    levels = 3 if few < 16 else 2
+    if shape.units(LEAF * leaves << levels) < 4 * shape.processors:
+        levels = 0
+    return Config(leaves, levels, few, rows(shape))
+
+
+def endless(shape: Shape) -> tuple[int, Config]:
+    """Columns and a configuration for segments of any length in one piece: leaves for 16 warps on 2 KB of a row, so
+    that little of each level falls to a thread, and as many levels as all rows need."""
+    columns = min(shape.columns, 2048 // shape.element_size)
+    leaves = max(1, 16 * LANES * LOAD_BYTES // (columns * shape.element_size))
+    levels = (-(-shape.longest // (LEAF * leaves)) - 1).bit_length()
+    return columns, Config(leaves, levels, 16, 4)
+
+
+@lru_cache(maxsize=4096)
+def choose(shape: Shape, device: str) -> Config:
+    """What was measured for this kind of shape on this device, or else the heuristic."""
+    return tuned(device).get(key(shape)) or heuristic(shape)
+
+
+def key(shape: Shape) -> str:
+    """Shapes alike enough to share a measured configuration: powers of two of everything."""
+    mean, batch = power_of_two(max(shape.mean, 1)), power_of_two(max(shape.batch, 1))
+    kind = "w" if shape.weighted else ""
+    return f"{shape.columns}x{shape.element_size}{kind}-{batch}x{mean}"
+
+
+@cache
+def _measured(device: str) -> dict[str, Any]:
+    """What benchmarks/tune.py wrote about a device of this name; nothing if it never ran there."""
+    path = TUNED / f"{device}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+@cache
+def tuned(device: str) -> dict[str, Config]:
+    """Configurations that were measured to be better than the heuristic's, by key."""
+    return {name: Config(**one) for name, one in _measured(device).get("configs", {}).items()}
+
+
+def native_below_bytes(device: str) -> int:
+    """Token states of fewer bytes were measured to be faster on CUDA C++, whose calls cost the host less."""
+    below: int = _measured(device).get("native_below_bytes", 0)
+    return below
+
+
+def slug(device_name: str) -> str:
+    """A device's name as a file's: nvidia-h200."""
+    return "-".join("".join(c if c.isalnum() else " " for c in device_name.lower()).split())
+
+
+def candidates(shape: Shape) -> list[Config]:
+    """What a tuner may try."""
+    found = []
+    for leaves in (1, 2, 4, 8, 16):
+        most = warps(leaves, shape.columns, shape.element_size)
+        if leaves <= 4 * widest(shape):
+            found += [
+                Config(leaves, levels, few, rows)
+                for levels in range(MAX_LEVELS + 1)
+                for few in sorted({max(1, most // 2), most})
+                for rows in (4, 8, 16)
+            ]
+    return found

@@ -1,0 +1,224 @@
+"""From a call to a launch: which kernel, on what grid, with which arguments. Reads shapes, never data, so nothing here
+waits for the device, and a launch can be planned for tensors that hold nothing (aot.py)."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modes import MODES
+from ..segments import NormalizeCall, PoolCall, accumulator
+from .config import LANES, LOAD_BYTES, Config, Shape, choose, endless, row_columns, slug, warps
+from .normalize import normalize_kernel
+from .pool import NORM_EPS, pool_kernel
+from .reduce import FAMILIES, WEIGHTED
+
+MAX_PROGRAMS = 65536  # where their number is a guess: programs without a unit cost little, but not nothing
+MIN_WORKSPACE = 64 << 20  # bytes; a larger workspace may have half as many as bfloat16 token states
+
+
+@dataclass
+class Launch:
+    """`arguments` stand in the kernel's order; those in capitals are compiled in."""
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+    def run(self) -> None:
+        """On the current stream of the tensors' device."""
+        device = self.arguments["out"].device
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                self._run(device)
+        else:
+            self._run(device)
+
+    def _run(self, device: torch.device) -> None:
+        arguments = self.arguments.values()
+        if device.type != "cuda":  # the interpreter compiles nothing
+            self.kernel[self.grid](*arguments, **self.options)
+            return
+        # Triton's own look-up costs 10 us and more; a program that is known by what it was compiled for is launched at
+        # once.
+        key = (self.kernel, device.index, self.options["num_warps"], *self._compiled_for())
+        compiled = _compiled.get(key)
+        if compiled is None:
+            _compiled[key] = self.kernel[self.grid](*arguments, **self.options)
+        else:
+            compiled[self.grid](*arguments)
+
+    def _compiled_for(self) -> list[Any]:
+        """All that Triton may look at in arguments: types, alignment, whether an integer is 1, or needs 64 bits."""
+        seen: list[Any] = []
+        for name, value in self.arguments.items():
+            if name.isupper() or value is None:
+                seen.append(value)
+            elif isinstance(value, Tensor):
+                seen.append((value.dtype, value.data_ptr() % 16 == 0))
+            elif isinstance(value, int):
+                seen.append((value == 1, value % 16 == 0, -(2**31) <= value < 2**31))
+        return seen
+
+
+_compiled: dict[tuple[Any, ...], Any] = {}
+
+
+@dataclass(frozen=True)
+class Device:
+    """What plans depend on."""
+
+    name: str
+    processors: int
+
+
+def options(warps: int) -> dict[str, Any]:
+    """No contraction: a fused multiply-add rounds once where the canonical order rounds twice. And a budget of
+    registers: left alone, ptxas spills a few to fit one more program on a processor, where loads in flight count for
+    more."""
+    chosen: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": False}
+    if torch.version.hip is None:
+        chosen["maxnreg"] = 168 if warps <= 4 else 128
+    return chosen
+
+
+@cache
+def device_of(device: torch.device) -> Device:
+    if device.type != "cuda":
+        return Device("interpreter", 4)
+    properties = torch.cuda.get_device_properties(device)
+    return Device(slug(properties.name), properties.multi_processor_count)
+
+
+def vector(element_size: int, *lengths: int) -> int:
+    """Elements of a 16-byte load, if all lengths are multiples of it; else 1."""
+    elements = LOAD_BYTES // element_size
+    return elements if all(n % elements == 0 for n in lengths) else 1
+
+
+def _strides(per_token: Tensor | None) -> tuple[int, int]:
+    """Of sequences and of tokens, in a mask or weights."""
+    if per_token is None:
+        return 0, 0
+    return (per_token.stride(0) if per_token.dim() == 2 else 0), per_token.stride(-1)
+
+
+def shape_of(call: PoolCall, width: int, processors: int) -> Shape:
+    """What the choice of a configuration may depend on; `width` columns are used."""
+    mean = call.rows if call.padded else -(-call.rows // call.batch)
+    element_size = call.hidden.element_size()
+    columns = row_columns(width, element_size)
+    return Shape(call.batch, call.rows, mean, columns, element_size, FAMILIES[call.mode] is WEIGHTED, processors)
+
+
+def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
+    """How many columns a program takes, and how the work is cut up otherwise."""
+    shape = shape_of(call, width, device.processors)
+    config = choose(shape, device.name)
+    if not call.padded and call.cu_seqlens is None:  # every segment may be as long as all rows
+        states = call.batch * -(-call.rows // config.split) * width * 4
+        if states > max(MIN_WORKSPACE, call.rows * width):
+            return endless(shape)
+    return shape.columns, config
+
+
+def plan_pool(call: PoolCall, out: Tensor, device: Device) -> Launch:
+    """The launch that pools a call with at least one segment and one column into `out`, without normalising rows that
+    are cut into strips (its grid's second dimension)."""
+    hidden, mask, weights = call.hidden, call.mask, call.weights
+    element_size, width = hidden.element_size(), out.shape[1]
+    batch, rows, cu = call.batch, call.rows, call.cu_seqlens is not None
+    row_stride, batch_stride = hidden.stride(-2), hidden.stride(0) if call.padded else 0
+    columns, config = cut(call, width, device)
+    strips = -(-width // columns)
+
+    units = max(1, -(-rows // config.split))  # of a segment, at most
+    whole = units == 1
+    programs = min(units, max(1, MAX_PROGRAMS // batch))
+    slots = rows // config.split + batch if cu else batch * units
+    states = totals = arrivals = None
+    if not whole:
+        states = hidden.new_empty((slots, width), dtype=accumulator(hidden.dtype))
+        totals = hidden.new_empty((slots, 2), dtype=torch.float64)
+        arrivals = hidden.new_zeros((slots, strips), dtype=torch.int32)
+
+    aligned = vector(element_size, width, row_stride, batch_stride)
+    starts = call.cu_seqlens if cu else call.starts
+    arguments = {
+        "hidden": hidden, "out": out, "mask": mask, "weights": weights,
+        "starts": None if starts is None else starts.contiguous(),
+        "ends": None if call.ends is None else call.ends.contiguous(),
+        "states": states, "totals": totals, "arrivals": arrivals,
+        "mode": MODES[call.mode].code, "batch": batch, "rows": rows, "dim": width // aligned, "programs": programs,
+        "batch_stride": batch_stride // aligned, "row_stride": row_stride // aligned,
+        "mask_batch_stride": _batch_stride(mask), "token_stride": 0 if mask is None else mask.stride(-1),
+        "weight_batch_stride": _batch_stride(weights), "weight_stride": 0 if weights is None else weights.stride(-1),
+        "FAMILY": FAMILIES[call.mode].value, "NORMALIZE": call.normalize and strips == 1, "CU": cu, "WHOLE": whole,
+        "VECTOR": aligned, "COLUMNS": columns, "LEAVES": config.leaves, "LEVELS": config.levels, "ROWS": config.rows,
+        "SCAN": 8 * LANES * config.warps,  # mask elements looked at in one go, eight a thread
+    }  # fmt: skip
+    grid = (slots if cu and not whole else batch * programs, strips, 1)
+    return Launch(pool_kernel, grid, arguments, options(config.warps))
+
+
+def plan_normalize(x: Tensor, eps: float, out: Tensor) -> Launch:
+    """The launch that normalises the first columns of x, as many as `out` has, into `out`; neither is empty."""
+    element_size, width = x.element_size(), out.shape[-1]
+    leading = _leading(x)
+    if len(leading) > 2:  # a kernel takes two strides: views of more are copied
+        x = x.contiguous()
+        leading = _leading(x)
+    (outer_stride, _), (inner_stride, inner) = ([(0, 1)] + leading)[-2:]
+    columns = row_columns(width, element_size)
+    aligned = vector(element_size, width, outer_stride, inner_stride)
+    arguments = {
+        "x": x, "out": out, "eps": eps, "dim": width // aligned, "inner": inner,
+        "outer_stride": outer_stride // aligned, "inner_stride": inner_stride // aligned,
+        "VECTOR": aligned, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
+    }  # fmt: skip
+    return Launch(normalize_kernel, (out.numel() // width, 1, 1), arguments, options(warps(1, columns, element_size)))
+
+
+def _batch_stride(per_token: Tensor | None) -> int:
+    """Between sequences, in a mask or weights."""
+    return per_token.stride(0) if per_token is not None and per_token.dim() == 2 else 0
+
+
+def _leading(x: Tensor) -> list[tuple[int, int]]:
+    """(stride, size) of the fewest dimensions that stand for all but the last one."""
+    merged = [(0, 1)]
+    for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
+        if size == 1:
+            continue
+        if merged[-1][0] == size * stride or merged[-1][1] == 1:
+            merged[-1] = (stride, size * merged[-1][1])
+        else:
+            merged.append((stride, size))
+    return merged
+
+
+def pool(call: PoolCall) -> Tensor:
+    """Runs a PoolCall."""
+    out: Tensor = call.output()
+    if out.numel() == 0:
+        return out
+    launch = plan_pool(call, out, device_of(out.device))
+    if call.normalize and launch.grid[1] > 1:
+        # No program holds a whole row: it is normalised in a second launch, and rounded there.
+        unrounded = torch.empty_like(out, dtype=accumulator(call.hidden.dtype))
+        launch.arguments["out"] = unrounded
+        launch.run()
+        launch = plan_normalize(unrounded, NORM_EPS.value, out)
+    launch.run()
+    return out
+
+
+def l2_normalize(call: NormalizeCall) -> Tensor:
+    """Runs a NormalizeCall."""
+    out: Tensor = call.output()
+    if out.numel() > 0:
+        plan_normalize(call.x, call.eps, out).run()
+    return out

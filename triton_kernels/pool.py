@@ -1,0 +1,163 @@
+"""The pooling kernel: every mode, both layouts, the whole epilogue.
+
+A segment is cut, from its first real token on, into units of SPLIT tokens. A program owns all columns of a unit: it
+adds LEAVES leaves side by side, merges them into a group, and groups by a binary counter. Whole segments are finished
+at once; the others meet in the arrival tree. SPLIT is a power of two of leaves, so every unit is a subtree of the
+canonical order (fastpool.reference) and no choice of it changes a bit.
+"""
+
+import triton
+import triton.language as tl
+
+from .arrive import arrive
+from .epilogue import divide_by_total, normalize, round_to
+from .reduce import CLS, LAST, LEAF, MAX, SUM, WEIGHTED, merge, merge_rows, neutral, push, total, widen
+from .segments import bounds, count_real, find, first_slot, is_real, trim
+
+NORM_EPS = tl.constexpr(1e-12)  # as in fastpool.reference
+
+
+@triton.jit
+def add_tokens(
+    hidden, mask, weights, row_stride, token_stride, weight_stride, first, begin, tokens, columns, inside,
+    ACC: tl.constexpr, FAMILY: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The state of `tokens` rows from `begin` on, whose segment's first real token is `first`, and the sum of their
+    weights. ROWS loads of a thread are in flight together."""
+    leaf = tl.arange(0, LEAVES)
+    steps = tl.minimum(tokens, LEAF)
+    groups = tl.cdiv(tokens, LEAF * LEAVES)
+    nothing = tl.full((columns.shape[0],), neutral(FAMILY), ACC)
+    levels = ()
+    weight_levels = ()
+    for _ in tl.static_range(LEVELS + 1):
+        levels = levels + (nothing,)
+        weight_levels = weight_levels + (tl.zeros((), ACC),)
+    for group in range(groups):
+        x = tl.full((LEAVES, columns.shape[0]), neutral(FAMILY), ACC)
+        weight = tl.zeros((LEAVES, 1), ACC)
+        for some in range(0, steps, ROWS):
+            for one in tl.static_range(ROWS):
+                token = (group * LEAVES + leaf) * LEAF + some + one
+                real = token < tokens
+                if mask is not None:
+                    real = is_real(mask, begin, token, token_stride, real)
+                row = begin + token
+                at = hidden + row[:, None] * row_stride + columns[None, :]
+                state = widen(tl.load(at, mask=real[:, None] & inside[None, :], other=neutral(FAMILY)), ACC)
+                if FAMILY == WEIGHTED:
+                    if weights is not None:
+                        w = widen(tl.load(weights + row * weight_stride, mask=real, other=0.0), ACC)
+                    else:
+                        w = tl.where(real, row - first + 1, 0).to(ACC)
+                    x += state * w[:, None]
+                    weight += w[:, None]
+                else:
+                    x = merge(x, state, FAMILY)
+        levels = push(levels, merge_rows(x, FAMILY), group, FAMILY)
+        if FAMILY == WEIGHTED:
+            weight_levels = push(weight_levels, tl.sum(merge_rows(weight, SUM), axis=0), group, SUM)
+    return total(levels, nothing, groups, FAMILY), total(weight_levels, tl.zeros((), ACC), groups, SUM)
+
+
+@triton.jit
+def reduce_unit(
+    hidden, mask, weights, row_stride, token_stride, weight_stride, first, begin, end, columns, inside,
+    ACC: tl.constexpr, FAMILY: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr,
+    SCAN: tl.constexpr,
+):  # fmt: skip
+    """The state of the tokens [begin, end), the number of real ones, the sum of their weights. Pointers are those of
+    the sequence."""
+    count = end - begin
+    tokens = count.to(tl.int32)
+    if mask is not None:
+        count = count_real(mask, token_stride, begin, end, SCAN)
+    if mask is None or count == tokens:
+        x, weight = add_tokens(
+            hidden, None, weights, row_stride, token_stride, weight_stride, first, begin, tokens, columns, inside,
+            ACC, FAMILY, LEAVES, LEVELS, ROWS,
+        )  # fmt: skip
+    else:
+        x, weight = add_tokens(
+            hidden, mask, weights, row_stride, token_stride, weight_stride,
+            first, begin, tl.where(count > 0, tokens, 0), columns, inside, ACC, FAMILY, LEAVES, LEVELS, ROWS,
+        )  # fmt: skip
+    return x, count, weight
+
+
+# Nothing is compiled anew for a batch's numbers, not even for a 1 or a multiple of 16.
+_RUNTIME = ["mode", "batch", "rows", "dim", "programs", "batch_stride", "row_stride", "mask_batch_stride"]
+_RUNTIME += ["weight_batch_stride", "weight_stride"]
+
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def pool_kernel(
+    hidden, out, mask, weights, starts, ends, states, totals, arrivals,
+    mode, batch, rows, dim, programs, batch_stride, row_stride,
+    mask_batch_stride, token_stride, weight_batch_stride, weight_stride,
+    FAMILY: tl.constexpr, NORMALIZE: tl.constexpr, CU: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr,
+    COLUMNS: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr,
+    SCAN: tl.constexpr,
+):  # fmt: skip
+    """out [batch, dim]. `dim` and hidden's strides count VECTOR elements, which is how the compiler learns that rows
+    are aligned. `programs`: of each segment, where they cannot be found by number (CU). WHOLE: every segment is one
+    unit."""
+    SPLIT: tl.constexpr = LEAF * LEAVES * (1 << LEVELS)
+    ACC: tl.constexpr = tl.float64 if hidden.dtype.element_ty == tl.float64 else tl.float32
+    program = tl.program_id(0).to(tl.int64)
+    strip = tl.program_id(1)
+    strips = tl.num_programs(1)
+    width = dim.to(tl.int64) * VECTOR
+    columns = strip * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < width
+
+    if CU and not WHOLE:
+        segment = find(starts, program, batch, rows, SPLIT)
+        base = first_slot(starts, segment, rows, SPLIT)
+        unit = program - base
+    else:
+        segment = program // programs
+        base = segment * tl.cdiv(rows, SPLIT)
+        unit = program % programs
+    hidden += segment * (batch_stride.to(tl.int64) * VECTOR)
+    row_step = row_stride.to(tl.int64) * VECTOR
+    first, last = bounds(starts, ends, segment, rows, CU)
+    if mask is not None:
+        mask += segment * mask_batch_stride
+        first, last = trim(mask, token_stride, first, last, SCAN)
+    if weights is not None:
+        weights += segment * weight_batch_stride
+    if FAMILY == MAX:
+        last = tl.where(mode == CLS, tl.minimum(first + 1, last), last)
+        first = tl.where(mode == LAST, tl.maximum(last - 1, first), first)
+    out += segment * width
+
+    x = tl.full((COLUMNS,), neutral(FAMILY), ACC)
+    weight = tl.zeros((), ACC)
+    count = tl.zeros((), tl.int64)
+    complete = unit >= 0
+    if WHOLE:
+        x, count, weight = reduce_unit(
+            hidden, mask, weights, row_step, token_stride, weight_stride, first, first, last, columns, inside,
+            ACC, FAMILY, LEAVES, LEVELS, ROWS, SCAN,
+        )  # fmt: skip
+    else:
+        units = tl.maximum(tl.cdiv(last - first, SPLIT), 1)  # nobody's tokens are zeros, and somebody writes them
+        complete = unit < 0
+        while unit < units:
+            begin = first + unit * SPLIT
+            x, count, weight = reduce_unit(
+                hidden, mask, weights, row_step, token_stride, weight_stride,
+                first, begin, tl.minimum(begin + SPLIT, last), columns, inside,
+                ACC, FAMILY, LEAVES, LEVELS, ROWS, SCAN,
+            )  # fmt: skip
+            x, count, weight, complete = arrive(
+                states, totals, arrivals + strip, strips, base, unit, units, width, columns, x, count, weight, FAMILY
+            )
+            unit += units if CU else programs
+    # Behind the loop, since a segment is complete with a program's last unit: little is alive across the divisions.
+    if complete:
+        x = divide_by_total(x, count, weight, mode)
+        if NORMALIZE:
+            x = normalize(tl.where(inside, x, 0.0), tl.full((), NORM_EPS, ACC))
+        tl.store(out + columns, round_to(x, out.dtype.element_ty), mask=inside)

@@ -1,0 +1,97 @@
+"""Where a segment's real tokens are. Padded and packed input differ here, in where bounds come from, and nowhere
+else."""
+
+import triton
+import triton.language as tl
+
+WAYS = tl.constexpr(512)  # segments told apart by one step of the search
+
+
+@triton.jit
+def bounds(starts, ends, segment, rows, CU: tl.constexpr):
+    """[begin, end) of a segment, within [0, rows] whatever the tensors hold; empty where begin > end."""
+    begin = tl.zeros((), tl.int64)
+    end = rows.to(tl.int64)
+    if starts is not None:
+        begin = tl.load(starts + segment).to(tl.int64)
+    if CU:
+        end = tl.load(starts + segment + 1).to(tl.int64)
+    elif ends is not None:
+        end = tl.load(ends + segment).to(tl.int64)
+    begin = tl.minimum(tl.maximum(begin, 0), rows)
+    return begin, tl.maximum(tl.minimum(end, rows), begin)
+
+
+@triton.jit
+def is_real(mask, row, offset, token_stride, inside):
+    """Which of the tokens `offset` behind `row` are real; those not `inside` are not, and are not looked at. The
+    offset is a small number apart from the row, since 64-bit arithmetic on a block costs two registers an element."""
+    if token_stride != 1:
+        offset = offset * token_stride.to(tl.int64)
+    return tl.load(mask + row * token_stride + offset, mask=inside, other=0) != 0
+
+
+@triton.jit
+def trim(mask, token_stride, begin, end, SCAN: tl.constexpr):
+    """From the first real token to behind the last one; holes stay inside. Empty: begin == end. SCAN elements of the
+    mask are looked at in one go."""
+    lane = tl.arange(0, SCAN)
+    first = end
+    at = begin
+    while (first == end) & (at < end):
+        left = tl.minimum(end - at, SCAN).to(tl.int32)
+        real = is_real(mask, at, lane, token_stride, lane < left)
+        first = at + tl.min(tl.where(real, lane, left), axis=0)
+        at += SCAN
+        if first < at:
+            at = end
+        else:
+            first = end
+    last = first  # behind the last real token
+    at = end
+    while (last == first) & (at > first):
+        at = tl.maximum(at - SCAN, first)
+        left = tl.minimum(end - at, SCAN).to(tl.int32)
+        real = is_real(mask, at, lane, token_stride, lane < left)
+        last = at + tl.max(tl.where(real, lane + 1, 0), axis=0)
+        if last == at:
+            last = first
+    return first, last
+
+
+@triton.jit
+def count_real(mask, token_stride, begin, end, SCAN: tl.constexpr):
+    """How many of the tokens [begin, end) are real."""
+    lane = tl.arange(0, SCAN)
+    count = tl.zeros((SCAN,), tl.int32)
+    at = begin
+    while at < end:
+        count += is_real(mask, at, lane, token_stride, lane < end - at).to(tl.int32)
+        at += SCAN
+    return tl.sum(count, axis=0).to(tl.int64)
+
+
+@triton.jit
+def first_slot(cu_seqlens, segment, rows, SPLIT: tl.constexpr):
+    """A number for a packed segment's first unit. It leaves room for all of them, since
+    floor(a / SPLIT) + ceil(n / SPLIT) <= floor((a + n) / SPLIT) + 1, and grows with the segment."""
+    start = tl.load(cu_seqlens + segment).to(tl.int64)
+    return tl.minimum(tl.maximum(start, 0), rows) // SPLIT + segment
+
+
+@triton.jit
+def find(cu_seqlens, slot, batch, rows, SPLIT: tl.constexpr):
+    """The segment that `slot` belongs to: the last whose first slot is not beyond it. [0, batch) for any values."""
+    low = tl.zeros((), tl.int64)
+    count = batch.to(tl.int64)  # it is one of [low, low + count)
+    way = tl.arange(0, WAYS)
+    while count > 1:
+        step = tl.cdiv(count, WAYS)
+        ways = tl.cdiv(count, step).to(tl.int32)
+        inside = (way < ways) & (way > 0)
+        start = tl.load(cu_seqlens + low + way * step, mask=inside, other=0).to(tl.int64)
+        first = tl.minimum(tl.maximum(start, 0), rows) // SPLIT + low + way * step
+        skip = tl.sum((inside & (first <= slot)).to(tl.int32), axis=0) * step
+        low += skip
+        count = tl.minimum(step, count - skip)
+    return low
