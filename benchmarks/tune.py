@@ -77,7 +77,7 @@ def main() -> None:
         batch = build(case)
         rotate = copies_of(batch, gpu)
         call = PoolCall("mean", batch.packed, cu_seqlens=batch.cu_seqlens)
-        shape = launch.shape_of(call, case.width, device.processors)
+        shape = launch.shape_of(call, case.width, device)
 
         def time(config: Config, rotate: list[Batch] = rotate) -> float:
             chosen[:] = [config]

@@ -39,7 +39,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
         if programs is not None:
             monkeypatch.setattr(launch, "MAX_PROGRAMS", programs)
         if columns is not None:
-            monkeypatch.setattr(launch, "row_columns", lambda width, element_size: columns)
+            monkeypatch.setattr(launch, "row_columns", lambda width, element_size, lanes: columns)
 
     return to
 
@@ -176,7 +176,7 @@ def test_l2_normalize(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> No
     x = (torch.randn(4, 3, 70, dtype=torch.float64, generator=generator) * 3).to(dtype)
     huge = x.double().sign().to(dtype) * (6e4 if dtype == torch.float16 else 3e38)
     for columns in (128, 16):  # in one piece, and tile by tile
-        monkeypatch.setattr(launch, "row_columns", lambda width, element_size, columns=columns: columns)
+        monkeypatch.setattr(launch, "row_columns", lambda width, element_size, lanes, columns=columns: columns)
         for view in (x, x.transpose(0, 1), x[0, 0], x[:, :, 3:50], huge, x.expand(2, 4, 3, 70).permute(2, 0, 1, 3)):
             for more in ({}, {"dim": 33, "eps": 20.0}):
                 expected = Target("native", "cpu").run(fastpool.l2_normalize, view, **more)

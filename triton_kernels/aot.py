@@ -81,7 +81,7 @@ def _calls(mode: str, weighted: bool, dtype: torch.dtype, dim: int) -> Iterator[
 FAMILY_MODES = (("mean", False), ("max", False), ("weighted_mean", False), ("weighted_mean", True))
 
 
-def variants(dtypes: Sequence[torch.dtype], dims: Sequence[int]) -> list[Variant]:
+def variants(dtypes: Sequence[torch.dtype], dims: Sequence[int], lanes: int = 32) -> list[Variant]:
     """All machine programs that calls of these dtypes and widths come to, in every mode, spelling and SHAPE."""
     found: dict[str, Variant] = {}
 
@@ -98,7 +98,7 @@ def variants(dtypes: Sequence[torch.dtype], dims: Sequence[int]) -> list[Variant
     for dtype, dim in product(dtypes, dims):
         for mode, weighted in FAMILY_MODES:
             for call, count in product(_calls(mode, weighted, dtype, dim), PROCESSORS):
-                launch = plan_pool(call, call.output(), Device("aot", count))
+                launch = plan_pool(call, call.output(), Device("aot", count, lanes))
                 given = [
                     name
                     for name in ("mask", "weights", "cu_seqlens", "starts", "ends")
@@ -106,7 +106,7 @@ def variants(dtypes: Sequence[torch.dtype], dims: Sequence[int]) -> list[Variant
                 ]
                 add(launch, dtype, f"{mode}({', '.join(given)})")
         x = _empty(1, dim, dtype=dtype)
-        add(plan_normalize(x, 1e-12, x), dtype, "l2_normalize")
+        add(plan_normalize(x, 1e-12, x, Device("aot", 1, lanes)), dtype, "l2_normalize")
     return list(found.values())
 
 
@@ -174,15 +174,15 @@ def _read_amd(compiled: Any) -> Report:
 
 
 @cache
-def _variants(dtype: str, dim: int) -> list[Variant]:
-    return variants([getattr(torch, dtype)], [dim])
+def _variants(dtype: str, dim: int, lanes: int) -> list[Variant]:
+    return variants([getattr(torch, dtype)], [dim], lanes)
 
 
 def _compile(job: tuple[GPUTarget, str, int, int]) -> tuple[str, Report | str]:
     """A report, or what went wrong. Jobs are named, not handed over: kernels and plans do not travel between
     processes."""
     target, dtype, dim, index = job
-    variant = _variants(dtype, dim)[index]
+    variant = _variants(dtype, dim, target.warp_size)[index]
     try:
         return variant.name, compile_variant(variant, target)
     except Exception as error:  # whatever it is, the others are still to be compiled
@@ -196,7 +196,7 @@ def run(targets: Sequence[GPUTarget], dtypes: Sequence[str], dims: Sequence[int]
     for target in targets:
         seen: set[str] = set()
         for dtype, dim in product(dtypes, dims):
-            for index, variant in enumerate(_variants(dtype, dim)):
+            for index, variant in enumerate(_variants(dtype, dim, target.warp_size)):
                 if variant.name not in seen:
                     seen.add(variant.name)
                     work.append((target, dtype, dim, index))

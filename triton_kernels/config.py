@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 LEAF = 32  # tokens; as in fastpool.reference
-LANES = 32  # threads of a warp, for sizing: 64 on AMD, where as many threads then hold less each
+MOST_THREADS = 512  # of a program: each then has 128 registers
 LOAD_BYTES = 16  # the widest load of a thread
 MAX_LEVELS = 4  # a state per level stays in registers
 TUNED = Path(__file__).parent / "tuned"
@@ -41,6 +41,7 @@ class Shape:
     element_size: int
     weighted: bool
     processors: int
+    lanes: int = 32  # threads of a warp; 64 on most AMD GPUs
 
     def units(self, split: int) -> int:
         """At most so many units have tokens."""
@@ -57,50 +58,50 @@ def max_columns(element_size: int) -> int:
     return 1024 if element_size == 8 else 16384 // element_size
 
 
-def row_columns(width: int, element_size: int) -> int:
+def row_columns(width: int, element_size: int, lanes: int) -> int:
     """Columns of a program for rows of this width: at least one whole load for every thread of a warp."""
-    return min(max(power_of_two(width), LANES * LOAD_BYTES // element_size), max_columns(element_size))
+    return min(max(power_of_two(width), lanes * LOAD_BYTES // element_size), max_columns(element_size))
 
 
-def warps(leaves: int, columns: int, element_size: int) -> int:
-    """One load of LOAD_BYTES a thread and row, up to the 16 warps that leave a thread 128 registers."""
-    return max(1, min(16, leaves * columns * element_size // (LOAD_BYTES * LANES)))
+def warps(leaves: int, columns: int, element_size: int, lanes: int) -> int:
+    """One load of LOAD_BYTES a thread and row, as far as MOST_THREADS go."""
+    return max(1, min(MOST_THREADS, leaves * columns * element_size // LOAD_BYTES) // lanes)
 
 
 def widest(shape: Shape) -> int:
-    """Leaves side by side that make a program of four warps. Three such programs fit a processor, each with 16 KB of
+    """Leaves side by side that make a program of 128 threads. Three such programs fit a processor, each with 16 KB of
     loads in flight: more than the 32 KB or so with which a processor of an H100 draws its share of the memory's
     bandwidth."""
-    return max(1, min(16, 4 * LANES * LOAD_BYTES // (shape.columns * shape.element_size)))
+    return max(1, min(16, 128 * LOAD_BYTES // (shape.columns * shape.element_size)))
 
 
 def rows(shape: Shape) -> int:
     """Fewer where more than sums has to stay in registers, and where a thread loads more than once for a row."""
-    wide = shape.columns * shape.element_size > 16 * LANES * LOAD_BYTES
-    return 8 >> (shape.weighted or shape.element_size == 8) >> wide
+    wide = shape.columns * shape.element_size > MOST_THREADS * LOAD_BYTES
+    return 8 >> (shape.weighted or shape.element_size == 8) >> wide >> (shape.columns > 4096)
 
 
 def heuristic(shape: Shape) -> Config:
     """The widest program where segments have leaves for it and there are such units for every processor, else one leaf
-    at a time; eight groups to a unit where every processor still gets four units, four where 16 warps share the
+    at a time; eight groups to a unit where every processor still gets four units, four where MOST_THREADS share the
     registers. Few choices, since each is a compile."""
     leaves = widest(shape)
     if shape.mean <= LEAF or shape.units(LEAF * leaves) < shape.processors:
         leaves = 1
-    few = warps(leaves, shape.columns, shape.element_size)
-    levels = 3 if few < 16 else 2
+    few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
+    levels = 3 if few * shape.lanes < MOST_THREADS else 2
     if shape.units(LEAF * leaves << levels) < 4 * shape.processors:
         levels = 0
     return Config(leaves, levels, few, rows(shape))
 
 
 def endless(shape: Shape) -> tuple[int, Config]:
-    """Columns and a configuration for segments of any length in one piece: leaves for 16 warps on 2 KB of a row, so
+    """Columns and a configuration for segments of any length in one piece: leaves for MOST_THREADS on 2 KB of a row, so
     that little of each level falls to a thread, and as many levels as all rows need."""
     columns = min(shape.columns, 2048 // shape.element_size)
-    leaves = max(1, 16 * LANES * LOAD_BYTES // (columns * shape.element_size))
+    leaves = max(1, MOST_THREADS * LOAD_BYTES // (columns * shape.element_size))
     levels = (-(-shape.longest // (LEAF * leaves)) - 1).bit_length()
-    return columns, Config(leaves, levels, 16, 4)
+    return columns, Config(leaves, levels, MOST_THREADS // shape.lanes, 4)
 
 
 @lru_cache(maxsize=4096)
@@ -144,13 +145,14 @@ def slug(device_name: str) -> str:
 def candidates(shape: Shape) -> list[Config]:
     """What a tuner may try."""
     found = []
+    usual = rows(shape)
     for leaves in (1, 2, 4, 8, 16):
-        most = warps(leaves, shape.columns, shape.element_size)
+        most = warps(leaves, shape.columns, shape.element_size, shape.lanes)
         if leaves <= 4 * widest(shape):
             found += [
-                Config(leaves, levels, few, rows)
+                Config(leaves, levels, few, count)
                 for levels in range(MAX_LEVELS + 1)
                 for few in sorted({max(1, most // 2), most})
-                for rows in (4, 8, 16)
+                for count in sorted({max(1, usual // 2), usual, 2 * usual})
             ]
     return found

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..modes import MODES
 from ..segments import NormalizeCall, PoolCall, accumulator
-from .config import LANES, LOAD_BYTES, Config, Shape, choose, endless, row_columns, slug, warps
+from .config import LOAD_BYTES, Config, Shape, choose, endless, row_columns, slug, warps
 from .normalize import normalize_kernel
 from .pool import NORM_EPS, pool_kernel
 from .reduce import FAMILIES, WEIGHTED
@@ -73,6 +73,7 @@ class Device:
 
     name: str
     processors: int
+    lanes: int = 32  # of a warp
 
 
 def options(warps: int) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def device_of(device: torch.device) -> Device:
     if device.type != "cuda":
         return Device("interpreter", 4)
     properties = torch.cuda.get_device_properties(device)
-    return Device(slug(properties.name), properties.multi_processor_count)
+    return Device(slug(properties.name), properties.multi_processor_count, properties.warp_size)
 
 
 def vector(element_size: int, *lengths: int) -> int:
@@ -106,17 +107,18 @@ def _strides(per_token: Tensor | None) -> tuple[int, int]:
     return (per_token.stride(0) if per_token.dim() == 2 else 0), per_token.stride(-1)
 
 
-def shape_of(call: PoolCall, width: int, processors: int) -> Shape:
+def shape_of(call: PoolCall, width: int, device: Device) -> Shape:
     """What the choice of a configuration may depend on; `width` columns are used."""
     mean = call.rows if call.padded else -(-call.rows // call.batch)
     element_size = call.hidden.element_size()
-    columns = row_columns(width, element_size)
-    return Shape(call.batch, call.rows, mean, columns, element_size, FAMILIES[call.mode] is WEIGHTED, processors)
+    columns = row_columns(width, element_size, device.lanes)
+    weighted = FAMILIES[call.mode] is WEIGHTED
+    return Shape(call.batch, call.rows, mean, columns, element_size, weighted, device.processors, device.lanes)
 
 
 def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
     """How many columns a program takes, and how the work is cut up otherwise."""
-    shape = shape_of(call, width, device.processors)
+    shape = shape_of(call, width, device)
     config = choose(shape, device.name)
     if not call.padded and call.cu_seqlens is None:  # every segment may be as long as all rows
         states = call.batch * -(-call.rows // config.split) * width * 4
@@ -158,13 +160,13 @@ def plan_pool(call: PoolCall, out: Tensor, device: Device) -> Launch:
         "weight_batch_stride": _batch_stride(weights), "weight_stride": 0 if weights is None else weights.stride(-1),
         "FAMILY": FAMILIES[call.mode].value, "NORMALIZE": call.normalize and strips == 1, "CU": cu, "WHOLE": whole,
         "VECTOR": aligned, "COLUMNS": columns, "LEAVES": config.leaves, "LEVELS": config.levels, "ROWS": config.rows,
-        "SCAN": 8 * LANES * config.warps,  # mask elements looked at in one go, eight a thread
+        "SCAN": 8 * device.lanes * config.warps,  # mask elements looked at in one go, eight a thread
     }  # fmt: skip
     grid = (slots if cu and not whole else batch * programs, strips, 1)
     return Launch(pool_kernel, grid, arguments, options(config.warps))
 
 
-def plan_normalize(x: Tensor, eps: float, out: Tensor) -> Launch:
+def plan_normalize(x: Tensor, eps: float, out: Tensor, device: Device) -> Launch:
     """The launch that normalises the first columns of x, as many as `out` has, into `out`; neither is empty."""
     element_size, width = x.element_size(), out.shape[-1]
     leading = _leading(x)
@@ -172,14 +174,15 @@ def plan_normalize(x: Tensor, eps: float, out: Tensor) -> Launch:
         x = x.contiguous()
         leading = _leading(x)
     (outer_stride, _), (inner_stride, inner) = ([(0, 1)] + leading)[-2:]
-    columns = row_columns(width, element_size)
+    columns = row_columns(width, element_size, device.lanes)
     aligned = vector(element_size, width, outer_stride, inner_stride)
     arguments = {
         "x": x, "out": out, "eps": eps, "dim": width // aligned, "inner": inner,
         "outer_stride": outer_stride // aligned, "inner_stride": inner_stride // aligned,
         "VECTOR": aligned, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
     }  # fmt: skip
-    return Launch(normalize_kernel, (out.numel() // width, 1, 1), arguments, options(warps(1, columns, element_size)))
+    few = warps(1, columns, element_size, device.lanes)
+    return Launch(normalize_kernel, (out.numel() // width, 1, 1), arguments, options(few))
 
 
 def _batch_stride(per_token: Tensor | None) -> int:
@@ -205,13 +208,14 @@ def pool(call: PoolCall) -> Tensor:
     out: Tensor = call.output()
     if out.numel() == 0:
         return out
-    launch = plan_pool(call, out, device_of(out.device))
+    device = device_of(out.device)
+    launch = plan_pool(call, out, device)
     if call.normalize and launch.grid[1] > 1:
         # No program holds a whole row: it is normalised in a second launch, and rounded there.
         unrounded = torch.empty_like(out, dtype=accumulator(call.hidden.dtype))
         launch.arguments["out"] = unrounded
         launch.run()
-        launch = plan_normalize(unrounded, NORM_EPS.value, out)
+        launch = plan_normalize(unrounded, NORM_EPS.value, out, device)
     launch.run()
     return out
 
@@ -220,5 +224,5 @@ def l2_normalize(call: NormalizeCall) -> Tensor:
     """Runs a NormalizeCall."""
     out: Tensor = call.output()
     if out.numel() > 0:
-        plan_normalize(call.x, call.eps, out).run()
+        plan_normalize(call.x, call.eps, out, device_of(out.device)).run()
     return out
