@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
-from fastpool.triton_kernels import aot  # noqa: E402  # after the skip
+from fastpool.triton_kernels import aot  # after the skip
 
 
 def run(*arguments: str, cache: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -72,7 +72,8 @@ def test_env_says_why_native_is_missing(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(native, "BUILD_REPORT", report)
     found = _env_json(capsys)
     assert found["backends"]["native"] == {"available": False, "reason": native.unavailable()}
-    assert found["native"] == {"built": False, "build_error": "no C++ compiler"}
+    assert (found["native"]["built"], found["native"]["build_error"]) == (False, "no C++ compiler")
+    assert found["native"]["cuda"] == (found["native"]["cuda_reason"] is None)
     assert main(["env"]) == 0
     assert "native     no: the native library was not built: no C++ compiler" in capsys.readouterr().out
 

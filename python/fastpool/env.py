@@ -1,6 +1,5 @@
 """`fastpool env`: what a bug report needs to say about the machine and the build."""
 
-import json
 import os
 import platform
 import re
@@ -22,7 +21,7 @@ _PACKAGES = {
     "sentence-transformers": ("sentence-transformers",),
     "transformers": ("transformers",),
 }
-_VARIABLES = ("FASTPOOL_BACKEND", "FASTPOOL_VALIDATE", "OMP_NUM_THREADS")
+_VARIABLES = ("FASTPOOL_BACKEND", "FASTPOOL_VALIDATE", "TRITON_INTERPRET", "OMP_NUM_THREADS")
 
 
 def _version(published: tuple[str, ...]) -> str | None:
@@ -85,11 +84,13 @@ def _backends() -> dict[str, dict[str, Any]]:
 
 def _native() -> dict[str, Any]:
     """How the native library was built and what it runs on this CPU; where there is none, what became of the build."""
-    try:
-        build = json.loads(native.BUILD_REPORT.read_text())
-    except (OSError, ValueError):
-        build = {}
-    found: dict[str, Any] = {"built": build.get("built"), "build_error": build.get("reason") or None}
+    build = native.build_report()
+    found: dict[str, Any] = {
+        "built": build.get("built"),
+        "build_error": build.get("reason") or None,
+        "cuda": native.cuda_unavailable() is None,
+        "cuda_reason": native.cuda_unavailable(),
+    }
     if native.unavailable() is None and native.info is not None:
         info = native.info
         found |= {
@@ -164,6 +165,7 @@ def render(found: dict[str, Any]) -> str:
             "against torch": built["torch_version"],
             "CUDA for": built["cuda_architectures"] or "no architectures",
         }
+    native_rows["CUDA tensors"] = "available" if built["cuda"] else f"no: {built['cuda_reason']}"
     lines += _section("Native library", native_rows)
     lines += _section("Environment", {name: value or "not set" for name, value in found["environment"].items()})
     return "\n".join(lines).rstrip()

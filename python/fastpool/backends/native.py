@@ -32,7 +32,7 @@ INHERIT, NATIVE, OTHER, AUTOMATIC = -1, 0, 1, 2  # wishes, as in csrc/native.h
 NEVER = 2**63 - 1  # bytes
 
 
-def _report() -> dict[str, Any]:
+def build_report() -> dict[str, Any]:
     """What setup.py wrote about the build; nothing where it did not."""
     try:
         found: dict[str, Any] = json.loads(BUILD_REPORT.read_text())
@@ -57,7 +57,7 @@ def _load_cpu() -> str | None:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"native kernels need Linux on x86-64, this is {platform.system()} on {platform.machine()}"
     if not LIBRARY.exists():
-        return f"the native library was not built{_because(_report().get('reason'))}"
+        return f"the native library was not built{_because(build_report().get('reason'))}"
     try:
         # It links the library, which fills the ops as it is loaded: both are there, or neither.
         info = import_module("fastpool._native")
@@ -70,7 +70,7 @@ def _load_cuda() -> str | None:
     if torch.version.cuda is None:
         return "this torch has no CUDA"
     if not CUDA_LIBRARY.exists():
-        return f"the CUDA library was not built{_because(_report().get('cuda', {}).get('reason'))}"
+        return f"the CUDA library was not built{_because(build_report().get('cuda', {}).get('reason'))}"
     try:
         torch.ops.load_library(str(CUDA_LIBRARY))
     except (OSError, RuntimeError) as error:
