@@ -8,7 +8,7 @@ waits, and only integers are counted, so bits do not depend on who comes when.
 import triton
 import triton.language as tl
 
-from .reduce import SUM, neutral, push
+from .reduce import SUM, empty_counters, neutral, push
 
 FAN = tl.constexpr(8)
 
@@ -34,25 +34,22 @@ def child(states, totals, at, there, width, columns, FAMILY: tl.constexpr, ACC: 
 
 @triton.jit
 def gather(states, totals, at, step, children, width, columns, FAMILY: tl.constexpr, ACC: tl.constexpr):
-    """The states of a node's children, `step` rows of the workspace apart, merged in pairs, and pairs of them."""
-    halves = ()
-    half_weights = ()
-    for _ in tl.static_range(2):
-        halves = halves + (tl.full((columns.shape[0],), neutral(FAMILY), ACC),)
-        half_weights = half_weights + (tl.zeros((), ACC),)
+    """The states of a node's children, `step` rows of the workspace apart, merged in pairs, and pairs of them. 2^SOME
+    of them are read together: eight wide ones would not fit the registers."""
+    SOME: tl.constexpr = 2
+    upper, upper_weights = empty_counters(columns, 4 - SOME, FAMILY, ACC)
     count = tl.zeros((), tl.int64)
-    for half in range(2):  # not all at once: eight states would not fit the registers
-        quarters = halves + (halves[0],)
-        weights = half_weights + (half_weights[0],)
-        for i in tl.static_range(FAN // 2):
-            which = half * (FAN // 2) + i
+    for part in range(FAN >> SOME):
+        lower, lower_weights = empty_counters(columns, SOME + 1, FAMILY, ACC)
+        for i in tl.static_range(1 << SOME):
+            which = (part << SOME) + i
             x, n, w = child(states, totals, at + which * step, which < children, width, columns, FAMILY, ACC)
-            quarters = push(quarters, x, i, FAMILY)
-            weights = push(weights, w, i, SUM)
+            lower = push(lower, x, i, FAMILY)
+            lower_weights = push(lower_weights, w, i, SUM)
             count += n
-        halves = push(halves, quarters[2], half, FAMILY)
-        half_weights = push(half_weights, weights[2], half, SUM)
-    return halves[1], count, half_weights[1]
+        upper = push(upper, lower[SOME], part, FAMILY)
+        upper_weights = push(upper_weights, lower_weights[SOME], part, SUM)
+    return upper[3 - SOME], count, upper_weights[3 - SOME]
 
 
 @triton.jit

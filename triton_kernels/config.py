@@ -54,8 +54,8 @@ def power_of_two(n: int) -> int:
 
 
 def max_columns(element_size: int) -> int:
-    """What the registers of a program hold of one row, 16 KB or 8 KB of float64: wider ones are cut into strips."""
-    return 1024 if element_size == 8 else 16384 // element_size
+    """What the registers of a program hold of one row: wider ones are cut into strips."""
+    return 1024 if element_size == 8 else 4096
 
 
 def row_columns(width: int, element_size: int, lanes: int) -> int:
@@ -78,7 +78,7 @@ def widest(shape: Shape) -> int:
 def rows(shape: Shape) -> int:
     """Fewer where more than sums has to stay in registers, and where a thread loads more than once for a row."""
     wide = shape.columns * shape.element_size > MOST_THREADS * LOAD_BYTES
-    return 8 >> (shape.weighted or shape.element_size == 8) >> wide >> (shape.columns > 4096)
+    return 8 >> (shape.weighted or shape.element_size == 8) >> wide
 
 
 def heuristic(shape: Shape) -> Config:

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .arrive import arrive
 from .epilogue import divide_by_total, normalize, round_to
-from .reduce import CLS, LAST, LEAF, MAX, SUM, WEIGHTED, merge, merge_rows, neutral, push, total, widen
+from .reduce import CLS, LAST, LEAF, MAX, SUM, WEIGHTED, empty_counters, merge, merge_rows, neutral, push, total, widen
 from .segments import bounds, count_real, find, first_slot, is_real, trim
 
 NORM_EPS = tl.constexpr(1e-12)  # as in fastpool.reference
@@ -27,12 +27,7 @@ def add_tokens(
     leaf = tl.arange(0, LEAVES)
     steps = tl.minimum(tokens, LEAF)
     groups = tl.cdiv(tokens, LEAF * LEAVES)
-    nothing = tl.full((columns.shape[0],), neutral(FAMILY), ACC)
-    levels = ()
-    weight_levels = ()
-    for _ in tl.static_range(LEVELS + 1):
-        levels = levels + (nothing,)
-        weight_levels = weight_levels + (tl.zeros((), ACC),)
+    levels, weight_levels = empty_counters(columns, LEVELS + 1, FAMILY, ACC)
     for group in range(groups):
         x = tl.full((LEAVES, columns.shape[0]), neutral(FAMILY), ACC)
         weight = tl.zeros((LEAVES, 1), ACC)
@@ -57,6 +52,7 @@ def add_tokens(
         levels = push(levels, merge_rows(x, FAMILY), group, FAMILY)
         if FAMILY == WEIGHTED:
             weight_levels = push(weight_levels, tl.sum(merge_rows(weight, SUM), axis=0), group, SUM)
+    nothing = tl.full((columns.shape[0],), neutral(FAMILY), ACC)
     return total(levels, nothing, groups, FAMILY), total(weight_levels, tl.zeros((), ACC), groups, SUM)
 
 

@@ -79,6 +79,17 @@ def add_columns(x):
 
 
 @triton.jit
+def empty_counters(columns, COUNT: tl.constexpr, FAMILY: tl.constexpr, ACC: tl.constexpr):
+    """Of COUNT levels: one of states, one of sums of weights."""
+    states = ()
+    weights = ()
+    for _ in tl.static_range(COUNT):
+        states = states + (tl.full((columns.shape[0],), neutral(FAMILY), ACC),)
+        weights = weights + (tl.zeros((), ACC),)
+    return states, weights
+
+
+@triton.jit
 def push(levels, x, index, FAMILY: tl.constexpr):
     """The counter after group `index`, whose state is `x`."""
     grown = ()
