@@ -78,7 +78,6 @@ void run(const PoolCall& call, bool cu, const OnDevice& device) {
   const Plan plan = make_plan(call, cu, device.chip());
   check(plan.programs <= INT32_MAX && plan.strips <= 65535,
         [] { return std::string("fastpool: more segments or columns than a GPU's grid can hold"); });
-  const Kernels& kernel = kernels(call.dtype);
 
   Workspace workspace;
   Tensor sums, totals, arrived;
@@ -89,9 +88,17 @@ void run(const PoolCall& call, bool cu, const OnDevice& device) {
     arrived = device.memory(slots * static_cast<int64_t>(sizeof(int)));
     workspace = {sums.mutable_data(), static_cast<Totals*>(totals.mutable_data()),
                  static_cast<int*>(arrived.mutable_data())};
-    check_cuda(cudaMemsetAsync(workspace.arrived, 0, static_cast<size_t>(slots) * sizeof(int), stream));
   }
-  if (plan.strips == 1 || !call.normalize) return check_cuda(kernel.pool(call, plan, workspace, stream));
+  const auto pool = [&](const PoolCall& call) {
+    const auto clear = [&](void* p, int64_t bytes) {
+      check_cuda(cudaMemsetAsync(p, 0, static_cast<size_t>(bytes), stream));
+    };
+    // A cu_seqlens that runs backwards leaves segments that no block finds: zeros, not what the memory held before.
+    if (plan.search) clear(call.out, call.batch * call.dim * size_of(call.out_dtype));
+    if (plan.partial()) clear(workspace.arrived, plan.programs * plan.strips * static_cast<int64_t>(sizeof(int)));
+    check_cuda(kernels(call.dtype).pool(call, plan, workspace, stream));
+  };
+  if (plan.strips == 1 || !call.normalize) return pool(call);
 
   // The norm needs all columns, which no block has: it is taken of the unrounded result.
   PoolCall wide = call;
@@ -99,7 +106,7 @@ void run(const PoolCall& call, bool cu, const OnDevice& device) {
   wide.out_dtype = call.dtype == DType::float64 ? DType::float64 : DType::float32;
   const Tensor unrounded = device.memory(call.batch * call.dim * accumulator_size(call.dtype));
   wide.out = unrounded.mutable_data();
-  check_cuda(kernel.pool(wide, plan, workspace, stream));
+  pool(wide);
   NormalizeCall normalize;
   normalize.dtype = wide.out_dtype, normalize.out_dtype = call.out_dtype;
   normalize.rows = call.batch, normalize.dim = call.dim;

@@ -40,6 +40,7 @@ def test_what_is_wrong_is_said() -> None:
     good = aot.Report(registers=100, spills=0, shared=0, load=16)
     assert good.complaint() is None
     assert aot.Report(128, 8, 0, 16).complaint() == "8 bytes spilled"
+    assert aot.Report(100, 0, 0, 16, 1).complaint() == "1 multiply-adds are fused"
     assert aot.Report(100, 0, 0, 8).complaint() == "aligned rows are loaded by 8 bytes"
 
 

@@ -93,7 +93,7 @@ def test_a_workspace_stays_small(batch: int, rows: int, width: int) -> None:
     hidden = torch.empty(rows, width, dtype=torch.bfloat16, device="meta")
     index = torch.empty(batch, dtype=torch.int64, device="meta")
     call = PoolCall("mean", hidden, starts=index, ends=index)
-    planned = launch.plan_pool(call, call.output(), launch.Device("test", 132))
+    planned = launch.plan_pool(call, launch.Device("test", 132))
     states = planned.arguments["states"]
     held = 0 if states is None else states.numel() * 4
     assert held <= max(launch.MIN_WORKSPACE, hidden.numel())

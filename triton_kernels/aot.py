@@ -39,23 +39,28 @@ class Variant:
 
     name: str
     launch: Launch
+    key: tuple[object, ...]
 
 
 @dataclass(frozen=True)
 class Report:
     """What a variant became on a target: registers of a thread, bytes of them spilled to memory, bytes of shared
-    memory, bytes of a thread's widest global load."""
+    memory, bytes of a thread's widest load of token states; fused multiply-adds, which round once where the canonical
+    order rounds twice (on AMD they cannot be told from those of a division)."""
 
     registers: int
     spills: int
     shared: int
     load: int
+    fused: int = 0
 
-    def complaint(self) -> str | None:
-        """What is wrong with it, if anything. DIMS are aligned, and so are fresh tensors."""
+    def complaint(self, aligned: bool = True) -> str | None:
+        """What is wrong with it, if anything. `aligned`: rows are multiples of 16 bytes."""
         if self.spills:
             return f"{self.spills} bytes spilled"
-        if self.load < LOAD_BYTES:
+        if self.fused:
+            return f"{self.fused} multiply-adds are fused"
+        if aligned and self.load < LOAD_BYTES:
             return f"aligned rows are loaded by {self.load} bytes"
         return None
 
@@ -65,13 +70,15 @@ def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def _calls(mode: str, weighted: bool, dtype: torch.dtype, dim: int) -> Iterator[PoolCall]:
-    """Every spelling of every shape. What strides and lengths are does not matter, only what is there."""
+    """The usual spellings of every shape. What strides and lengths are does not matter, only what is there."""
     for batch, rows in SHAPES:
         index, cu = _empty(batch, dtype=torch.int64), _empty(batch + 1, dtype=torch.int32)
         padded, packed = _empty(batch, rows, dim, dtype=dtype), _empty(batch * rows, dim, dtype=dtype)
         weights = _empty(batch, rows, dtype=torch.float32) if weighted else None
         flat = None if weights is None else weights.view(-1)
-        yield PoolCall(mode, padded, _empty(batch, rows, dtype=torch.int64), weights=weights, normalize=True)
+        for normalize in (False, True):
+            mask = _empty(batch, rows, dtype=torch.int64 if normalize else torch.bool)
+            yield PoolCall(mode, padded, mask, weights=weights, normalize=normalize)
         yield PoolCall(mode, padded, ends=index, weights=weights, normalize=True)
         yield PoolCall(mode, packed, cu_seqlens=cu, weights=flat, normalize=True)
         yield PoolCall(mode, packed, starts=index, ends=index, weights=flat, normalize=True)
@@ -82,23 +89,33 @@ FAMILY_MODES = (("mean", False), ("max", False), ("weighted_mean", False), ("wei
 
 
 def variants(dtypes: Sequence[torch.dtype], dims: Sequence[int], lanes: int = 32) -> list[Variant]:
-    """All machine programs that calls of these dtypes and widths come to, in every mode, spelling and SHAPE."""
-    found: dict[str, Variant] = {}
+    """The machine programs that calls of these dtypes and widths come to: every configuration that the heuristic
+    chooses for SHAPES, in every family and the usual spellings. Other types of indices and masks, other combinations
+    of bounds, and a result of another dtype are programs of their own, which differ in a load, a comparison or a
+    store."""
+    found: dict[tuple[object, ...], Variant] = {}
 
     def add(launch: Launch, dtype: torch.dtype, what: str) -> None:
         constants = {k: int(v) for k, v in launch.arguments.items() if k.isupper()}
-        name = " ".join(
-            [what, str(dtype).removeprefix("torch.")]
-            + [f"{k.lower()}={constants[k]}" for k in ("COLUMNS", "LEAVES", "LEVELS") if k in constants]
-            + [f"warps={launch.options['num_warps']}"]
-            + [k.lower() for k in ("WHOLE",) if constants.get(k)]
-        )
-        found.setdefault(name, Variant(name, launch))
+        types = [v.dtype for v in launch.arguments.values() if isinstance(v, Tensor)]
+        shown = [f"{k.lower()}={constants[k]}" for k in ("COLUMNS", "LEAVES", "LEVELS") if k in constants]
+        flags = [k.lower() for k in ("WHOLE", "NORMALIZE") if constants.get(k)]
+        unaligned = [] if constants["VECTOR"] > 1 else ["unaligned"]
+        name = [
+            what,
+            str(dtype).removeprefix("torch."),
+            *shown,
+            f"warps={launch.options['num_warps']}",
+            *flags,
+            *unaligned,
+        ]
+        key = (what, *types, *constants.items(), launch.options["num_warps"])
+        found.setdefault(key, Variant(" ".join(name), launch, key))
 
     for dtype, dim in product(dtypes, dims):
         for mode, weighted in FAMILY_MODES:
             for call, count in product(_calls(mode, weighted, dtype, dim), PROCESSORS):
-                launch = plan_pool(call, call.output(), Device("aot", count, lanes))
+                launch = plan_pool(call, Device("aot", count, lanes, splits=lanes == 32))
                 given = [
                     name
                     for name in ("mask", "weights", "cu_seqlens", "starts", "ends")
@@ -129,7 +146,7 @@ class _Nowhere:
 def parse_target(text: str) -> GPUTarget:
     """cuda:90 or hip:gfx942. Raises ValueError for anything else."""
     backend, _, arch = text.partition(":")
-    if backend == "cuda" and arch.isdigit():
+    if backend == "cuda" and arch.isdecimal():
         return GPUTarget("cuda", int(arch), 32)
     if backend == "hip" and arch.startswith("gfx"):
         return GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
@@ -154,9 +171,11 @@ def _read_nvidia(compiled: Any) -> Report:
         command = [str(tool), "--dump-resource-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     numbers = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    loads = re.findall(r"ld\.global(?:\.\w+)*?(?:\.v(\d))?\.[busf](\d+)", compiled.asm["ptx"])
+    # Token states: nothing else is as wide, but for states of the arrival tree, which are read past the L1 cache.
+    loads = re.findall(r"ld\.global(?!\.cg)(?:\.\w+)*?(?:\.v(\d))?\.[busf](\d+)", compiled.asm["ptx"])
     widest = max((int(elements or 1) * int(bits) // 8 for elements, bits in loads), default=0)
-    return Report(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], compiled.metadata.shared, widest)
+    fused = len(re.findall(r"\bfma\.", compiled.asm["ptx"]))
+    return Report(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], compiled.metadata.shared, widest, fused)
 
 
 _AMD_LOADS = {"ubyte": 1, "sbyte": 1, "ushort": 2, "sshort": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
@@ -169,7 +188,7 @@ def _read_amd(compiled: Any) -> Report:
         return max((int(n) for n in re.findall(rf"\.{name}:\s*(\d+)", text)), default=0)
 
     widest = max((_AMD_LOADS.get(kind, 0) for kind in re.findall(r"(?:global|buffer)_load_(\w+)", text)), default=0)
-    spilled = 4 * (most("vgpr_spill_count") + most("sgpr_spill_count"))
+    spilled = most("private_segment_fixed_size")  # scalar registers spill to vector registers, not to memory
     return Report(most("vgpr_count"), spilled, compiled.metadata.shared, widest)
 
 
@@ -186,7 +205,8 @@ def _compile(job: tuple[GPUTarget, str, int, int]) -> tuple[str, Report | str]:
     try:
         return variant.name, compile_variant(variant, target)
     except Exception as error:  # whatever it is, the others are still to be compiled
-        return variant.name, f"{type(error).__name__}: {error}"
+        words = [line for line in str(error).splitlines() if line.strip()] or [""]
+        return variant.name, f"{type(error).__name__}: {words[-1]}"
 
 
 def run(targets: Sequence[GPUTarget], dtypes: Sequence[str], dims: Sequence[int], jobs: int) -> int:
@@ -194,11 +214,11 @@ def run(targets: Sequence[GPUTarget], dtypes: Sequence[str], dims: Sequence[int]
     0."""
     work = []
     for target in targets:
-        seen: set[str] = set()
+        seen: set[tuple[object, ...]] = set()
         for dtype, dim in product(dtypes, dims):
             for index, variant in enumerate(_variants(dtype, dim, target.warp_size)):
-                if variant.name not in seen:
-                    seen.add(variant.name)
+                if variant.key not in seen:
+                    seen.add(variant.key)
                     work.append((target, dtype, dim, index))
     wrong = 0
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -206,9 +226,9 @@ def run(targets: Sequence[GPUTarget], dtypes: Sequence[str], dims: Sequence[int]
             head = f"{target.backend}:{target.arch}  {name}"
             if isinstance(found, str):
                 wrong += 1
-                print(f"{head}  FAILED: {found.splitlines()[0]}", flush=True)
+                print(f"{head}  FAILED: {found}", flush=True)
                 continue
-            complaint = found.complaint()
+            complaint = found.complaint(aligned=not name.endswith("unaligned"))
             wrong += complaint is not None
             print(
                 f"{head}  registers {found.registers}  spills {found.spills}  shared {found.shared}  load {found.load}"

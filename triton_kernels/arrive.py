@@ -69,7 +69,8 @@ def arrive(
         if children > 1:
             leave(states, totals, base + node * step, width, columns, x, count, weight)
             tl.debug_barrier()  # what every thread has stored, before one of them counts
-            # No two nodes of a segment count at the same place: those of depth d at multiples of FAN^d, plus d.
+            # No two nodes of a segment count at the same place: those of depth d at multiples of FAN^d, plus d, up to
+            # FAN^FAN units.
             place = base + parent * step * FAN + depth
             last = tl.atomic_add(arrivals + place * arrivals_stride, 1, sem="acq_rel") == children - 1
             if last:
@@ -77,6 +78,7 @@ def arrive(
                 x, count, weight = gather(
                     states, totals, base + parent * FAN * step, step, children, width, columns, FAMILY, x.dtype
                 )
+                tl.debug_barrier()  # everybody has read, before this program leaves its next state in the same place
         node = parent
         nodes = tl.cdiv(nodes, FAN)
         step *= FAN

@@ -10,7 +10,9 @@ from typing import Any
 LEAF = 32  # tokens; as in fastpool.reference
 MOST_THREADS = 512  # of a program: each then has 128 registers
 LOAD_BYTES = 16  # the widest load of a thread
-MAX_LEVELS = 4  # a state per level stays in registers
+MAX_LEVELS = 4  # a state per level stays in registers (endless has so few columns a thread that more fit)
+SHORT = 512  # tokens that one program takes whole
+SMALL = 8 << 20  # bytes below which a launch costs more than what it reads
 TUNED = Path(__file__).parent / "tuned"
 
 
@@ -63,9 +65,17 @@ def row_columns(width: int, element_size: int, lanes: int) -> int:
     return min(max(power_of_two(width), lanes * LOAD_BYTES // element_size), max_columns(element_size))
 
 
-def warps(leaves: int, columns: int, element_size: int, lanes: int) -> int:
-    """One load of LOAD_BYTES a thread and row, as far as MOST_THREADS go."""
-    return max(1, min(MOST_THREADS, leaves * columns * element_size // LOAD_BYTES) // lanes)
+def warps(leaves: int, columns: int, element_size: int, lanes: int, weighted: bool = False) -> int:
+    """One load of LOAD_BYTES a thread and row, as far as MOST_THREADS go; half as many where weights take registers."""
+    most = MOST_THREADS // 2 if weighted else MOST_THREADS
+    return max(1, min(most, leaves * columns * element_size // LOAD_BYTES) // lanes)
+
+
+def registers(warps: int, sums: bool) -> int:
+    """What a thread may use on an NVIDIA GPU: a third of them for a small program of sums, half for a larger one, all
+    for what needs more. Left alone, ptxas spills a few to fit one more program on a processor, where loads in flight
+    count for more."""
+    return (168 if warps <= 4 else 128) if sums else min(255, 65536 // (32 * warps))
 
 
 def widest(shape: Shape) -> int:
@@ -82,13 +92,21 @@ def rows(shape: Shape) -> int:
 
 
 def heuristic(shape: Shape) -> Config:
-    """The widest program where segments have leaves for it and there are such units for every processor, else one leaf
-    at a time; eight groups to a unit where every processor still gets four units, four where MOST_THREADS share the
-    registers. Few choices, since each is a compile."""
+    """Small batches of texts that a program can take whole are one launch. Otherwise the widest program where segments
+    have leaves for it and there are such units for every processor, else one leaf at a time; eight groups to a unit
+    where every processor still gets four units, four where MOST_THREADS share the registers. Few choices, since each
+    is a compile."""
+    row_bytes = shape.columns * shape.element_size
+    if shape.longest <= SHORT and shape.batch * shape.mean * row_bytes < SMALL:
+        leaves = min(power_of_two(-(-shape.longest // LEAF)), max(1, MOST_THREADS * LOAD_BYTES // row_bytes), 16)
+        levels = (-(-shape.longest // (LEAF * leaves)) - 1).bit_length() if shape.longest > 0 else 0
+        return Config(
+            leaves, levels, warps(leaves, shape.columns, shape.element_size, shape.lanes, shape.weighted), rows(shape)
+        )
     leaves = widest(shape)
     if shape.mean <= LEAF or shape.units(LEAF * leaves) < shape.processors:
         leaves = 1
-    few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
+    few = warps(leaves, shape.columns, shape.element_size, shape.lanes, shape.weighted)
     levels = 3 if few * shape.lanes < MOST_THREADS else 2
     if shape.units(LEAF * leaves << levels) < 4 * shape.processors:
         levels = 0
@@ -97,11 +115,11 @@ def heuristic(shape: Shape) -> Config:
 
 def endless(shape: Shape) -> tuple[int, Config]:
     """Columns and a configuration for segments of any length in one piece: leaves for MOST_THREADS on 2 KB of a row, so
-    that little of each level falls to a thread, and as many levels as all rows need."""
-    columns = min(shape.columns, 2048 // shape.element_size)
+    that little of each level falls to a thread, and levels for more than a million tokens, or any number."""
+    columns = min(shape.columns, max(2048, shape.lanes * LOAD_BYTES) // shape.element_size)
     leaves = max(1, MOST_THREADS * LOAD_BYTES // (columns * shape.element_size))
-    levels = (-(-shape.longest // (LEAF * leaves)) - 1).bit_length()
-    return columns, Config(leaves, levels, MOST_THREADS // shape.lanes, 4)
+    levels = 14 if shape.longest <= LEAF * leaves << 14 else 24
+    return columns, Config(leaves, levels, warps(leaves, columns, shape.element_size, shape.lanes, shape.weighted), 4)
 
 
 @lru_cache(maxsize=4096)
@@ -147,7 +165,7 @@ def candidates(shape: Shape) -> list[Config]:
     found = []
     usual = rows(shape)
     for leaves in (1, 2, 4, 8, 16):
-        most = warps(leaves, shape.columns, shape.element_size, shape.lanes)
+        most = warps(leaves, shape.columns, shape.element_size, shape.lanes, shape.weighted)
         if leaves <= 4 * widest(shape):
             found += [
                 Config(leaves, levels, few, count)

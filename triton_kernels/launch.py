@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ..modes import MODES
 from ..segments import NormalizeCall, PoolCall, accumulator
-from .config import LOAD_BYTES, Config, Shape, choose, endless, row_columns, slug, warps
+from .config import LOAD_BYTES, Config, Shape, choose, endless, registers, row_columns, slug, warps
 from .normalize import normalize_kernel
 from .pool import NORM_EPS, pool_kernel
-from .reduce import FAMILIES, WEIGHTED
+from .reduce import FAMILIES, SUM, WEIGHTED
 
 MAX_PROGRAMS = 65536  # where their number is a guess: programs without a unit cost little, but not nothing
+MOST_UNITS = 8**8  # that the arrival tree can count
 MIN_WORKSPACE = 64 << 20  # bytes; a larger workspace may have half as many as bfloat16 token states
 
 
@@ -39,11 +40,11 @@ class Launch:
 
     def _run(self, device: torch.device) -> None:
         arguments = self.arguments.values()
-        if device.type != "cuda":  # the interpreter compiles nothing
+        if device.type != "cuda" or torch.version.hip is not None:
             self.kernel[self.grid](*arguments, **self.options)
             return
         # Triton's own look-up costs 10 us and more; a program that is known by what it was compiled for is launched at
-        # once.
+        # once. (For AMD, Triton also looks at the size of a tensor's memory.)
         key = (self.kernel, device.index, self.options["num_warps"], *self._compiled_for())
         compiled = _compiled.get(key)
         if compiled is None:
@@ -74,15 +75,15 @@ class Device:
     name: str
     processors: int
     lanes: int = 32  # of a warp
+    # Whether a barrier waits for stores, which the arrival tree stands on: not in Triton's code for AMD GPUs.
+    splits: bool = True
 
 
-def options(warps: int) -> dict[str, Any]:
-    """No contraction: a fused multiply-add rounds once where the canonical order rounds twice. And a budget of
-    registers: left alone, ptxas spills a few to fit one more program on a processor, where loads in flight count for
-    more."""
+def options(warps: int, sums: bool = True) -> dict[str, Any]:
+    """No contraction: a fused multiply-add rounds once where the canonical order rounds twice."""
     chosen: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": False}
     if torch.version.hip is None:
-        chosen["maxnreg"] = 168 if warps <= 4 else 128
+        chosen["maxnreg"] = registers(warps, sums)
     return chosen
 
 
@@ -91,20 +92,15 @@ def device_of(device: torch.device) -> Device:
     if device.type != "cuda":
         return Device("interpreter", 4)
     properties = torch.cuda.get_device_properties(device)
-    return Device(slug(properties.name), properties.multi_processor_count, properties.warp_size)
+    return Device(
+        slug(properties.name), properties.multi_processor_count, properties.warp_size, torch.version.hip is None
+    )
 
 
 def vector(element_size: int, *lengths: int) -> int:
     """Elements of a 16-byte load, if all lengths are multiples of it; else 1."""
     elements = LOAD_BYTES // element_size
     return elements if all(n % elements == 0 for n in lengths) else 1
-
-
-def _strides(per_token: Tensor | None) -> tuple[int, int]:
-    """Of sequences and of tokens, in a mask or weights."""
-    if per_token is None:
-        return 0, 0
-    return (per_token.stride(0) if per_token.dim() == 2 else 0), per_token.stride(-1)
 
 
 def shape_of(call: PoolCall, width: int, device: Device) -> Shape:
@@ -120,18 +116,22 @@ def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
     """How many columns a program takes, and how the work is cut up otherwise."""
     shape = shape_of(call, width, device)
     config = choose(shape, device.name)
-    if not call.padded and call.cu_seqlens is None:  # every segment may be as long as all rows
-        states = call.batch * -(-call.rows // config.split) * width * 4
-        if states > max(MIN_WORKSPACE, call.rows * width):
-            return endless(shape)
+    units = -(-call.rows // config.split)  # of a segment, at most
+    if units <= 1:
+        return shape.columns, config
+    if not device.splits or units > MOST_UNITS:
+        return endless(shape)
+    may_overlap = not call.padded and call.cu_seqlens is None  # then every segment may be as long as all rows
+    if may_overlap and call.batch * units * width * 4 > max(MIN_WORKSPACE, call.rows * width):
+        return endless(shape)
     return shape.columns, config
 
 
-def plan_pool(call: PoolCall, out: Tensor, device: Device) -> Launch:
-    """The launch that pools a call with at least one segment and one column into `out`, without normalising rows that
-    are cut into strips (its grid's second dimension)."""
+def plan_pool(call: PoolCall, device: Device) -> Launch:
+    """The launch that pools a call with at least one segment and one column. Rows that are cut into strips (its grid's
+    second dimension) are not normalised, and then not rounded either."""
     hidden, mask, weights = call.hidden, call.mask, call.weights
-    element_size, width = hidden.element_size(), out.shape[1]
+    element_size, width = hidden.element_size(), hidden.shape[-1] if call.dim is None else call.dim
     batch, rows, cu = call.batch, call.rows, call.cu_seqlens is not None
     row_stride, batch_stride = hidden.stride(-2), hidden.stride(0) if call.padded else 0
     columns, config = cut(call, width, device)
@@ -141,11 +141,16 @@ def plan_pool(call: PoolCall, out: Tensor, device: Device) -> Launch:
     whole = units == 1
     programs = min(units, max(1, MAX_PROGRAMS // batch))
     slots = rows // config.split + batch if cu else batch * units
-    states = totals = arrivals = None
-    if not whole:
+    shape, dtype = (batch, width), call.out_dtype or hidden.dtype
+    if call.normalize and strips > 1:
+        dtype = accumulator(hidden.dtype)
+    if whole:
+        out = hidden.new_empty(shape, dtype=dtype)
+        states = totals = arrivals = None
+    else:
         states = hidden.new_empty((slots, width), dtype=accumulator(hidden.dtype))
         totals = hidden.new_empty((slots, 2), dtype=torch.float64)
-        arrivals = hidden.new_zeros((slots, strips), dtype=torch.int32)
+        out, arrivals = _cleared(hidden, shape, dtype, slots * strips)
 
     aligned = vector(element_size, width, row_stride, batch_stride)
     starts = call.cu_seqlens if cu else call.starts
@@ -163,7 +168,16 @@ def plan_pool(call: PoolCall, out: Tensor, device: Device) -> Launch:
         "SCAN": 1024,  # mask elements looked at in one go
     }  # fmt: skip
     grid = (slots if cu and not whole else batch * programs, strips, 1)
-    return Launch(pool_kernel, grid, arguments, options(config.warps))
+    return Launch(pool_kernel, grid, arguments, options(config.warps, FAMILIES[call.mode] is SUM))
+
+
+def _cleared(like: Tensor, shape: tuple[int, int], dtype: torch.dtype, counters: int) -> tuple[Tensor, Tensor]:
+    """A result and arrival counters, in one piece of memory, which takes one launch to clear. The result too, since a
+    cu_seqlens that runs backwards leaves rows that no program finds."""
+    size = -(-shape[0] * shape[1] * dtype.itemsize // 16) * 16
+    memory = like.new_zeros(size + 4 * counters, dtype=torch.uint8)
+    result = memory[: shape[0] * shape[1] * dtype.itemsize].view(dtype).view(shape)
+    return result, memory[size:].view(torch.int32)
 
 
 def plan_normalize(x: Tensor, eps: float, out: Tensor, device: Device) -> Launch:
@@ -205,18 +219,18 @@ def _leading(x: Tensor) -> list[tuple[int, int]]:
 
 def pool(call: PoolCall) -> Tensor:
     """Runs a PoolCall."""
-    out: Tensor = call.output()
-    if out.numel() == 0:
-        return out
-    device = device_of(out.device)
-    launch = plan_pool(call, out, device)
+    if call.batch == 0 or call.hidden.shape[-1] == 0:
+        return call.output()
+    if call.rows >= 2**31:
+        raise RuntimeError(f"{call.op}: Triton kernels take fewer than 2^31 rows of a sequence, got {call.rows}")
+    device = device_of(call.hidden.device)
+    launch = plan_pool(call, device)
+    launch.run()
+    out: Tensor = launch.arguments["out"]
     if call.normalize and launch.grid[1] > 1:
         # No program holds a whole row: it is normalised in a second launch, and rounded there.
-        unrounded = torch.empty_like(out, dtype=accumulator(call.hidden.dtype))
-        launch.arguments["out"] = unrounded
-        launch.run()
-        launch = plan_normalize(unrounded, NORM_EPS.value, out, device)
-    launch.run()
+        unrounded, out = out, call.output()
+        plan_normalize(unrounded, NORM_EPS.value, out, device).run()
     return out
 
 

@@ -83,7 +83,7 @@ def reduce_unit(
 
 # Nothing is compiled anew for a batch's numbers, not even for a 1 or a multiple of 16.
 _RUNTIME = ["mode", "batch", "rows", "dim", "programs", "batch_stride", "row_stride", "mask_batch_stride"]
-_RUNTIME += ["weight_batch_stride", "weight_stride"]
+_RUNTIME += ["token_stride", "weight_batch_stride", "weight_stride"]
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
@@ -100,6 +100,7 @@ def pool_kernel(
     unit."""
     SPLIT: tl.constexpr = LEAF * LEAVES * (1 << LEVELS)
     ACC: tl.constexpr = tl.float64 if hidden.dtype.element_ty == tl.float64 else tl.float32
+    rows = rows.to(tl.int64)
     program = tl.program_id(0).to(tl.int64)
     strip = tl.program_id(1)
     strips = tl.num_programs(1)
@@ -140,6 +141,9 @@ def pool_kernel(
     else:
         units = tl.maximum(tl.cdiv(last - first, SPLIT), 1)  # nobody's tokens are zeros, and somebody writes them
         complete = unit < 0
+        if complete:  # a slot before the first segment's: nothing to do
+            unit = units
+            complete = units < 0
         while unit < units:
             begin = first + unit * SPLIT
             x, count, weight = reduce_unit(

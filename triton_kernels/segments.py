@@ -24,11 +24,9 @@ def bounds(starts, ends, segment, rows, CU: tl.constexpr):
 
 @triton.jit
 def is_real(mask, row, offset, token_stride, inside):
-    """Which of the tokens `offset` behind `row` are real; those not `inside` are not, and are not looked at. The
-    offset is a small number apart from the row, since 64-bit arithmetic on a block costs two registers an element."""
-    if token_stride != 1:
-        offset = offset * token_stride.to(tl.int64)
-    return tl.load(mask + row * token_stride + offset, mask=inside, other=0) != 0
+    """Which of the tokens `offset` behind `row` are real; those not `inside` are not, and are not looked at."""
+    at = mask + (row + offset) * token_stride.to(tl.int64)
+    return tl.load(at, mask=inside, other=0) != 0
 
 
 @triton.jit

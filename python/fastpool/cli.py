@@ -35,10 +35,10 @@ def _parser() -> argparse.ArgumentParser:
     aot = commands.add_parser(
         "aot",
         help="compile the Triton kernels ahead of time, without a GPU",
-        description="Compiles every variant of the Triton kernels that the heuristic can choose, for GPUs that need "
-        "not be there, and prints registers, bytes spilled, shared memory and the widest load of each. Fills Triton's "
-        "cache as the first calls would. Exits with 1 if a variant fails to compile, spills, or loads aligned rows by "
-        "less than 16 bytes a thread.",
+        description="Compiles every configuration of the Triton kernels that the heuristic can choose, for GPUs that "
+        "need not be there, and prints registers, bytes spilled, shared memory and the widest load of token states of "
+        "each. Fills Triton's cache as the first calls would. Exits with 1 if a variant fails to compile, spills, or "
+        "loads aligned rows by less than 16 bytes a thread.",
     )
     aot.add_argument("targets", metavar="TARGET", nargs="+", help="cuda:90, hip:gfx942, ...")
     aot.add_argument("--dtype", action="append", choices=_FLOATS, help="of the token states (all); may be repeated")
@@ -73,7 +73,7 @@ def _aot(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec("triton") is None:
         print("fastpool aot: triton is not installed", file=sys.stderr)
         return 2
-    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+    if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y"):
         print("fastpool aot: TRITON_INTERPRET=1 interprets kernels, it does not compile them", file=sys.stderr)
         return 2
     from .triton_kernels import aot

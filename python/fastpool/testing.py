@@ -161,8 +161,11 @@ def _pack(batch: list[Sequence]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _packed(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+    """The first segment does not begin with the first row, nor does the last end with the last."""
     hidden, _, weights, offsets = _pack(batch)
-    return _arguments(weighted, weights, hidden=hidden, cu_seqlens=offsets.int())
+    hidden = torch.nn.functional.pad(hidden, (0, 0, 70, 3), value=float("nan"))
+    weights = torch.nn.functional.pad(weights, (70, 3), value=float("nan"))
+    return _arguments(weighted, weights, hidden=hidden, cu_seqlens=offsets.int() + 70)
 
 
 def _packed_mask(batch: list[Sequence], weighted: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ..segments import NormalizeCall, PoolCall
 
 _FOUND = importlib.util.find_spec("triton") is not None
 # Triton reads it as kernels are defined, so it must be set before they are imported.
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
 def unavailable() -> str | None:
@@ -24,24 +24,38 @@ def refuses(tensor: Tensor) -> str | None:
     if not _FOUND:
         return unavailable()
     kind = tensor.device.type
-    if _INTERPRETED:
-        return None if kind == "cpu" else f"TRITON_INTERPRET=1 runs Triton kernels on CPU tensors, not {kind}"
-    return None if kind == "cuda" else f"Triton kernels are for CUDA and ROCm tensors, not {kind}"
+    if _INTERPRETED and kind != "cpu":
+        return f"TRITON_INTERPRET=1 runs Triton kernels on CPU tensors, not {kind}"
+    if not _INTERPRETED and kind != "cuda":
+        return f"Triton kernels are for CUDA and ROCm tensors, not {kind}"
+    return _why_not()
+
+
+@cache
+def _why_not() -> str | None:
+    """What stops the kernels from being imported, which takes a while: asked only where a call could take them."""
+    try:
+        _launch()
+    except Exception as error:  # a Triton that is half installed may raise anything
+        return f"the Triton kernels do not load: {type(error).__name__}: {error}"
+    return None
 
 
 @cache
 def _launch() -> ModuleType:
-    from ..triton_kernels import launch  # imports triton, which takes a while
+    from ..triton_kernels import launch
 
     module: ModuleType = launch
     return module
 
 
 def pool(call: PoolCall) -> Tensor:
+    """Runs a checked call."""
     result: Tensor = _launch().pool(call)
     return result
 
 
 def l2_normalize(call: NormalizeCall) -> Tensor:
+    """Runs a checked call."""
     result: Tensor = _launch().l2_normalize(call)
     return result
