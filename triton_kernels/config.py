@@ -11,8 +11,9 @@ LEAF = 32  # tokens; as in fastpool.reference
 MOST_THREADS = 512  # of a program: each then has 128 registers
 LOAD_BYTES = 16  # the widest load of a thread
 MAX_LEVELS = 4  # a state per level stays in registers (endless has so few columns a thread that more fit)
-SHORT = 512  # tokens that one program takes whole
-SMALL = 8 << 20  # bytes below which a launch costs more than what it reads
+# Bytes of a segment that one processor reads in the time of what splitting it costs: clearing counters, and meeting.
+SHORT = 256 << 10
+SMALL = 8 << 20  # bytes of a batch below which that matters
 TUNED = Path(__file__).parent / "tuned"
 
 
@@ -97,7 +98,7 @@ def heuristic(shape: Shape) -> Config:
     where every processor still gets four units, four where MOST_THREADS share the registers. Few choices, since each
     is a compile."""
     row_bytes = shape.columns * shape.element_size
-    if shape.longest <= SHORT and shape.batch * shape.mean * row_bytes < SMALL:
+    if shape.longest * row_bytes <= SHORT and shape.batch * shape.mean * row_bytes < SMALL:
         leaves = min(power_of_two(-(-shape.longest // LEAF)), max(1, MOST_THREADS * LOAD_BYTES // row_bytes), 16)
         levels = (-(-shape.longest // (LEAF * leaves)) - 1).bit_length() if shape.longest > 0 else 0
         return Config(

@@ -12,6 +12,9 @@ namespace {
 constexpr int64_t kUnitsPerMultiprocessor = 16;
 // A larger unit saves nothing: at 512 tokens the partial states are below 1 % of the bytes of 16-bit tokens.
 constexpr int64_t kMaxSplit = 512;
+// Bytes of a segment that one multiprocessor reads in the time of what splitting it costs: clearing counters, and
+// meeting; and bytes of a batch below which that matters.
+constexpr int64_t kShortBytes = 256 << 10, kSmallBytes = 8 << 20;
 // As far as memory for partial states may push it; a block's binary counter then holds 12 levels.
 constexpr int64_t kLargestSplit = 1 << 17;
 
@@ -84,8 +87,12 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
     // Packed segments share their rows, unless they overlap, which nobody can know here.
     const bool packed = cu || (call.batch_stride == 0 && call.starts.data != nullptr && call.ends.data != nullptr);
     const int64_t tokens = packed ? rows : call.batch * rows;
+    const int64_t row_bytes = call.dim * size_of(call.dtype);
+    const bool whole = rows * row_bytes <= kShortBytes && tokens * row_bytes < kSmallBytes;
     split = kLeaf * groups;
-    while (split < kMaxSplit && tokens / (2 * split) >= kUnitsPerMultiprocessor * chip.multiprocessors) split *= 2;
+    while (whole ? split < rows
+                 : split < kMaxSplit && tokens / (2 * split) >= kUnitsPerMultiprocessor * chip.multiprocessors)
+      split *= 2;
   }
   cut(split);
   // Slots stand for what could be there, not for what is: starts and ends alone do not say how much they share.
