@@ -78,9 +78,10 @@ aot: $(VENV)/extra-test
 
 # Needs a GPU and what is installed there; fetches nothing. No GPU test may skip. The sanitizers look at the kernels of
 # the small cases, where they are installed.
+PARALLEL = $(shell $(PYTHON) -c "import xdist; print('-n 8')" 2> /dev/null)
 gpu:
 	FASTPOOL_NATIVE=1 FASTPOOL_CUDA=1 $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
-	FAIL_WITHOUT_CUDA=1 $(PYTHON) -m pytest -m "not install and not model" $(PYTEST)
+	FAIL_WITHOUT_CUDA=1 $(PYTHON) -m pytest $(PARALLEL) -m "not install and not model" $(PYTEST)
 	for tool in memcheck racecheck; do \
 	  if command -v compute-sanitizer > /dev/null; then \
 	    FAIL_WITHOUT_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \

@@ -217,7 +217,7 @@ def test_demo_fails_when_the_embeddings_differ(monkeypatch, capsys):
 
 @needs_demo
 def test_demo_refuses_a_backend_that_is_not_there(monkeypatch, capsys):
-    monkeypatch.setattr(triton, "_INTERPRETED", False)
+    monkeypatch.setattr(triton, "INTERPRETED", False)
     with fastpool.backend("triton"):
         assert main(["demo", "--texts", "8"]) == 1
     out, err = capsys.readouterr()

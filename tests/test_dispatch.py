@@ -69,7 +69,7 @@ def test_a_wish_is_its_threads_own(served: list[str]) -> None:
 
 
 def test_what_cannot_be_served_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton, "_INTERPRETED", False)
+    monkeypatch.setattr(triton, "INTERPRETED", False)
     words = "fastpool.mean: backend 'triton' was asked for and cannot serve this call: "
     with fastpool.backend("triton"):
         for call in (fastpool.mean, torch.ops.fastpool.mean):
@@ -147,7 +147,7 @@ def gpu_tensor(elements: int) -> torch.Tensor:
 
 def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton first, until a measurement says up to which size CUDA C++ is the faster."""
-    monkeypatch.setattr(triton, "_INTERPRETED", False)
+    monkeypatch.setattr(triton, "INTERPRETED", False)
     monkeypatch.setattr(native, "_why_not_cuda", None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Test 1")
     monkeypatch.setattr(dispatch, "_python_from_bytes", 0)  # and back again

@@ -165,10 +165,10 @@ def plan_pool(call: PoolCall, device: Device) -> Launch:
         "weight_batch_stride": _batch_stride(weights), "weight_stride": 0 if weights is None else weights.stride(-1),
         "FAMILY": FAMILIES[call.mode].value, "NORMALIZE": call.normalize and strips == 1, "CU": cu, "WHOLE": whole,
         "VECTOR": aligned, "COLUMNS": columns, "LEAVES": config.leaves, "LEVELS": config.levels, "ROWS": config.rows,
-        "SCAN": 1024,  # mask elements looked at in one go
+        "SCAN": min(1024, 8 * device.lanes * config.warps),  # mask elements looked at in one go, eight a thread
     }  # fmt: skip
     grid = (slots if cu and not whole else batch * programs, strips, 1)
-    return Launch(pool_kernel, grid, arguments, options(config.warps, FAMILIES[call.mode] is SUM))
+    return Launch(pool_kernel, grid, arguments, options(config.warps, FAMILIES[call.mode] is SUM and element_size < 8))
 
 
 def _cleared(like: Tensor, shape: tuple[int, int], dtype: torch.dtype, counters: int) -> tuple[Tensor, Tensor]:

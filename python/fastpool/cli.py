@@ -70,10 +70,12 @@ def _env(arguments: argparse.Namespace) -> int:
 
 
 def _aot(arguments: argparse.Namespace) -> int:
-    if importlib.util.find_spec("triton") is None:
-        print("fastpool aot: triton is not installed", file=sys.stderr)
+    from .backends import triton
+
+    if triton.unavailable() is not None:
+        print(f"fastpool aot: {triton.unavailable()}", file=sys.stderr)
         return 2
-    if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y"):
+    if triton.INTERPRETED:
         print("fastpool aot: TRITON_INTERPRET=1 interprets kernels, it does not compile them", file=sys.stderr)
         return 2
     from .triton_kernels import aot

@@ -11,7 +11,7 @@ from ..segments import NormalizeCall, PoolCall
 
 _FOUND = importlib.util.find_spec("triton") is not None
 # Triton reads it as kernels are defined, so it must be set before they are imported.
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
 def unavailable() -> str | None:
@@ -24,9 +24,9 @@ def refuses(tensor: Tensor) -> str | None:
     if not _FOUND:
         return unavailable()
     kind = tensor.device.type
-    if _INTERPRETED and kind != "cpu":
+    if INTERPRETED and kind != "cpu":
         return f"TRITON_INTERPRET=1 runs Triton kernels on CPU tensors, not {kind}"
-    if not _INTERPRETED and kind != "cuda":
+    if not INTERPRETED and kind != "cuda":
         return f"Triton kernels are for CUDA and ROCm tensors, not {kind}"
     return _why_not()
 
