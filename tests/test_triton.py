@@ -56,7 +56,7 @@ def assert_native_bits(mode: str, arguments: dict[str, Any], what: object = None
 def test_spellings(mode: str, weighted: bool, spelling: str, dtype: torch.dtype, cut: Cut) -> None:
     """Whole segments and split ones, with holes where the spelling has them."""
     cut(1, 0)
-    batch = sequences([1, 40, 0], 20, dtype, holes=SPELLINGS[spelling].holes)
+    batch = sequences([40, 1, 0], 20, dtype, holes=SPELLINGS[spelling].holes)
     assert_native_bits(mode, SPELLINGS[spelling].make(batch, weighted), normalize=True, dim=17)
 
 
@@ -160,7 +160,9 @@ def test_rounding(dtype: torch.dtype, out_dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_special_values(mode: str) -> None:
+def test_special_values(mode: str, cut: Cut) -> None:
+    """Split, since which zero a maximum is depends on the order of the merges."""
+    cut(1, 0)
     special = torch.tensor([float("nan"), torch.inf, -torch.inf, 0.0, -0.0, 1e-40, -1e-45, 3e38, 1.0, -2.0])
     generator = torch.Generator().manual_seed(1)
     hidden = special[torch.randint(len(special), (3, 70, 40), generator=generator)]
