@@ -58,7 +58,7 @@ def power_of_two(n: int) -> int:
 
 def max_columns(element_size: int) -> int:
     """What the registers of a program hold of one row: wider ones are cut into strips."""
-    return 1024 if element_size == 8 else 4096
+    return 512 if element_size == 8 else 4096
 
 
 def row_columns(width: int, element_size: int, lanes: int) -> int:
