@@ -1,15 +1,19 @@
 """The command that compiles the kernels without a GPU, and what it calls wrong. CI runs it on far more than these."""
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
 from fastpool.triton_kernels import aot  # after the skip
+
+from fastpool.segments import PoolCall  # after the skip
 
 
 def run(*arguments: str, cache: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -20,12 +24,12 @@ def run(*arguments: str, cache: Path, **variables: str) -> subprocess.CompletedP
 
 
 def test_compiles_for_gpus_that_are_not_there(tmp_path: Path) -> None:
-    done = run("cuda:90", "hip:gfx942", "--dtype", "float64", "--dim", "64", "--jobs", "2", cache=tmp_path)
+    done = run("cuda:90", "hip:gfx942", "--dtype", "float64", "--dim", "1024", "--jobs", "2", cache=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, total = done.stdout.splitlines()
     count = 0
     for target, lanes in (("cuda:90", 32), ("hip:gfx942", 64)):
-        expected = {variant.name for variant in aot.variants([aot.torch.float64], [64], lanes)}
+        expected = {variant.name for variant in aot.variants([torch.float64], [1024], lanes, splits=lanes == 32)}
         count += len(expected)
         mine = [line.split("  ") for line in lines if line.startswith(target)]
         assert {line[1] for line in mine} == expected
@@ -34,6 +38,21 @@ def test_compiles_for_gpus_that_are_not_there(tmp_path: Path) -> None:
     assert total == f"{count} variants, 0 wrong"
     assert list(tmp_path.rglob("*.cubin"))
     assert list(tmp_path.rglob("*.hsaco"))
+
+
+@pytest.mark.parametrize("dim", [64, 384, 1024, 4096])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_every_choice_of_the_heuristic_is_compiled(dtype: torch.dtype, dim: int) -> None:
+    """Batches drawn at random come to no program that is not among the variants."""
+    compiled = {variant.key for variant in aot.variants([dtype], [dim])}
+    drawn = random.Random(dim)
+    for _ in range(300):
+        batch, rows = int(2 ** drawn.uniform(0, 12)), int(2 ** drawn.uniform(0, 16))
+        hidden = torch.empty(batch, rows, dim, dtype=dtype, device="meta")
+        mask = torch.empty(batch, rows, dtype=torch.int64, device="meta")
+        call = PoolCall("mean", hidden, mask, normalize=dim <= 512 or dtype != torch.float64)
+        key = aot.key_of(aot.plan_pool(call, aot.Device("test", drawn.choice(aot.PROCESSORS))), "mean(mask)")
+        assert key in compiled, (batch, rows)
 
 
 def test_what_is_wrong_is_said() -> None:

@@ -29,8 +29,8 @@ from .launch import Device, Launch, plan_normalize, plan_pool
 
 DIMS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 3584, 4096, 5120, 8192, 16384)
 PROCESSORS = (108, 132, 148, 304)  # of an A100, an H100 or H200, a B200, an MI300X
-# (batch, rows): queries, passages, documents, one long text; those in between cut work up as one of these does.
-SHAPES = ((32, 16), (1024, 128), (8, 128), (1, 512), (64, 512), (16, 4096), (256, 8192), (1, 32768))
+# (batch, rows) that bring out every configuration of the heuristic; a test draws others and finds no more.
+SHAPES = tuple(product((1, 8, 64, 1024), (16, 32, 64, 128, 256, 512, 1024, 4096, 32768)))
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,22 @@ def _calls(mode: str, weighted: bool, dtype: torch.dtype, dim: int) -> Iterator[
 FAMILY_MODES = (("mean", False), ("max", False), ("weighted_mean", False), ("weighted_mean", True))
 
 
-def variants(dtypes: Sequence[torch.dtype], dims: Sequence[int], lanes: int = 32) -> list[Variant]:
-    """The machine programs that calls of these dtypes and widths come to: every configuration that the heuristic
-    chooses for SHAPES, in every family and the usual spellings. Other types of indices and masks, other combinations
+def key_of(launch: Launch, what: str) -> tuple[object, ...]:
+    """What makes a machine program: constants, types, warps, and `what` is given."""
+    constants = tuple((k, v) for k, v in launch.arguments.items() if k.isupper())
+    types = tuple(v.dtype for v in launch.arguments.values() if isinstance(v, Tensor))
+    return what, types, constants, launch.options["num_warps"]
+
+
+def variants(dtypes: Sequence[torch.dtype], dims: Sequence[int], lanes: int = 32, splits: bool = True) -> list[Variant]:
+    """The machine programs that calls of these dtypes and widths come to: every configuration that the heuristic can
+    choose, in every family and the usual spellings. Other types of indices and masks, other combinations
     of bounds, and a result of another dtype are programs of their own, which differ in a load, a comparison or a
     store."""
     found: dict[tuple[object, ...], Variant] = {}
 
     def add(launch: Launch, dtype: torch.dtype, what: str) -> None:
         constants = {k: int(v) for k, v in launch.arguments.items() if k.isupper()}
-        types = [v.dtype for v in launch.arguments.values() if isinstance(v, Tensor)]
         shown = [f"{k.lower()}={constants[k]}" for k in ("COLUMNS", "LEAVES", "LEVELS") if k in constants]
         flags = [k.lower() for k in ("WHOLE", "NORMALIZE") if constants.get(k)]
         unaligned = [] if constants["VECTOR"] > 1 else ["unaligned"]
@@ -109,13 +115,13 @@ def variants(dtypes: Sequence[torch.dtype], dims: Sequence[int], lanes: int = 32
             *flags,
             *unaligned,
         ]
-        key = (what, *types, *constants.items(), launch.options["num_warps"])
+        key = key_of(launch, what)
         found.setdefault(key, Variant(" ".join(name), launch, key))
 
     for dtype, dim in product(dtypes, dims):
         for mode, weighted in FAMILY_MODES:
             for call, count in product(_calls(mode, weighted, dtype, dim), PROCESSORS):
-                launch = plan_pool(call, Device("aot", count, lanes, splits=lanes == 32))
+                launch = plan_pool(call, Device("aot", count, lanes, splits))
                 given = [
                     name
                     for name in ("mask", "weights", "cu_seqlens", "starts", "ends")
@@ -193,15 +199,15 @@ def _read_amd(compiled: Any) -> Report:
 
 
 @cache
-def _variants(dtype: str, dim: int, lanes: int) -> list[Variant]:
-    return variants([getattr(torch, dtype)], [dim], lanes)
+def _variants(dtype: str, dim: int, target: GPUTarget) -> list[Variant]:
+    return variants([getattr(torch, dtype)], [dim], target.warp_size, splits=target.backend == "cuda")
 
 
 def _compile(job: tuple[GPUTarget, str, int, int]) -> tuple[str, Report | str]:
     """A report, or what went wrong. Jobs are named, not handed over: kernels and plans do not travel between
     processes."""
     target, dtype, dim, index = job
-    variant = _variants(dtype, dim, target.warp_size)[index]
+    variant = _variants(dtype, dim, target)[index]
     try:
         return variant.name, compile_variant(variant, target)
     except Exception as error:  # whatever it is, the others are still to be compiled
@@ -216,7 +222,7 @@ def run(targets: Sequence[GPUTarget], dtypes: Sequence[str], dims: Sequence[int]
     for target in targets:
         seen: set[tuple[object, ...]] = set()
         for dtype, dim in product(dtypes, dims):
-            for index, variant in enumerate(_variants(dtype, dim, target.warp_size)):
+            for index, variant in enumerate(_variants(dtype, dim, target)):
                 if variant.key not in seen:
                     seen.add(variant.key)
                     work.append((target, dtype, dim, index))

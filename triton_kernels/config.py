@@ -115,11 +115,13 @@ def heuristic(shape: Shape) -> Config:
 
 
 def endless(shape: Shape) -> tuple[int, Config]:
-    """Columns and a configuration for segments of any length in one piece: leaves for MOST_THREADS on 2 KB of a row, so
-    that little of each level falls to a thread, and levels for more than a million tokens, or any number."""
-    columns = min(shape.columns, max(2048, shape.lanes * LOAD_BYTES) // shape.element_size)
+    """Columns and a configuration for segments of any length in one piece: leaves for MOST_THREADS on 2 KB of a row,
+    so that little of each level falls to a thread, and levels for a million tokens and more; half of the row and
+    levels for any number where there may be so many."""
+    row_bytes = 2048 if shape.longest <= 1 << 20 else 1024
+    columns = min(shape.columns, row_bytes // shape.element_size)
     leaves = max(1, MOST_THREADS * LOAD_BYTES // (columns * shape.element_size))
-    levels = 14 if shape.longest <= LEAF * leaves << 14 else 24
+    levels = 14 if shape.longest <= 1 << 20 else 24
     return columns, Config(leaves, levels, warps(leaves, columns, shape.element_size, shape.lanes, shape.weighted), 4)
 
 
