@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import fastpool
 from fastpool.backends import native
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, SPELLINGS, Sequence, same_bits, sequences, variants
+from fastpool.testing import DTYPES, SPELLINGS, Sequence, same_bits, sequences, special_values, variants
 
 LENGTHS = [1, 40, 0, 700, 33, 64, 5, 2000, 96, 31]
 
@@ -156,12 +156,7 @@ def test_flushed_subnormals_stay_alike() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_special_values(mode: str) -> None:
     """NaN, infinities, both zeros and subnormals in real tokens: as the reference has them."""
-    special = torch.tensor([float("nan"), torch.inf, -torch.inf, 0.0, -0.0, 1e-40, -1e-45, 3e38, 1.0, -2.0])
-    generator = torch.Generator().manual_seed(1)
-    hidden = special[torch.randint(len(special), (3, 70, 90), generator=generator)]
-    hidden[1] = -0.0
-    # Which zero a maximum is depends on the order of the merges: the first stays.
-    hidden[2] = torch.where(torch.rand(70, 90, generator=generator) > 0.5, 0.0, -0.0)
+    hidden = special_values(6, 70, 90)
     for normalize in (False, True):
         results = []
         for name in ("native", "reference"):

@@ -21,7 +21,7 @@ import fastpool
 from fastpool import dispatch
 from fastpool.modes import MODES
 from fastpool.ops import NORMALIZE_SCHEMA, pool_schema
-from fastpool.testing import DTYPES, SPELLINGS, same_bits, sequences, variants
+from fastpool.testing import DTYPES, SPELLINGS, same_bits, sequences, special_values, variants
 
 ROOT = Path(__file__).parent.parent
 LENGTHS = [1, 40, 0, 33, 300, 64, 31]
@@ -145,12 +145,7 @@ def test_arrival_in_any_order(host: Host, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_special_values(host: Host, mode: str) -> None:
-    special = torch.tensor([float("nan"), torch.inf, -torch.inf, 0.0, -0.0, 1e-40, -1e-45, 3e38, 1.0, -2.0])
-    generator = torch.Generator().manual_seed(1)
-    hidden = special[torch.randint(len(special), (4, 200, 72), generator=generator)]
-    hidden[1] = -0.0
-    hidden[2] = torch.where(torch.rand(200, 72, generator=generator) > 0.5, 0.0, -0.0)
-    hidden[3] = -torch.inf
+    hidden = special_values(6, 200, 72)
     for dtype in DTYPES:
         for normalize in (False, True):
             for out_dtype in (None, torch.float16, torch.bfloat16):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastpool
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, SPELLINGS, same_bits, sequences, variants
+from fastpool.testing import DTYPES, SPELLINGS, same_bits, sequences, special_values, variants
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -103,13 +103,7 @@ def test_a_batch_does_not_matter(backend: str, spelling: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_special_values(backend: str, mode: str) -> None:
-    special = torch.tensor([float("nan"), torch.inf, -torch.inf, 0.0, -0.0, 1e-40, -1e-45, 3e38, 1.0, -2.0])
-    generator = torch.Generator().manual_seed(1)
-    hidden = special[torch.randint(len(special), (5, 300, 90), generator=generator)]
-    hidden[1] = -0.0
-    hidden[2] = torch.where(torch.rand(300, 90, generator=generator) > 0.5, 0.0, -0.0)
-    hidden[3] = torch.rand(300, 90, generator=generator) * 1e-40  # subnormal sums, not flushed to zero
-    hidden[4] = torch.rand(300, 90, generator=generator) * 1e35  # squares overflow: the norm is taken scaled down
+    hidden = special_values(6, 300, 90)
     for normalize in (False, True):
         result = pool(mode, {"hidden": hidden}, normalize=normalize)
         assert same_bits(result.cpu(), expected(mode, {"hidden": hidden}, normalize=normalize)), normalize

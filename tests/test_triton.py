@@ -13,7 +13,7 @@ import torch
 
 import fastpool
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, SPELLINGS, Target, same_bits, sequences, variants
+from fastpool.testing import DTYPES, SPELLINGS, Target, same_bits, sequences, special_values, variants
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
@@ -163,11 +163,7 @@ def test_rounding(dtype: torch.dtype, out_dtype: torch.dtype) -> None:
 def test_special_values(mode: str, cut: Cut) -> None:
     """Split, since which zero a maximum is depends on the order of the merges."""
     cut(1, 0)
-    special = torch.tensor([float("nan"), torch.inf, -torch.inf, 0.0, -0.0, 1e-40, -1e-45, 3e38, 1.0, -2.0])
-    generator = torch.Generator().manual_seed(1)
-    hidden = special[torch.randint(len(special), (3, 70, 40), generator=generator)]
-    hidden[1] = -0.0
-    hidden[2] = torch.where(torch.rand(70, 40, generator=generator) > 0.5, 0.0, -0.0)
+    hidden = special_values(6, 70, 40)
     for normalize in (False, True):
         assert_native_bits(mode, {"hidden": hidden}, normalize=normalize)
 

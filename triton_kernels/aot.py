@@ -123,10 +123,10 @@ def variants(dtypes: Sequence[torch.dtype], dims: Sequence[int], lanes: int = 32
             for call, count in product(_calls(mode, weighted, dtype, dim), PROCESSORS):
                 launch = plan_pool(call, Device("aot", count, lanes, splits))
                 given = [
-                    name
-                    for name in ("mask", "weights", "cu_seqlens", "starts", "ends")
-                    if getattr(call, name) is not None
+                    name for name in ("weights", "cu_seqlens", "starts", "ends") if getattr(call, name) is not None
                 ]
+                if call.mask is not None:
+                    given.insert(0, f"{str(call.mask.dtype).removeprefix('torch.')} mask")
                 add(launch, dtype, f"{mode}({', '.join(given)})")
         x = _empty(1, dim, dtype=dtype)
         add(plan_normalize(x, 1e-12, x, Device("aot", 1, lanes)), dtype, "l2_normalize")

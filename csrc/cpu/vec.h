@@ -5,18 +5,12 @@
 #include <cstring>
 
 #include "../segments.h"
+#include "../storage.h"
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
 
 namespace fastpool::FASTPOOL_ISA {
-
-struct half_t {
-  uint16_t bits;
-};
-struct bfloat16_t {
-  uint16_t bits;
-};
 
 // 32 bytes with AVX-512 too, which brings twice the registers: 64-byte loads were measured to stream 15-30 % slower
 // from memory (Zen 4), and never faster in the cache by enough to matter.
@@ -64,15 +58,6 @@ FASTPOOL_INLINE V read(const void* p) {
 }
 
 // ---- loads: storage type -> accumulator lanes, exact
-template <class T>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-
 FASTPOOL_INLINE VF load(const float* p) { return read<VF>(p); }
 FASTPOOL_INLINE VD load(const double* p) { return read<VD>(p); }
 FASTPOOL_INLINE VF load(const bfloat16_t* p) {

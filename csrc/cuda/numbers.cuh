@@ -5,26 +5,11 @@
 #include <cstring>
 
 #include "../reducer.h"
+#include "../storage.h"
 
 namespace fastpool::cuda {
 
 #define FASTPOOL_KERNEL_INLINE __device__ __forceinline__ static
-
-struct half_t {
-  uint16_t bits;
-};
-struct bfloat16_t {
-  uint16_t bits;
-};
-
-template <class T>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
 
 template <class To, class From>
 FASTPOOL_KERNEL_INLINE To bit_cast(const From& from) {

@@ -62,6 +62,21 @@ def sequences(
     return made
 
 
+def special_values(batch: int, rows: int, width: int) -> Tensor:
+    """[batch, rows, width], at least four sequences: NaN, infinities, both zeros, subnormal and huge values in any
+    order; negative zeros; zeros of either sign (which one a maximum is depends on the order of the merges: the first
+    stays); negative infinities; from a fifth on, sums that are subnormal, and norms whose squares overflow."""
+    special = torch.tensor([float("nan"), torch.inf, -torch.inf, 0.0, -0.0, 1e-40, -1e-45, 3e38, 1.0, -2.0])
+    generator = torch.Generator().manual_seed(1)
+    hidden = special[torch.randint(len(special), (batch, rows, width), generator=generator)]
+    hidden[1] = -0.0
+    hidden[2] = torch.where(torch.rand(rows, width, generator=generator) > 0.5, 0.0, -0.0)
+    hidden[3] = -torch.inf
+    for b in range(4, batch):
+        hidden[b] = torch.rand(rows, width, generator=generator) * (1e35 if b % 2 else 1e-40)
+    return hidden
+
+
 def exact(mode: str, sequence: Sequence, weighted: bool, dim: int | None = None, normalize: bool = False) -> Tensor:
     """The formula itself, in float64. [dim or H]"""
     x = sequence.states.double()[sequence.real]
