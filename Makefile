@@ -10,7 +10,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 NATIVE = $(wildcard csrc/*.* csrc/cpu/* csrc/cuda/*) CMakeLists.txt setup.py pyproject.toml
 CPP = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp csrc/cuda/* tests/cpp/*.cpp tests/cpp/cuda_host/*.h \
   tests/cpp/cuda_host/*.cpp)
-PY = setup.py python tests benchmarks triton_kernels
+PY = setup.py python tests benchmarks examples triton_kernels
 
 .PHONY: demo test lint format bench sanitize aot gpu clean
 
@@ -85,7 +85,7 @@ gpu:
 	for tool in memcheck racecheck; do \
 	  if command -v compute-sanitizer > /dev/null; then \
 	    FAIL_WITHOUT_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-	      $(PYTHON) -m pytest -q -p no:cacheprovider -m sanitized tests/test_gpu.py || exit 1; \
+	      $(PYTHON) -m pytest -q -p no:cacheprovider -m sanitized tests/test_gpu*.py || exit 1; \
 	  else echo "no compute-sanitizer here: $$tool was not run"; fi; \
 	done
 	$(PYTHON) benchmarks/run.py --device cuda $(BENCH)

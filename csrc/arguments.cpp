@@ -62,6 +62,37 @@ void check_contiguous_columns(const Tensor& x, const char* name, const char* op)
   });
 }
 
+// A gradient or a result, as autograd hands it to a backward op: of the accumulator, and contiguous.
+const void* dense(const Tensor& t, const char* name, const std::vector<int64_t>& shape, DType dtype, const Tensor& like,
+                  const char* input, const char* op) {
+  check(static_cast<bool>(t), [&] { return prefix(op) + ": " + name + " must be a torch.Tensor, got NoneType"; });
+  const int32_t expected = torch_dtype(dtype == DType::float64 ? DType::float64 : DType::float32);
+  check(t.dtype() == expected, [&] {
+    return prefix(op) + ": " + name + " must be " + dtype_name(expected) + ", got " + dtype_name(t.dtype());
+  });
+  check(t.device() == like.device(), [&] {
+    return prefix(op) + ": " + name + " must be on " + input + "'s device, " + device_name(like.device()) + ", got " +
+           device_name(t.device());
+  });
+  const auto rank = static_cast<int64_t>(shape.size());
+  bool same = t.dim() == rank, contiguous = true, empty = false;
+  for (int64_t d = 0; same && d < rank; ++d) same = t.size(d) == shape[d], empty |= shape[d] == 0;
+  check(same, [&] {
+    return prefix(op) + ": " + name + " must have shape " + list(shape.data(), rank) + ", got " + t.shape();
+  });
+  int64_t stride = 1;
+  for (int64_t d = rank - 1; d >= 0 && !empty; stride *= shape[d--])
+    contiguous &= t.size(d) == 1 || t.stride(d) == stride;
+  check(contiguous,
+        [&] { return prefix(op) + ": " + name + " must be contiguous, got strides " + list(t.strides(), rank); });
+  return t.data();
+}
+// The columns that a gradient [..., dim] says were used.
+std::optional<int64_t> columns_of(const Tensor& gradient) {
+  if (gradient.dim() == 0 || gradient.size(gradient.dim() - 1) == 0) return std::nullopt;
+  return gradient.size(gradient.dim() - 1);
+}
+
 // [B, S] or [T], like hidden without its columns.
 PerToken per_token(const Tensor& t, const Tensor& hidden, const char* name, const char* op) {
   bool same = t.dim() == hidden.dim() - 1;
@@ -282,6 +313,60 @@ Tensor NormalizeArguments::output(const NormalizeCall& call) const {
   std::vector<int64_t> sizes(x.sizes(), x.sizes() + x.dim());
   sizes.back() = call.dim;
   return empty(x.dim(), sizes.data(), torch_dtype(call.out_dtype), x.device());
+}
+
+PoolBackwardArguments::PoolBackwardArguments(StableIValue* stack) {
+  gradient = take_tensor(stack[0]);
+  pool.hidden = take_tensor(stack[1]);
+  pool.mask = take_optional_tensor(stack[2]);
+  pool.cu_seqlens = take_optional_tensor(stack[3]);
+  pool.weights = take_optional_tensor(stack[4]);
+  pool.starts = take_optional_tensor(stack[5]);
+  pool.ends = take_optional_tensor(stack[6]);
+  result = take_optional_tensor(stack[7]);
+  pool.dim = columns_of(gradient);
+}
+
+PoolBackwardCall PoolBackwardArguments::call(Mode mode, bool of_weights, const char* op) const {
+  PoolBackwardCall call;
+  call.pool = pool.call(mode, op);
+  call.padded = pool.hidden.dim() == 3;
+  call.of_weights = of_weights;
+  call.width = pool.hidden.size(pool.hidden.dim() - 1);
+  check(!of_weights || pool.weights, [&] { return prefix(op) + ": weights must be given"; });
+  const std::vector<int64_t> shape = {call.pool.batch, call.pool.dim};
+  call.gradient = dense(gradient, "gradient", shape, call.pool.dtype, pool.hidden, "hidden", op);
+  if (of_weights || mode == Mode::max)
+    call.result = dense(result, "result", shape, call.pool.dtype, pool.hidden, "hidden", op);
+  return call;
+}
+
+Tensor PoolBackwardArguments::output(bool of_weights) const {
+  const Tensor& of = of_weights ? pool.weights : pool.hidden;
+  return empty(of.dim(), of.sizes(), of.dtype(), of.device());
+}
+
+NormalizeBackwardArguments::NormalizeBackwardArguments(StableIValue* stack) {
+  gradient = take_tensor(stack[0]);
+  normalize.x = take_tensor(stack[1]);
+  normalize.eps = take<double>(stack[2]);
+  normalize.dim = columns_of(gradient);
+}
+
+NormalizeBackwardCall NormalizeBackwardArguments::call(const char* op) const {
+  NormalizeBackwardCall call;
+  call.normalize = normalize.call(op);
+  const Tensor& x = normalize.x;
+  call.width = x.size(x.dim() - 1);
+  std::vector<int64_t> shape(x.sizes(), x.sizes() + x.dim());
+  shape.back() = call.normalize.dim;
+  call.gradient = dense(gradient, "gradient", shape, call.normalize.dtype, x, "x", op);
+  return call;
+}
+
+Tensor NormalizeBackwardArguments::output() const {
+  const Tensor& x = normalize.x;
+  return empty(x.dim(), x.sizes(), x.dtype(), x.device());
 }
 
 Tensor empty(int64_t dim, const int64_t* sizes, int32_t dtype, Device device) {

@@ -92,6 +92,7 @@ struct PoolArguments {
   bool normalize = false;
   std::optional<int32_t> out_dtype;
 
+  PoolArguments() = default;
   PoolArguments(StableIValue* stack, bool takes_weights);
   // Checks all but the values of index tensors. `op` is the name that messages start with.
   PoolCall call(Mode mode, const char* op) const;
@@ -104,9 +105,28 @@ struct NormalizeArguments {
   double eps = kNormEps;
   std::optional<int32_t> out_dtype;
 
+  NormalizeArguments() = default;
   explicit NormalizeArguments(StableIValue* stack);
   NormalizeCall call(const char* op) const;
   Tensor output(const NormalizeCall& call) const;
+};
+
+struct PoolBackwardArguments {
+  PoolArguments pool;
+  Tensor gradient, result;
+
+  explicit PoolBackwardArguments(StableIValue* stack);
+  PoolBackwardCall call(Mode mode, bool of_weights, const char* op) const;
+  Tensor output(bool of_weights) const;
+};
+
+struct NormalizeBackwardArguments {
+  NormalizeArguments normalize;
+  Tensor gradient;
+
+  explicit NormalizeBackwardArguments(StableIValue* stack);
+  NormalizeBackwardCall call(const char* op) const;
+  Tensor output() const;
 };
 
 // A contiguous one, not filled.

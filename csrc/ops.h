@@ -10,6 +10,11 @@
 
 namespace fastpool {
 
+// As python/fastpool/ops.py names it.
+inline std::string backward_name(Mode mode, bool of_weights) {
+  return std::string("_") + kModeNames[static_cast<int>(mode)] + "_backward" + (of_weights ? "_weights" : "");
+}
+
 // The same call through Python's dispatch; its error, if any, comes back with its own words.
 inline bool redirected(const char* name, StableIValue* stack, bool cuda, int64_t hidden_bytes) {
   if (!native::redirecting(cuda, hidden_bytes)) return false;
@@ -19,14 +24,21 @@ inline bool redirected(const char* name, StableIValue* stack, bool cuda, int64_t
   return true;
 }
 
-// `kernel(code)`: a mode's boxed function, the code a compile-time constant.
-template <class Kernel, int... codes>
-void fill(torch::stable::detail::StableLibrary& m, Kernel kernel, std::integer_sequence<int, codes...>) {
-  (m.impl(kModeNames[codes], kernel(std::integral_constant<int, codes>())), ...);
+// `forward(code)`, `backward(code, of_weights)`: a mode's boxed functions; both arguments are compile-time constants.
+template <class Forward, class Backward, int... codes>
+void fill(torch::stable::detail::StableLibrary& m, Forward forward, Backward backward,
+          std::integer_sequence<int, codes...>) {
+  const auto one = [&](auto code) {
+    constexpr Mode mode = static_cast<Mode>(code());
+    m.impl(kModeNames[code()], forward(code));
+    m.impl(backward_name(mode, false).c_str(), backward(code, std::false_type()));
+    if constexpr (takes_weights(mode)) m.impl(backward_name(mode, true).c_str(), backward(code, std::true_type()));
+  };
+  (one(std::integral_constant<int, codes>()), ...);
 }
-template <class Kernel>
-void fill(torch::stable::detail::StableLibrary& m, Kernel kernel) {
-  fill(m, kernel, std::make_integer_sequence<int, kModes>());
+template <class Forward, class Backward>
+void fill(torch::stable::detail::StableLibrary& m, Forward forward, Backward backward) {
+  fill(m, forward, backward, std::make_integer_sequence<int, kModes>());
 }
 
 }  // namespace fastpool

@@ -43,7 +43,7 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = kModeNames[code];
   constexpr Mode mode = static_cast<Mode>(code);
   if (redirected(name, stack, false, 0)) return;
-  const PoolArguments arguments(stack, mode == Mode::weighted_mean);
+  const PoolArguments arguments(stack, takes_weights(mode));
   PoolCall call = arguments.call(mode, name);
   // The output first: a batch that no memory can hold fails here, not after walking over all of it.
   Tensor out = arguments.output(call);
@@ -64,11 +64,39 @@ void l2_normalize(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = torch::stable::detail::from(out.release());
 }
 
+template <int code, bool of_weights>
+void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr Mode mode = static_cast<Mode>(code);
+  static const std::string name = backward_name(mode, of_weights);
+  if (redirected(name.c_str(), stack, false, 0)) return;
+  const PoolBackwardArguments arguments(stack);
+  PoolBackwardCall call = arguments.call(mode, of_weights, kModeNames[code]);
+  Tensor out = arguments.output(of_weights);
+  call.out = out.mutable_data();
+  const std::string wrong = cpu::check_bounds(call.pool, static_cast<bool>(arguments.pool.cu_seqlens));
+  check(wrong.empty(), [&] { return std::string("fastpool.") + kModeNames[code] + ": " + wrong; });
+  cpu::pool_backward(call, parallel());
+  stack[0] = torch::stable::detail::from(out.release());
+}
+
+void l2_normalize_backward(StableIValue* stack, uint64_t, uint64_t) {
+  if (redirected("_l2_normalize_backward", stack, false, 0)) return;
+  const NormalizeBackwardArguments arguments(stack);
+  NormalizeBackwardCall call = arguments.call("l2_normalize");
+  Tensor out = arguments.output();
+  call.out = out.mutable_data();
+  cpu::l2_normalize_backward(call, parallel());
+  stack[0] = torch::stable::detail::from(out.release());
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastpool, CPU, m) {
-  fill(m, [](auto code) { return pool<code>; });
+  fill(
+      m, [](auto code) { return pool<code>; },
+      [](auto code, auto of_weights) { return pool_backward<code, of_weights>; });
   m.impl("l2_normalize", l2_normalize);
+  m.impl("_l2_normalize_backward", l2_normalize_backward);
 }
 
 }  // namespace fastpool

@@ -58,8 +58,9 @@ const Kernels& kernels(DType dtype) {
   }
 }
 
-void run(const NormalizeCall& call, cudaStream_t stream) {
-  if (call.rows == 0 || call.dim == 0) return;
+DType accumulator(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
+
+Rows rows_of(const NormalizeCall& call) {
   Rows rows;
   rows.call = call;
   const int64_t size = size_of(call.dtype), alignment = size * 4 < 16 ? size * 4 : 16;
@@ -69,15 +70,32 @@ void run(const NormalizeCall& call, cudaStream_t stream) {
     at |= call.strides[d] * size;
   }
   rows.aligned = at % alignment == 0;
-  check_cuda(kernels(call.dtype).normalize(rows, stream));
+  return rows;
+}
+
+void run(const NormalizeCall& call, cudaStream_t stream) {
+  if (call.rows == 0 || call.dim == 0) return;
+  check_cuda(kernels(call.dtype).normalize(rows_of(call), stream));
+}
+
+void run(const NormalizeBackwardCall& call, cudaStream_t stream) {
+  const NormalizeCall& forward = call.normalize;
+  if (forward.rows == 0 || forward.dim == 0) return;
+  const bool aligned = forward.dim % kQuad == 0 && reinterpret_cast<uintptr_t>(call.gradient) % 16 == 0;
+  const RowGradients gradients = {call.width, aligned, call.gradient, call.out};
+  check_cuda(kernels(forward.dtype).normalize_backward(rows_of(forward), gradients, stream));
+}
+
+void check_grid(int64_t blocks, int64_t strips) {
+  check(blocks <= INT32_MAX && strips <= 65535,
+        [] { return std::string("fastpool: more segments or columns than a GPU's grid can hold"); });
 }
 
 void run(const PoolCall& call, bool cu, const OnDevice& device) {
   if (call.batch == 0 || call.dim == 0) return;
   const cudaStream_t stream = device.stream();
   const Plan plan = make_plan(call, cu, device.chip());
-  check(plan.programs <= INT32_MAX && plan.strips <= 65535,
-        [] { return std::string("fastpool: more segments or columns than a GPU's grid can hold"); });
+  check_grid(plan.programs, plan.strips);
 
   Workspace workspace;
   Tensor sums, totals, arrived;
@@ -103,7 +121,7 @@ void run(const PoolCall& call, bool cu, const OnDevice& device) {
   // The norm needs all columns, which no block has: it is taken of the unrounded result.
   PoolCall wide = call;
   wide.normalize = false;
-  wide.out_dtype = call.dtype == DType::float64 ? DType::float64 : DType::float32;
+  wide.out_dtype = accumulator(call.dtype);
   const Tensor unrounded = device.memory(call.batch * call.dim * accumulator_size(call.dtype));
   wide.out = unrounded.mutable_data();
   pool(wide);
@@ -115,9 +133,26 @@ void run(const PoolCall& call, bool cu, const OnDevice& device) {
   run(normalize, stream);
 }
 
-// Of a call's first argument, which stays on the stack.
-int64_t bytes(const StableIValue* stack) {
-  const auto tensor = torch::stable::detail::to<AtenTensorHandle>(stack[0]);
+void run(const PoolBackwardCall& call, const OnDevice& device) {
+  const PoolCall& pool = call.pool;
+  if (call.out_rows() == 0 || (call.width == 0 && !call.of_weights)) return;
+  const cudaStream_t stream = device.stream();
+  const BackwardPlan plan = make_plan(call, device.chip());
+  check_grid(plan.blocks, plan.strips);
+  check_grid(pool.batch, 1);
+
+  const Tensor memory = device.memory(plan.bytes);
+  char* const at = static_cast<char*>(memory.mutable_data());
+  const Prepared prepared = {reinterpret_cast<Range*>(at), reinterpret_cast<unsigned long long*>(at + plan.maxima),
+                             at + plan.gradient, reinterpret_cast<Segment*>(at + plan.segments), at + plan.products};
+  if (plan.gradient > 0) check_cuda(cudaMemsetAsync(at, 0xff, static_cast<size_t>(plan.gradient), stream));
+  if (pool.batch > 0) check_cuda(kernels(accumulator(pool.dtype)).prepare(call, plan, prepared, stream));
+  check_cuda(kernels(pool.dtype).pool_backward(call, plan, prepared, stream));
+}
+
+// Of an argument, which stays on the stack.
+int64_t bytes(StableIValue argument) {
+  const auto tensor = torch::stable::detail::to<AtenTensorHandle>(argument);
   int64_t numel = 0;
   int32_t dtype = 0;
   check_api(aoti_torch_get_numel(tensor, &numel), "a tensor's size");
@@ -129,8 +164,8 @@ template <int code>
 void pool(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = kModeNames[code];
   constexpr Mode mode = static_cast<Mode>(code);
-  if (redirected(name, stack, true, bytes(stack))) return;
-  const PoolArguments arguments(stack, mode == Mode::weighted_mean);
+  if (redirected(name, stack, true, bytes(stack[0]))) return;
+  const PoolArguments arguments(stack, takes_weights(mode));
   PoolCall call = arguments.call(mode, name);
   const OnDevice device(arguments.hidden.device());
   Tensor out = arguments.output(call);
@@ -140,7 +175,7 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void l2_normalize(StableIValue* stack, uint64_t, uint64_t) {
-  if (redirected("l2_normalize", stack, true, bytes(stack))) return;
+  if (redirected("l2_normalize", stack, true, bytes(stack[0]))) return;
   const NormalizeArguments arguments(stack);
   NormalizeCall call = arguments.call("l2_normalize");
   const OnDevice device(arguments.x.device());
@@ -150,11 +185,39 @@ void l2_normalize(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = torch::stable::detail::from(out.release());
 }
 
+template <int code, bool of_weights>
+void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr Mode mode = static_cast<Mode>(code);
+  static const std::string name = backward_name(mode, of_weights);
+  if (redirected(name.c_str(), stack, true, bytes(stack[1]))) return;
+  const PoolBackwardArguments arguments(stack);
+  PoolBackwardCall call = arguments.call(mode, of_weights, kModeNames[code]);
+  const OnDevice device(arguments.pool.hidden.device());
+  Tensor out = arguments.output(of_weights);
+  call.out = out.mutable_data();
+  run(call, device);
+  stack[0] = torch::stable::detail::from(out.release());
+}
+
+void l2_normalize_backward(StableIValue* stack, uint64_t, uint64_t) {
+  if (redirected("_l2_normalize_backward", stack, true, bytes(stack[1]))) return;
+  const NormalizeBackwardArguments arguments(stack);
+  NormalizeBackwardCall call = arguments.call("l2_normalize");
+  const OnDevice device(arguments.normalize.x.device());
+  Tensor out = arguments.output();
+  call.out = out.mutable_data();
+  run(call, device.stream());
+  stack[0] = torch::stable::detail::from(out.release());
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(FASTPOOL_OPS, FASTPOOL_KEY, m) {
-  fill(m, [](auto code) { return pool<code>; });
+  fill(
+      m, [](auto code) { return pool<code>; },
+      [](auto code, auto of_weights) { return pool_backward<code, of_weights>; });
   m.impl("l2_normalize", l2_normalize);
+  m.impl("_l2_normalize_backward", l2_normalize_backward);
 }
 
 }  // namespace fastpool

@@ -26,6 +26,7 @@ constexpr double kNormEps = 1e-12;
 // Codes are shared with python/fastpool/modes.py; a test holds the two together.
 enum class Mode : int { mean = 0, mean_sqrt_len, sum, max, cls, last, weighted_mean };
 constexpr const char* kModeNames[] = {"mean", "mean_sqrt_len", "sum", "max", "cls", "last", "weighted_mean"};
+constexpr bool takes_weights(Mode mode) { return mode == Mode::weighted_mean; }
 constexpr int kModes = sizeof(kModeNames) / sizeof(kModeNames[0]);
 enum class DType : int { float16 = 0, bfloat16, float32, float64 };
 constexpr int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
@@ -72,6 +73,26 @@ struct NormalizeCall {
   int leading = 0;  // leading dimensions
   const int64_t *sizes = nullptr, *strides = nullptr;
   void* out = nullptr;  // [rows, dim], contiguous
+};
+
+// The gradient of a pooling call's hidden, or of its weights. `pool.hidden` is read for max and for weights alone, and
+// pool.out never. A token of several segments adds up their shares in the order of segments.
+struct PoolBackwardCall {
+  PoolCall pool;
+  bool padded = true, of_weights = false;
+  int64_t width = 0;               // columns of hidden; those from pool.dim on get zeros
+  const void* gradient = nullptr;  // [batch, dim], contiguous, of the accumulator: the divisor still to come
+  const void* result = nullptr;    // likewise, unrounded; for max and for weights
+  void* out = nullptr;             // like hidden, or like weights, contiguous
+  int64_t out_rows() const { return padded ? pool.batch * pool.rows : pool.rows; }
+};
+
+// The gradient of l2_normalize's x.
+struct NormalizeBackwardCall {
+  NormalizeCall normalize;         // its out is not used
+  int64_t width = 0;               // columns of x; those from dim on get zeros
+  const void* gradient = nullptr;  // [rows, dim], contiguous, of the accumulator
+  void* out = nullptr;             // [rows, width], contiguous
 };
 
 }  // namespace fastpool

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,11 @@ import torch
 # Triton reads it once. Without a GPU, its interpreter runs the kernels on CPU tensors.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import cuda_host
+import on_gpu
 
 import fastpool
 from fastpool.backends import native
@@ -24,6 +30,33 @@ def _restored() -> Iterator[None]:
     fastpool.validate(False)
     if native.info is not None:
         native.info.use_isa()
+
+
+@pytest.fixture(scope="session")
+def _host() -> cuda_host.Host:
+    return cuda_host.Host(cuda_host.build("cuda_host"))
+
+
+@pytest.fixture
+def host(_host: cuda_host.Host) -> Iterator[cuda_host.Host]:
+    """The CUDA kernels on a CPU. New memory is full of NaN and large numbers, so that what is read before it is written
+    shows."""
+    torch.use_deterministic_algorithms(True)
+    yield _host
+    torch.use_deterministic_algorithms(False)
+    _host.tune()
+    _host.c.cuda_host_check_zeros(1)
+
+
+@pytest.fixture(params=on_gpu.BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Asks for one backend of the GPU throughout a test."""
+    with fastpool.backend(request.param):
+        found = fastpool.explain(torch.zeros(1, 1, 8, device=on_gpu.DEVICE))
+        if found.backend is None:
+            lost = os.environ.get("FAIL_WITHOUT_CUDA") == "1"  # a suite that has lost a backend must not pass
+            (pytest.fail if lost else pytest.skip)(found.reasons[request.param])
+        yield request.param
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

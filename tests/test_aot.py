@@ -13,7 +13,7 @@ pytest.importorskip("triton")  # a reason to skip: there is no Triton for every 
 
 from fastpool.triton_kernels import aot  # after the skip
 
-from fastpool.segments import PoolCall  # after the skip
+from fastpool.segments import PoolBackwardCall, PoolCall  # after the skip
 
 
 def run(*arguments: str, cache: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -29,12 +29,14 @@ def test_compiles_for_gpus_that_are_not_there(tmp_path: Path) -> None:
     *lines, total = done.stdout.splitlines()
     count = 0
     for target, lanes in (("cuda:90", 32), ("hip:gfx942", 64)):
-        expected = [variant.name for variant in aot.variants([torch.float64], [1024], lanes, splits=lanes == 32)]
+        expected = aot.variants([torch.float64], [1024], lanes, splits=lanes == 32)
         count += len(expected)
         mine = [line.split("  ") for line in lines if line.startswith(target)]
-        assert [line[1] for line in mine] == expected
+        assert [line[1] for line in mine] == [variant.name for variant in expected]
         assert all(line[2].startswith("registers ") and line[3] == "spills 0" for line in mine)
-        assert all(line[5] == "load 16" for line in mine)
+        for line, variant in zip(mine, expected, strict=True):
+            assert all(f"{what} 16" in line[5:7] for what in variant.wide), line
+        assert {variant.wide for variant in expected} == set(aot.WIDE.values())
     assert total == f"{count} variants, 0 wrong"
     assert list(tmp_path.rglob("*.cubin"))
     assert list(tmp_path.rglob("*.hsaco"))
@@ -55,6 +57,22 @@ def test_every_choice_of_the_heuristic_is_compiled(dtype: torch.dtype, dim: int)
         assert key in compiled, (batch, rows)
 
 
+@pytest.mark.parametrize("dim", [64, 384, 1024])
+def test_every_choice_for_gradients_is_compiled(dim: int) -> None:
+    """Likewise."""
+    compiled = {variant.key for variant in aot.variants([torch.bfloat16], [dim])}
+    drawn = random.Random(dim)
+    for _ in range(100):
+        batch, rows = int(2 ** drawn.uniform(0, 12)), int(2 ** drawn.uniform(0, 16))
+        hidden = torch.empty(batch * rows, dim, dtype=torch.bfloat16, device="meta")
+        cu_seqlens = torch.empty(batch + 1, dtype=torch.int32, device="meta")
+        gradient = torch.empty(batch, dim, dtype=torch.float32, device="meta")
+        call = PoolBackwardCall(PoolCall("max", hidden, cu_seqlens=cu_seqlens), gradient, gradient)
+        for launch in aot.plan_pool_backward(call, aot.Device("test", drawn.choice(aot.PROCESSORS))):
+            what = f"gradient of hidden {aot.kernel_name(launch)} max(cu_seqlens)"
+            assert aot.key_of(launch, what) in compiled, (batch, rows)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_every_variant_has_a_name_of_its_own(dtype: torch.dtype) -> None:
     for dim in (64, 770, 1024, 16384):
@@ -63,11 +81,12 @@ def test_every_variant_has_a_name_of_its_own(dtype: torch.dtype) -> None:
 
 
 def test_what_is_wrong_is_said() -> None:
-    good = aot.Report(registers=100, spills=0, shared=0, load=16)
-    assert good.complaint() is None
-    assert aot.Report(128, 8, 0, 16).complaint() == "8 bytes spilled"
-    assert aot.Report(100, 0, 0, 16, 1).complaint() == "1 multiply-adds are fused"
-    assert aot.Report(100, 0, 0, 8).complaint() == "aligned rows are loaded by 8 bytes"
+    good = aot.Report(registers=100, spills=0, shared=0, load=16, store=4)
+    assert good.complaint(wide=("load",)) is None
+    assert good.complaint(wide=("load", "store")) == "the widest store of aligned rows is 4 bytes"
+    assert aot.Report(128, 8, 0, 16, 16).complaint(wide=()) == "8 bytes spilled"
+    assert aot.Report(100, 0, 0, 16, 16, 1).complaint(wide=()) == "1 multiply-adds are fused"
+    assert aot.Report(100, 0, 0, 8, 16).complaint(wide=("load",)) == "the widest load of aligned rows is 8 bytes"
 
 
 def test_a_wrong_variant_is_an_exit_status_of_1(capsys: pytest.CaptureFixture[str]) -> None:

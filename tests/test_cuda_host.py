@@ -9,94 +9,20 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cuda_host import NATIVE, ROOT, Host, build, hostile_calls, native
 from torch import Tensor
 
 import fastpool
 from fastpool import dispatch
 from fastpool.modes import MODES
-from fastpool.ops import NORMALIZE_SCHEMA, pool_schema
 from fastpool.testing import DTYPES, SPELLINGS, same_bits, sequences, special_values, variants
 
-ROOT = Path(__file__).parent.parent
 LENGTHS = [1, 40, 0, 33, 300, 64, 31]
-NATIVE = torch.ops.fastpool
-
-
-def build(name: str, *options: str) -> Path:
-    """The library, in build/, where what has not changed is not compiled again."""
-    folder = ROOT / "build" / name
-    torch_folder = Path(torch.__file__).parent
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DTORCH_DIR={torch_folder}"]
-    configure += ["-DFASTPOOL_CUDA_HOST=ON", "-DFASTPOOL_WERROR=ON", *options]
-    for command in (configure, ["cmake", "--build", str(folder)]):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder / "tests" / "cpp" / "cuda_host" / "libfastpool_cuda_host.so"
-
-
-class Host:
-    """The ops, and how they are run: any tuning must give the same bits."""
-
-    def __init__(self, library: Path) -> None:
-        self.schemas = torch.library.Library("fastpool_cuda_host", "DEF")  # the ops live as long as this does
-        for mode in MODES.values():
-            self.schemas.define(mode.name + pool_schema(mode.takes_weights))
-        self.schemas.define("l2_normalize" + NORMALIZE_SCHEMA)
-        torch.ops.load_library(str(library))
-        self.ops = torch.ops.fastpool_cuda_host
-        self.c = ctypes.CDLL(str(library))
-        self.c.cuda_host_seed.argtypes = [ctypes.c_uint64]
-        self.c.cuda_host_tune.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
-        self.seed = 0
-
-    def tune(self, split: int = 0, threads: int = 0, strip: int = 0, partial: int = 0) -> None:
-        """Tokens of a unit, threads of a block, bytes of a strip of columns and of all partial states; 0: as usual."""
-        self.seed += 1
-        self.c.cuda_host_seed(self.seed)  # another order of blocks and threads
-        self.c.cuda_host_tune(threads, split, strip, partial)
-
-    def __call__(self, mode: str, arguments: dict[str, Any], **more: Any) -> Tensor:
-        result: Tensor = getattr(self.ops, mode)(**raw(arguments), **more)
-        return result
-
-
-def raw(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A function's arguments as the op has them."""
-    arguments = dict(arguments)
-    if "lengths" in arguments:
-        arguments["ends"] = arguments.pop("lengths")
-    if arguments["hidden"].is_nested:
-        nested = arguments["hidden"]
-        arguments |= {"hidden": nested.values(), "cu_seqlens": nested.offsets()}
-    return arguments
-
-
-def native(mode: str, arguments: dict[str, Any], **more: Any) -> Tensor:
-    result: Tensor = getattr(NATIVE, mode)(**raw(arguments), **more)
-    return result
-
-
-@pytest.fixture(scope="module")
-def _host() -> Host:
-    return Host(build("cuda_host"))
-
-
-@pytest.fixture
-def host(_host: Host) -> Iterator[Host]:
-    """New memory is full of NaN and large numbers, so that what is read before it is written shows."""
-    torch.use_deterministic_algorithms(True)
-    yield _host
-    torch.use_deterministic_algorithms(False)
-    _host.tune()
-    _host.c.cuda_host_check_zeros(1)
-
 
 SPLITS = (0, 32, 64, 128, 256, 512, 1024)
 
@@ -202,46 +128,6 @@ def test_overlapping_segments(host: Host, mode: str, weighted: bool) -> None:
     for split, partial in ((0, 0), (32, 0), (128, 0), (32, 40 * 4 * 60)):
         host.tune(split, partial=partial)
         assert same_bits(host(mode, arguments), expected), (split, partial)
-
-
-HOSTILE = [-(2**63), 2**63 - 1, -(2**31), 2**31 - 1, 2**62, -1, 0, 1, 31, 32, 99, 100, 101, 250, 300, 301]
-
-
-def hostile_calls(count: int, seed: int = 0) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Arguments with bounds that lie outside, and the same ones clamped; None where results may be anything.
-
-    Rows and masks stand amid others whose values would show.
-    """
-    chosen = random.Random(seed)
-    around = torch.full((900, 2, 24), float("nan"))
-    generator = torch.Generator().manual_seed(seed)
-    around[300:600] = torch.randn(300, 2, 24, generator=generator)
-    mask = torch.ones(900, dtype=torch.bool)
-    mask[300:600] = torch.rand(300, generator=generator) > 0.2
-    packed, padded = around[300:600, 0, :16], around[300:600, 0, :16].view(3, 100, 16)
-    for _ in range(count):
-        int32 = chosen.random() < 0.5
-        values = [v for v in HOSTILE if not int32 or -(2**31) <= v < 2**31]
-
-        def index(n: int, int32: bool = int32, values: list[int] = values) -> Tensor:
-            return torch.tensor([chosen.choice(values) for _ in range(n)], dtype=torch.int32 if int32 else torch.int64)
-
-        arguments: dict[str, Any]
-        kind = chosen.randrange(4)
-        if kind == 0:
-            arguments = {"hidden": padded, "starts": index(3), "ends": index(3), "mask": mask[300:600].view(3, 100)}
-        elif kind == 1:
-            arguments = {"hidden": packed, "starts": index(9), "ends": index(9), "mask": mask[300:600]}
-        else:
-            cu = index(9)
-            arguments = {"hidden": packed, "cu_seqlens": cu.sort().values if kind == 2 else cu}
-        clamped = {**arguments}
-        rows = 100 if kind == 0 else 300
-        for name in {"starts", "ends", "cu_seqlens"} & arguments.keys():
-            clamped[name] = arguments[name].clamp(0, rows)
-        if kind < 2:
-            clamped["ends"] = torch.maximum(clamped["starts"], clamped["ends"])
-        yield arguments, clamped if kind != 3 else None
 
 
 def test_hostile_bounds(host: Host) -> None:
@@ -381,7 +267,10 @@ def test_who_turns_to_python(host: Host, monkeypatch: pytest.MonkeyPatch) -> Non
             direct(is_direct)
             host("mean", {"hidden": hidden})
             host.ops.l2_normalize(hidden)
-            expected = ["fastpool.mean", "fastpool.l2_normalize"] if turns and not is_direct else []
+            small = torch.ones(1, 8)  # what decides is hidden's size, not the gradient's
+            host.backward("mean", {"hidden": hidden}, small)
+            host.ops._l2_normalize_backward(torch.ones(1, 4, 8), hidden, 1e-12)
+            expected = ["fastpool.mean", "fastpool.l2_normalize"] * 2 if turns and not is_direct else []
             assert asked == expected, (of_process, of_thread, validate, python_from, is_direct)
             asked.clear()
     process(automatic)
@@ -391,39 +280,46 @@ def test_who_turns_to_python(host: Host, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 ADDRESSES = """
-import importlib.util, sys, torch
-spec = importlib.util.spec_from_file_location("host_tests", sys.argv[1])
-tests = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tests)
-host = tests.Host(tests.Path(sys.argv[2]))
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+import cuda_host
+from fastpool.segments import accumulator
+from fastpool.testing import DTYPES, SPELLINGS, sequences, variants
+host = cuda_host.Host(cuda_host.Path(sys.argv[2]))
 host.c.cuda_host_check_zeros(0)
 calls = 0
-for i, (arguments, _) in enumerate(tests.hostile_calls(150, seed=1)):
+def run(i, mode, arguments):
     # Memory of its own for every argument, so that a byte beyond it is noticed.
+    global calls
     arguments = {name: value.clone() for name, value in arguments.items()}
+    host.tune(split=(32, 64, 0)[i % 3], strip=128 if i % 2 else 0, tile=(0, 5, 64)[i % 3])
+    host(mode, arguments, normalize=True)
+    result = host(mode, arguments, out_dtype=accumulator(arguments["hidden"].dtype))
+    for of_weights in (False, True) if "weights" in arguments else (False,):
+        host.backward(mode, arguments, torch.randn_like(result), result, of_weights)
+    calls += 1
+for i, (arguments, _) in enumerate(cuda_host.hostile_calls(150, seed=1)):
     for mode in ("mean", "weighted_mean", "max", "last"):
-        host.tune(split=(32, 64, 0)[i % 3])
-        host(mode, arguments, normalize=True)
-        calls += 1
-for dtype in tests.DTYPES:
-    for width in (1, 3, 8, 77, 300):
-        batch = tests.sequences([1, 40, 0, 300, 33], width, dtype)
+        run(i, mode, arguments)
+for dtype in DTYPES:
+    for i, width in enumerate((1, 3, 8, 77, 300)):
+        batch = sequences([1, 40, 0, 300, 33], width, dtype)
         for name in ("packed", "padded_lengths"):
-            for mode, weighted in tests.variants():
-                host.tune(split=32, strip=128 if width == 300 else 0)
-                host(mode, tests.SPELLINGS[name].make(batch, weighted), normalize=True)
-                calls += 1
-        host.ops.l2_normalize(torch.randn(3, width).to(dtype))
+            for mode, weighted in variants():
+                run(i, mode, SPELLINGS[name].make(batch, weighted))
+        x = torch.randn(3, width).to(dtype)
+        host.ops.l2_normalize(x)
+        host.ops._l2_normalize_backward(torch.ones(3, width // 2 + 1, dtype=accumulator(dtype)), x, 1e-12)
 print("calls:", calls)
 """
 
 
 def test_addresses(tmp_path: Path) -> None:
-    """Hostile bounds and odd shapes under the address sanitizer."""
+    """Hostile bounds and odd shapes under the address sanitizer, forward and backward."""
     library = build("cuda_host_address", "-DFASTPOOL_SANITIZE=address")
     asan = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     done = subprocess.run(
-        [sys.executable, "-c", ADDRESSES, __file__, str(library)],
+        [sys.executable, "-c", ADDRESSES, str(Path(__file__).parent), str(library)],
         capture_output=True,
         text=True,
         env={**os.environ, "LD_PRELOAD": asan.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"},

@@ -87,10 +87,14 @@ def ids(row: object) -> str | None:
 @pytest.mark.parametrize("backend", cpu_backends())
 @pytest.mark.parametrize(("name", "arguments", "error", "words"), TABLE + FUNCTION_TABLE, ids=ids)
 def test_functions(name: str, arguments: dict[str, Any], error: type[Exception], words: str, backend: str) -> None:
-    for mode in MODES:
-        with fastpool.backend(backend), pytest.raises(error, match=words) as caught:
-            getattr(fastpool, mode)(**arguments)
-        assert str(caught.value).startswith(f"fastpool.{mode}: ")
+    """Where gradients are recorded, too."""
+    hidden = arguments["hidden"]
+    recorded = isinstance(hidden, torch.Tensor) and hidden.is_floating_point()
+    for given in (hidden, hidden.detach().requires_grad_()) if recorded else (hidden,):
+        for mode in MODES:
+            with fastpool.backend(backend), pytest.raises(error, match=words) as caught:
+                getattr(fastpool, mode)(**{**arguments, "hidden": given})
+            assert str(caught.value).startswith(f"fastpool.{mode}: ")
     with pytest.raises(error, match=words):
         fastpool.explain(**arguments)
 
@@ -168,15 +172,57 @@ def test_weights_where_there_are_none() -> None:
         fastpool.explain(HIDDEN, mode="median")
 
 
-def test_gradients_are_refused() -> None:
-    hidden, weights = torch.randn(1, 3, 4, requires_grad=True), torch.ones(1, 3, requires_grad=True)
-    plain = hidden.detach()
-    for result in (
-        fastpool.mean(hidden),
-        fastpool.l2_normalize(hidden),
-        fastpool.weighted_mean(plain, weights=weights),
+RESULT = torch.ones(2, 8)
+# gradient, hidden, mask, cu_seqlens, weights, starts, ends, result
+BACKWARD_TABLE: list[tuple[str, tuple[torch.Tensor | None, ...], str]] = [
+    ("scalar gradient", (RESULT[0, 0], HIDDEN, None, None, None, None, None, RESULT), r"gradient must have shape \[2, 8\], got \[\]"),
+    ("gradient of three", (torch.ones(3, 8), HIDDEN, None, None, None, None, None, RESULT), r"gradient must have shape \[2, 8\], got \[3, 8\]"),
+    ("wide gradient", (torch.ones(2, 9), HIDDEN, None, None, None, None, None, RESULT), "dim must lie between 1 and the last dimension, 8, got 9"),
+    ("half gradient", (RESULT.half(), HIDDEN, None, None, None, None, None, RESULT), "gradient must be float32, got float16"),
+    ("strided gradient", (torch.ones(2, 16)[:, ::2], HIDDEN, None, None, None, None, None, RESULT), r"gradient must be contiguous, got strides \[16, 2\]"),
+    ("integer hidden", (RESULT, HIDDEN.long(), None, None, None, None, None, RESULT), "hidden must be float16, .* got int64"),
+    ("float mask", (RESULT, HIDDEN, MASK.float(), None, None, None, None, RESULT), "mask must be bool or an integer type"),
+    ("ends beyond S", (RESULT, HIDDEN, None, None, None, None, index(5, 6), RESULT), r"ends must lie between 0 and 5, got ends\[1\] = 6"),
+    ("cu_seqlens of padded", (RESULT, HIDDEN, None, CU, None, None, None, RESULT), "cu_seqlens goes with packed"),
+]  # fmt: skip
+OF_RESULT_TABLE: list[tuple[str, tuple[torch.Tensor | None, ...], str]] = [
+    ("no result", (RESULT, HIDDEN, None, None, MASK.float(), None, None, None), "result must be a torch.Tensor, got NoneType"),
+    ("narrow result", (RESULT, HIDDEN, None, None, MASK.float(), None, None, RESULT[:, :7]), r"result must have shape \[2, 8\], got \[2, 7\]"),
+    ("double result", (RESULT, HIDDEN, None, None, MASK.float(), None, None, RESULT.double()), "result must be float32, got float64"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", cpu_backends())
+@pytest.mark.parametrize(("name", "arguments", "words"), BACKWARD_TABLE + OF_RESULT_TABLE, ids=ids)
+def test_backward_ops(name: str, arguments: tuple[torch.Tensor | None, ...], words: str, backend: str) -> None:
+    """Autograd gets them right; whoever calls them by hand is told."""
+    ops = ["_max_backward", "_weighted_mean_backward_weights"]
+    if "result" not in words:
+        ops += [f"_{mode}_backward" for mode in MODES]
+        arguments = (*arguments[:4], MASK.float(), *arguments[5:])
+    for op in ops:
+        with fastpool.backend(backend), pytest.raises((TypeError, ValueError, RuntimeError), match=words):
+            getattr(torch.ops.fastpool, op)(*arguments)
+
+
+@pytest.mark.parametrize("backend", cpu_backends())
+def test_backward_of_weights_needs_them(backend: str) -> None:
+    with fastpool.backend(backend), pytest.raises((ValueError, RuntimeError), match="weights must be given"):
+        torch.ops.fastpool._weighted_mean_backward_weights(RESULT, HIDDEN, None, None, None, None, None, RESULT)
+    for gradient, words in (
+        (RESULT[:1], r"gradient must have shape \[2, 8\], got \[1, 8\]"),
+        (RESULT.double(), "float32"),
     ):
-        with pytest.raises(NotImplementedError, match="gradients are not implemented"):
-            result.sum().backward()
-    with torch.no_grad():
-        assert not fastpool.mean(hidden).requires_grad
+        with fastpool.backend(backend), pytest.raises((TypeError, ValueError, RuntimeError), match=words):
+            torch.ops.fastpool._l2_normalize_backward(gradient, torch.ones(2, 8), 1e-12)
+
+
+def test_what_has_no_gradient() -> None:
+    hidden = HIDDEN.detach().requires_grad_()
+    for name, given in (("mask", MASK.long()), ("ends", index(3, 4))):
+        with pytest.raises(RuntimeError, match=r"only Tensors of floating point .* can require gradients"):
+            given.requires_grad_()
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            torch.autograd.grad(fastpool.mean(hidden, **{name: given}).sum(), given)
+    with pytest.raises(TypeError, match=r"mean\(\) got an unexpected keyword argument 'weights'"):
+        fastpool.mean(hidden, weights=MASK.float())  # type: ignore[call-arg]  # on purpose

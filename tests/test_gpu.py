@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from on_gpu import BACKENDS, DEVICE, moved
 from torch import Tensor
 
 import fastpool
@@ -22,8 +23,6 @@ from gpu import Gpu
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
-DEVICE = "cuda"
-BACKENDS = ("triton", "native")
 # Short, empty and split segments; one that is split by itself; rows of many columns and of one.
 SHAPES = (
     ([1, 40, 0, 700, 33, 64, 5, 2000, 96, 31], 200),
@@ -31,25 +30,6 @@ SHAPES = (
     ([3, 129, 17], 4096),
     ([260, 2], 1),
 )
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Asks for one backend throughout a test."""
-    with fastpool.backend(request.param):
-        found = fastpool.explain(torch.zeros(1, 1, 8, device=DEVICE))
-        if found.backend is None:
-            lost = os.environ.get("FAIL_WITHOUT_CUDA") == "1"  # a suite that has lost a backend must not pass
-            (pytest.fail if lost else pytest.skip)(found.reasons[request.param])
-        yield request.param
-
-
-def moved(value: Any, device: str | None = None) -> Tensor:
-    """A tensor on the device, with its strides and the gaps between its elements."""
-    if value.is_nested:
-        return torch.nested.nested_tensor_from_jagged(moved(value.values(), device), moved(value.offsets(), device))
-    memory = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage())
-    return memory.to(device or DEVICE).as_strided(value.shape, value.stride(), value.storage_offset())
 
 
 def pool(mode: str, arguments: dict[str, Any], device: str | None = None, **more: Any) -> Tensor:

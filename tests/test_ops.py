@@ -17,26 +17,53 @@ OP_SPELLINGS = [
 ]  # the ops have no such arguments
 
 
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("spelling", OP_SPELLINGS)
 @pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_opcheck(mode: str, weighted: bool, spelling: str) -> None:
-    arguments = SPELLINGS[spelling].make(sequences([3, 0, 40], 12, torch.bfloat16), weighted)
-    op = getattr(torch.ops.fastpool, mode).default
+def test_opcheck(mode: str, weighted: bool, spelling: str, recorded: bool) -> None:
+    arguments = SPELLINGS[spelling].make(sequences([3, 0, 40], 12, torch.float32), weighted)
+    # Poison is compared with itself here, and NaN never equals: where it goes is other tests' affair.
+    arguments = {name: x.nan_to_num(7.0) if x.is_floating_point() else x for name, x in arguments.items()}
+    for name in ("hidden", "weights"):
+        if name in arguments:
+            arguments[name].requires_grad_(recorded)
     hidden = arguments.pop("hidden")
-    for more in ({}, {"dim": 5, "normalize": True, "out_dtype": torch.float32}):
-        torch.library.opcheck(op, (hidden,), {**arguments, **more}, test_utils=("test_schema", "test_faketensor"))
+    for more in ({}, {"dim": 5, "normalize": True, "out_dtype": torch.float64}):
+        torch.library.opcheck(getattr(torch.ops.fastpool, mode).default, (hidden,), {**arguments, **more})
 
 
+@pytest.mark.parametrize("spelling", OP_SPELLINGS)
+@pytest.mark.parametrize(("mode", "weighted"), variants())
+def test_opcheck_backward(mode: str, weighted: bool, spelling: str) -> None:
+    arguments = SPELLINGS[spelling].make(sequences([3, 0, 40], 12, torch.bfloat16), weighted)
+    result = getattr(fastpool, mode)(**arguments, out_dtype=torch.float32)
+    given = [arguments.get(name) for name in ("hidden", "mask", "cu_seqlens", "weights", "starts", "ends")]
+    for of in ("", "_weights") if weighted else ("",):
+        op = getattr(torch.ops.fastpool, f"_{mode}_backward{of}").default
+        torch.library.opcheck(op, (torch.ones_like(result), *given, result))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("backend", ["native", "reference"])
-def test_opcheck_l2_normalize(backend: str) -> None:
+def test_opcheck_l2_normalize(backend: str, recorded: bool) -> None:
     for x in (torch.randn(5), torch.randn(2, 3, 12), torch.randn(3, 4, 12).transpose(0, 1), torch.randn(3, 0)):
+        more = {"dim": 4} if x.shape[-1] else {}
         with fastpool.backend(backend):
-            torch.library.opcheck(
-                torch.ops.fastpool.l2_normalize.default,
-                (x,),
-                {"dim": 4} if x.shape[-1] else {},
-                test_utils=("test_schema", "test_faketensor"),
-            )
+            y = x.detach().requires_grad_(recorded)
+            torch.library.opcheck(torch.ops.fastpool.l2_normalize.default, (y,), more)
+            gradient = torch.ones_like(fastpool.l2_normalize(x, **more))
+            torch.library.opcheck(torch.ops.fastpool._l2_normalize_backward.default, (gradient, x, 1e-12))
+
+
+def test_autocast_leaves_dtypes_alone() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for dtype in (torch.float32, torch.float64, torch.float16):
+            hidden = torch.ones(1, 2, 3, dtype=dtype, requires_grad=True)
+            result = fastpool.mean(hidden, normalize=True)
+            assert result.dtype == dtype
+            result.sum().backward()
+            assert hidden.grad is not None
+            assert hidden.grad.dtype == dtype
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -47,27 +74,12 @@ def test_fakes_and_meta(mode: str) -> None:
         assert (result.shape, result.dtype, result.stride()) == ((3, 4), torch.float16, (4, 1))
         with pytest.raises(TypeError, match="additive mask"):
             pool(torch.empty(3, 7, 16), torch.empty(3, 7))
-    meta = pool(torch.empty(9, 16, device="meta"), None, torch.empty(3, dtype=torch.int64, device="meta"))
+    hidden = torch.empty(9, 16, device="meta", requires_grad=True)
+    meta = pool(hidden, None, torch.empty(3, dtype=torch.int64, device="meta"), normalize=True)
     assert (meta.shape, meta.device.type) == ((2, 16), "meta")
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_compiles_without_graph_breaks(mode: str) -> None:
-    pool = getattr(fastpool, mode)
-    compiled = torch.compile(
-        lambda hidden, mask: pool(hidden * 2, mask, dim=6, normalize=True), fullgraph=True, backend="aot_eager"
-    )
-    hidden, mask = torch.randn(3, 50, 10), torch.rand(3, 50) > 0.3
-    assert torch.equal(compiled(hidden, mask), pool(hidden * 2, mask, dim=6, normalize=True))
-
-
-def test_compiles_where_gradients_are_recorded() -> None:
-    linear = torch.nn.Linear(8, 8)
-    compiled = torch.compile(lambda x: fastpool.mean(linear(x)), fullgraph=True, backend="aot_eager")
-    x = torch.randn(2, 3, 8)
-    assert torch.equal(compiled(x), fastpool.mean(linear(x)))
-    with pytest.raises(NotImplementedError, match=r"fastpool.mean: gradients are not implemented"):
-        compiled(x).sum().backward()
+    meta.sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad.shape == (9, 16)
 
 
 def test_inputs_are_left_alone() -> None:

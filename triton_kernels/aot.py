@@ -23,14 +23,26 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import MockTensor
 
-from ..segments import PoolCall
+from ..segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
 from .config import LOAD_BYTES
-from .launch import Device, Launch, plan_normalize, plan_pool
+from .launch import Device, Launch, plan_normalize, plan_normalize_backward, plan_pool, plan_pool_backward
 
 DIMS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 3584, 4096, 5120, 8192, 16384)
 PROCESSORS = (108, 132, 148, 304)  # of an A100, an H100 or H200, a B200, an MI300X
 # (batch, rows) that bring out every configuration of the heuristic; a test draws others and finds no more.
 SHAPES = tuple(product((1, 8, 64, 1024), (16, 32, 64, 128, 256, 512, 1024, 4096, 32768)))
+
+
+# What a kernel does with aligned rows, by LOAD_BYTES a thread.
+WIDE = {
+    "pool": ("load",),
+    "normalize": ("load",),
+    "prepare": (),
+    "first_maximum": ("load",),
+    "share": ("store",),
+    "share_of_weights": ("load",),
+    "normalize_backward": ("load", "store"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,27 +53,40 @@ class Variant:
     launch: Launch
     key: tuple[object, ...]
 
+    @property
+    def wide(self) -> tuple[str, ...]:
+        """What has to be LOAD_BYTES wide."""
+        return WIDE[kernel_name(self.launch)] if self.launch.arguments.get("VECTOR", 1) > 1 else ()
+
+
+def kernel_name(launch: Launch) -> str:
+    name: str = launch.kernel.fn.__name__
+    return name.removesuffix("_kernel")
+
 
 @dataclass(frozen=True)
 class Report:
     """What a variant became on a target: registers of a thread, bytes of them spilled to memory, bytes of shared
-    memory, bytes of a thread's widest load of token states; fused multiply-adds, which round once where the canonical
-    order rounds twice (on AMD they cannot be told from those of a division)."""
+    memory, bytes of a thread's widest load and widest store, of token states and their gradient where those are the
+    widest; fused multiply-adds, which round once where the canonical order rounds twice (on AMD they cannot be told
+    from those of a division)."""
 
     registers: int
     spills: int
     shared: int
     load: int
+    store: int
     fused: int = 0
 
-    def complaint(self, aligned: bool = True) -> str | None:
-        """What is wrong with it, if anything. `aligned`: rows are multiples of 16 bytes."""
+    def complaint(self, wide: Sequence[str]) -> str | None:
+        """What is wrong with it, if anything. `wide`: what has to be LOAD_BYTES wide."""
         if self.spills:
             return f"{self.spills} bytes spilled"
         if self.fused:
             return f"{self.fused} multiply-adds are fused"
-        if aligned and self.load < LOAD_BYTES:
-            return f"aligned rows are loaded by {self.load} bytes"
+        for what in wide:
+            if getattr(self, what) < LOAD_BYTES:
+                return f"the widest {what} of aligned rows is {getattr(self, what)} bytes"
         return None
 
 
@@ -84,6 +109,12 @@ def _calls(mode: str, weighted: bool, dtype: torch.dtype, dim: int) -> Iterator[
         yield PoolCall(mode, packed, starts=index, ends=index, weights=flat, normalize=True)
 
 
+def _backward_calls(call: PoolCall) -> Iterator[PoolBackwardCall]:
+    gradient = _empty(call.batch, call.hidden.shape[-1], dtype=accumulator(call.hidden.dtype))
+    for of_weights in (False, True) if call.weights is not None else (False,):
+        yield PoolBackwardCall(call, gradient, gradient, of_weights)
+
+
 # A mode of every family; weights are one more argument.
 FAMILY_MODES = (("mean", False), ("max", False), ("weighted_mean", False), ("weighted_mean", True))
 
@@ -104,9 +135,9 @@ def variants(dtypes: Sequence[torch.dtype], dims: Sequence[int], lanes: int = 32
 
     def add(launch: Launch, dtype: torch.dtype, what: str) -> None:
         constants = {k: int(v) for k, v in launch.arguments.items() if k.isupper()}
-        shown = [f"{k.lower()}={constants[k]}" for k in ("COLUMNS", "LEAVES", "LEVELS") if k in constants]
+        shown = [f"{k.lower()}={constants[k]}" for k in ("COLUMNS", "LEAVES", "LEVELS", "SCAN") if k in constants]
         flags = [k.lower() for k in ("WHOLE", "NORMALIZE") if constants.get(k)]
-        unaligned = [] if constants["VECTOR"] > 1 else ["unaligned"]
+        unaligned = ["unaligned"] if constants.get("VECTOR") == 1 else []
         name = [
             what,
             str(dtype).removeprefix("torch."),
@@ -120,16 +151,23 @@ def variants(dtypes: Sequence[torch.dtype], dims: Sequence[int], lanes: int = 32
 
     for dtype, dim in product(dtypes, dims):
         for mode, weighted in FAMILY_MODES:
-            for call, count in product(_calls(mode, weighted, dtype, dim), PROCESSORS):
-                launch = plan_pool(call, Device("aot", count, lanes, splits))
+            for call in _calls(mode, weighted, dtype, dim):
                 given = [
                     name for name in ("weights", "cu_seqlens", "starts", "ends") if getattr(call, name) is not None
                 ]
                 if call.mask is not None:
                     given.insert(0, f"{str(call.mask.dtype).removeprefix('torch.')} mask")
-                add(launch, dtype, f"{mode}({', '.join(given)})")
-        x = _empty(1, dim, dtype=dtype)
-        add(plan_normalize(x, 1e-12, x, Device("aot", 1, lanes)), dtype, "l2_normalize")
+                spelled = f"({', '.join(given)})"
+                for count in PROCESSORS:
+                    add(plan_pool(call, Device("aot", count, lanes, splits)), dtype, mode + spelled)
+                for backward in _backward_calls(call):
+                    of = "weights" if backward.of_weights else "hidden"
+                    for launch in plan_pool_backward(backward, Device("aot", 1, lanes)):
+                        add(launch, dtype, f"gradient of {of} {kernel_name(launch)} {mode}{spelled}")
+        x, one = _empty(1, dim, dtype=dtype), Device("aot", 1, lanes)
+        add(plan_normalize(x, 1e-12, x, one), dtype, "l2_normalize")
+        gradient = NormalizeBackwardCall(NormalizeCall(x), _empty(1, dim, dtype=accumulator(dtype)))
+        add(plan_normalize_backward(gradient, one), dtype, "gradient of l2_normalize")
     return list(found.values())
 
 
@@ -178,13 +216,23 @@ def _read_nvidia(compiled: Any) -> Report:
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     numbers = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     # Token states: nothing else is as wide, but for states of the arrival tree, which are read past the L1 cache.
-    loads = re.findall(r"ld\.global(?!\.cg)(?:\.\w+)*?(?:\.v(\d))?\.[busf](\d+)", compiled.asm["ptx"])
-    widest = max((int(elements or 1) * int(bits) // 8 for elements, bits in loads), default=0)
-    fused = len(re.findall(r"\bfma\.", compiled.asm["ptx"]))
-    return Report(numbers["REG"], numbers["STACK"] + numbers["LOCAL"], compiled.metadata.shared, widest, fused)
+    ptx = compiled.asm["ptx"]
+
+    def widest(instruction: str) -> int:
+        found = re.findall(rf"{instruction}(?:\.\w+)*?(?:\.v(\d))?\.[busf](\d+)", ptx)
+        return max((int(elements or 1) * int(bits) // 8 for elements, bits in found), default=0)
+
+    return Report(
+        numbers["REG"],
+        numbers["STACK"] + numbers["LOCAL"],
+        compiled.metadata.shared,
+        widest(r"ld\.global(?!\.cg)"),
+        widest(r"st\.global"),
+        len(re.findall(r"\bfma\.", ptx)),
+    )
 
 
-_AMD_LOADS = {"ubyte": 1, "sbyte": 1, "ushort": 2, "sshort": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
+_AMD_BYTES = {"byte": 1, "short": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
 
 
 def _read_amd(compiled: Any) -> Report:
@@ -193,9 +241,12 @@ def _read_amd(compiled: Any) -> Report:
     def most(name: str) -> int:
         return max((int(n) for n in re.findall(rf"\.{name}:\s*(\d+)", text)), default=0)
 
-    widest = max((_AMD_LOADS.get(kind, 0) for kind in re.findall(r"(?:global|buffer)_load_(\w+)", text)), default=0)
+    def widest(what: str) -> int:
+        found = re.findall(rf"(?:global|buffer)_{what}_[us]?(\w+)", text)
+        return max((_AMD_BYTES.get(kind, 0) for kind in found), default=0)
+
     spilled = most("private_segment_fixed_size")  # scalar registers spill to vector registers, not to memory
-    return Report(most("vgpr_count"), spilled, compiled.metadata.shared, widest)
+    return Report(most("vgpr_count"), spilled, compiled.metadata.shared, widest("load"), widest("store"))
 
 
 @cache
@@ -216,8 +267,8 @@ def _compile(job: tuple[GPUTarget, str, int, int]) -> tuple[str, Report | str]:
 
 
 def run(targets: Sequence[GPUTarget], dtypes: Sequence[str], dims: Sequence[int], jobs: int) -> int:
-    """Compiles and prints, a line each and a total; 1 if any failed, spills or loads aligned rows by too little, else
-    0."""
+    """Compiles and prints, a line each and a total; 1 if any failed, spills, or loads or stores aligned rows by too
+    little, else 0."""
     work = []
     for target in targets:
         seen: set[tuple[object, ...]] = set()
@@ -228,17 +279,17 @@ def run(targets: Sequence[GPUTarget], dtypes: Sequence[str], dims: Sequence[int]
                     work.append((target, dtype, dim, index))
     wrong = 0
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for (target, *_), (name, found) in zip(work, pool.map(_compile, work, chunksize=8), strict=True):
+        for (target, dtype, dim, index), (name, found) in zip(work, pool.map(_compile, work, chunksize=8), strict=True):
             head = f"{target.backend}:{target.arch}  {name}"
             if isinstance(found, str):
                 wrong += 1
                 print(f"{head}  FAILED: {found}", flush=True)
                 continue
-            complaint = found.complaint(aligned=not name.endswith("unaligned"))
+            complaint = found.complaint(_variants(dtype, dim, target)[index].wide)
             wrong += complaint is not None
             print(
                 f"{head}  registers {found.registers}  spills {found.spills}  shared {found.shared}  load {found.load}"
-                + (f"  WRONG: {complaint}" if complaint else ""),
+                f"  store {found.store}" + (f"  WRONG: {complaint}" if complaint else ""),
                 flush=True,
             )
     print(f"{len(work)} variants, {wrong} wrong")

@@ -125,6 +125,32 @@ def endless(shape: Shape) -> tuple[int, Config]:
     return columns, Config(leaves, levels, warps(leaves, columns, shape.element_size, shape.lanes, shape.weighted), 4)
 
 
+TILE_BYTES = 8192  # of a gradient: four loads or stores for each of 128 threads, which leaves room for many programs
+TILE_THREADS = 128
+# Of a thread that writes rows of one segment: five programs fit a processor, so that their stores hide what each waits
+# for. Left alone, ptxas takes up to twice as many to keep addresses.
+SHARE_REGISTERS = 96
+STRIP_BYTES = 2048  # of its widest row
+
+
+def tile(width: int, element_size: int) -> tuple[int, int]:
+    """Columns and rows that a program of the backward kernels takes at once."""
+    columns = min(max(power_of_two(width) * element_size, LOAD_BYTES), STRIP_BYTES) // element_size
+    return columns, TILE_BYTES // (columns * element_size)
+
+
+def chunk(rows: int, strips: int, tile_rows: int, processors: int) -> int:
+    """Rows of a program of the backward kernels: whole tiles, as many as leave 16 programs for every processor. Many,
+    since a program looks its segments up and reads their gradients once for all of them."""
+    programs = max(1, 16 * processors // strips)
+    return max(1, -(-rows // (programs * tile_rows))) * tile_rows
+
+
+def scan(mean: int) -> tuple[int, int]:
+    """Mask elements that `prepare` looks at in one go, and its threads: a program has a segment to itself."""
+    return (1024, 128) if mean <= 1024 else (8192, 512)
+
+
 @lru_cache(maxsize=4096)
 def choose(shape: Shape, device: str) -> Config:
     """What was measured for this kind of shape on this device, or else the heuristic."""

@@ -5,6 +5,8 @@ import triton.language as tl
 
 from .reduce import MEAN, MEAN_SQRT_LEN, WEIGHTED_MEAN, add_columns
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
 
 @triton.jit
 def divide(x, y):
@@ -25,17 +27,22 @@ def square_root(x):
 
 
 @triton.jit
-def divide_by_total(x, count, weight, mode):
-    """The mode's quotient; 0 where there is no real token or weights add up to nothing."""
-    divisor = tl.full((), 1.0, x.dtype)
+def divisor_of(count, weight, mode, ACC: tl.constexpr):
+    """The mode's divisor; 0 where there is no real token."""
+    divisor = tl.full((), 1.0, ACC)
     if mode == MEAN:
-        divisor = count.to(x.dtype)
+        divisor = count.to(ACC)
     elif mode == MEAN_SQRT_LEN:
-        divisor = square_root(count.to(x.dtype))
+        divisor = square_root(count.to(ACC))
     elif mode == WEIGHTED_MEAN:
         divisor = weight
-    nothing = (count == 0) | (divisor == 0)
-    return tl.where(nothing, 0.0, divide(x, tl.where(nothing, 1.0, divisor)))
+    return tl.where(count == 0, 0.0, divisor)
+
+
+@triton.jit
+def quotient(x, divisor):
+    """0 where the divisor is: no real token, or weights that add up to nothing."""
+    return tl.where(divisor == 0, 0.0, divide(x, tl.where(divisor == 0, 1.0, divisor)))
 
 
 @triton.jit
@@ -47,21 +54,30 @@ def norm_scale(squares):
 
 @triton.jit
 def norm_divisor(squares, scale, eps):
-    """max(norm, eps) of a scaled vector; NaN stays."""
+    """max(norm, eps) of a scaled vector, and whether it is the norm; NaN stays."""
     norm = square_root(squares)
     least = eps * scale
-    return tl.where((norm > least) | (norm != norm), norm, least)
+    return tl.where((norm > least) | (norm != norm), norm, least), (norm < least) == 0
 
 
 @triton.jit
-def normalize(x, eps):
-    """x / max(norm(x), eps); columns that are not there hold 0."""
+def scaled_norm(x, eps):
+    """x, scaled where it must be, its divisor, whether that is its norm, and the scale; columns that are not there
+    hold 0."""
     squares = add_columns(x * x)
     scale = norm_scale(squares)
     if scale != 1:
         x = x * scale
         squares = add_columns(x * x)
-    return divide(x, norm_divisor(squares, scale, eps))
+    divisor, is_norm = norm_divisor(squares, scale, eps)
+    return x, divisor, is_norm, scale
+
+
+@triton.jit
+def normalize(x, eps):
+    """x / max(norm(x), eps); columns that are not there hold 0."""
+    x, divisor, _, _ = scaled_norm(x, eps)
+    return divide(x, divisor)
 
 
 @triton.jit
@@ -81,7 +97,7 @@ def round_to(x, dtype: tl.constexpr):
     """x in another dtype, rounded once, to the nearest and in ties to even."""
     if x.dtype == tl.float64 and dtype.primitive_bitwidth == 16:
         return round_to(to_odd(x), dtype)
-    elif dtype == tl.bfloat16:  # by hand: the interpreter's own conversion cuts off
+    elif dtype == tl.bfloat16 and INTERPRETED:  # by hand: the interpreter's own conversion cuts off
         bits = x.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         return tl.where(x == x, rounded, 0x7FC0).to(tl.uint16).to(tl.bfloat16, bitcast=True)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..modes import MODES
-from ..segments import NormalizeCall, PoolCall, accumulator
+from ..segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
+from . import backward, config
 from .config import LOAD_BYTES, Config, Shape, choose, endless, registers, row_columns, slug, warps
-from .normalize import normalize_kernel
+from .normalize import normalize_backward_kernel, normalize_kernel
 from .pool import NORM_EPS, pool_kernel
-from .reduce import FAMILIES, SUM, WEIGHTED
+from .reduce import FAMILIES, MAX, SUM, WEIGHTED
 
 MAX_PROGRAMS = 65536  # where their number is a guess: programs without a unit cost little, but not nothing
 MOST_UNITS = 8**8  # that the arrival tree can count
@@ -31,7 +32,7 @@ class Launch:
 
     def run(self) -> None:
         """On the current stream of the tensors' device."""
-        device = self.arguments["out"].device
+        device = next(value.device for value in self.arguments.values() if isinstance(value, Tensor))
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
                 self._run(device)
@@ -183,11 +184,7 @@ def _cleared(like: Tensor, shape: tuple[int, int], dtype: torch.dtype, counters:
 def plan_normalize(x: Tensor, eps: float, out: Tensor, device: Device) -> Launch:
     """The launch that normalises the first columns of x, as many as `out` has, into `out`; neither is empty."""
     element_size, width = x.element_size(), out.shape[-1]
-    leading = _leading(x)
-    if len(leading) > 2:  # a kernel takes two strides: views of more are copied
-        x = x.contiguous()
-        leading = _leading(x)
-    (outer_stride, _), (inner_stride, inner) = ([(0, 1)] + leading)[-2:]
+    x, outer_stride, inner_stride, inner = _two_strides(x)
     columns = row_columns(width, element_size, device.lanes)
     aligned = vector(element_size, width, outer_stride, inner_stride)
     arguments = {
@@ -199,9 +196,97 @@ def plan_normalize(x: Tensor, eps: float, out: Tensor, device: Device) -> Launch
     return Launch(normalize_kernel, (out.numel() // width, 1, 1), arguments, options(few))
 
 
+def plan_normalize_backward(call: NormalizeBackwardCall, device: Device) -> Launch:
+    """The launch that writes the gradient of an x that is not empty."""
+    gradient, eps, out = call.gradient, call.normalize.eps, call.output()
+    element_size, dim, width = out.element_size(), gradient.shape[-1], out.shape[-1]
+    x, outer_stride, inner_stride, inner = _two_strides(call.normalize.x)
+    columns = row_columns(width, element_size, device.lanes)
+    aligned = vector(element_size, dim, width, outer_stride, inner_stride)
+    arguments = {
+        "gradient": gradient, "x": x, "out": out, "eps": eps, "dim": dim // aligned, "width": width // aligned,
+        "inner": inner, "outer_stride": outer_stride // aligned, "inner_stride": inner_stride // aligned,
+        "VECTOR": aligned, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
+    }  # fmt: skip
+    few = warps(1, columns, element_size, device.lanes)
+    return Launch(normalize_backward_kernel, (out.numel() // width, 1, 1), arguments, options(few))
+
+
+def plan_pool_backward(call: PoolBackwardCall, device: Device) -> list[Launch]:
+    """The launches, one after another, of a call with at least one segment, row and column. The last has the gradient
+    as its `out`."""
+    pool, gradient, out = call.pool, call.gradient, call.output()
+    hidden, mask, weights = pool.hidden, pool.mask, pool.weights
+    element_size, dim, width = hidden.element_size(), gradient.shape[1], hidden.shape[-1]
+    padded, cu, rows, batch = pool.padded, pool.cu_seqlens is not None, pool.rows, pool.batch
+    skew, mask_skew, weight_skew = (_skew(x, rows, padded) for x in (hidden.select(-1, 0), mask, weights))
+    starts = pool.cu_seqlens if cu else pool.starts
+    family = SUM if pool.mode in ("cls", "last") else FAMILIES[pool.mode]
+    known = {
+        "gradient": gradient, "result": call.result, "hidden": hidden, "out": out, "mask": mask, "weights": weights,
+        "starts": None if starts is None else starts.contiguous(),
+        "ends": None if pool.ends is None else pool.ends.contiguous(),
+        "spans": hidden.new_empty((batch, 2), dtype=torch.int64), "divisors": gradient.new_empty(batch),
+        "products": gradient.new_empty(batch) if call.of_weights else None, "maxima": None,
+        "mode": MODES[pool.mode].code, "batch": batch, "rows": rows, "mask_skew": mask_skew, "weight_skew": weight_skew,
+        "token_stride": 0 if mask is None else mask.stride(-1),
+        "weight_stride": 0 if weights is None else weights.stride(-1), "PADDED": padded, "CU": cu,
+    }  # fmt: skip
+
+    def planned(kernel: Any, grid: tuple[int, int, int], threads: int, **more: Any) -> Launch:
+        values = {**known, **more}
+        chosen = options(threads // device.lanes, sums=False)
+        if kernel is backward.share_kernel and (padded or cu) and "maxnreg" in chosen:
+            chosen["maxnreg"] = config.SHARE_REGISTERS
+        return Launch(kernel, grid, {k: values[k] for k in kernel.arg_names}, chosen)
+
+    def over_chunks(kernel: Any, width: int, aligned: int, **more: Any) -> Launch:
+        columns, tile_rows = config.tile(width, element_size)
+        strips = 1 if call.of_weights else -(-width // columns)
+        total = batch * rows if padded else rows
+        each = config.chunk(total, strips, tile_rows, device.processors)
+        return planned(
+            kernel, (-(-total // each), strips, 1), config.TILE_THREADS, dim=dim // aligned, width=width // aligned,
+            chunk=each, FAMILY=family.value, VECTOR=aligned, COLUMNS=columns, ROWS=tile_rows, **more,
+        )  # fmt: skip
+
+    columns, _ = config.tile(dim, element_size)
+    levels = (-(-dim // columns) - 1).bit_length()
+    size, threads = config.scan(rows if padded else -(-rows // batch))
+    launches = [
+        planned(
+            backward.prepare_kernel, (batch, 1, 1), threads, result=call.result if call.of_weights else None, dim=dim,
+            FAMILY=(WEIGHTED if family is WEIGHTED else SUM).value, COLUMNS=columns, LEVELS=levels, SCAN=size,
+        )
+    ]  # fmt: skip
+    read = vector(element_size, dim, hidden.stride(-2), skew)
+    strides = {"skew": skew // read, "row_stride": hidden.stride(-2) // read}
+    if call.of_weights:
+        return [*launches, over_chunks(backward.share_of_weights_kernel, dim, read, LEVELS=levels, **strides)]
+    if family is MAX:
+        known["maxima"] = hidden.new_full((batch, dim), backward.NEVER.value, dtype=torch.int32)
+        launches.append(over_chunks(backward.first_maximum_kernel, dim, read, **strides))
+    return [*launches, over_chunks(backward.share_kernel, width, vector(element_size, dim, width))]
+
+
+def _skew(per_token: Tensor | None, rows: int, padded: bool) -> int:
+    """What there is between sequences beside their rows."""
+    return per_token.stride(0) - rows * per_token.stride(1) if per_token is not None and padded else 0
+
+
 def _batch_stride(per_token: Tensor | None) -> int:
     """Between sequences, in a mask or weights."""
     return per_token.stride(0) if per_token is not None and per_token.dim() == 2 else 0
+
+
+def _two_strides(x: Tensor) -> tuple[Tensor, int, int, int]:
+    """x, copied where its rows have more strides than a kernel takes; outer stride, inner stride, inner rows."""
+    leading = _leading(x)
+    if len(leading) > 2:
+        x = x.contiguous()
+        leading = _leading(x)
+    (outer_stride, _), (inner_stride, inner) = ([(0, 1)] + leading)[-2:]
+    return x, outer_stride, inner_stride, inner
 
 
 def _leading(x: Tensor) -> list[tuple[int, int]]:
@@ -221,8 +306,7 @@ def pool(call: PoolCall) -> Tensor:
     """Runs a PoolCall."""
     if call.batch == 0 or call.hidden.shape[-1] == 0:
         return call.output()
-    if call.rows >= 2**31:
-        raise RuntimeError(f"{call.op}: Triton kernels take fewer than 2^31 rows of a sequence, got {call.rows}")
+    _check_rows(call)
     device = device_of(call.hidden.device)
     launch = plan_pool(call, device)
     launch.run()
@@ -234,9 +318,36 @@ def pool(call: PoolCall) -> Tensor:
     return out
 
 
+def _check_rows(call: PoolCall) -> None:
+    if call.rows >= 2**31:
+        raise RuntimeError(f"{call.op}: Triton kernels take fewer than 2^31 rows of a sequence, got {call.rows}")
+
+
+def pool_backward(call: PoolBackwardCall) -> Tensor:
+    """Runs a PoolBackwardCall."""
+    if call.pool.batch == 0 or call.pool.hidden.numel() == 0:
+        return call.output().zero_()
+    _check_rows(call.pool)
+    launches = plan_pool_backward(call, device_of(call.gradient.device))
+    for launch in launches:
+        launch.run()
+    out: Tensor = launches[-1].arguments["out"]
+    return out
+
+
 def l2_normalize(call: NormalizeCall) -> Tensor:
     """Runs a NormalizeCall."""
     out: Tensor = call.output()
     if out.numel() > 0:
         plan_normalize(call.x, call.eps, out, device_of(out.device)).run()
+    return out
+
+
+def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
+    """Runs a NormalizeBackwardCall."""
+    if call.tensor.numel() == 0:
+        return call.output()
+    launch = plan_normalize_backward(call, device_of(call.tensor.device))
+    launch.run()
+    out: Tensor = launch.arguments["out"]
     return out

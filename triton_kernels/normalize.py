@@ -1,24 +1,34 @@
-"""l2_normalize: a program a row. Rows wider than a program's registers are walked tile by tile."""
+"""l2_normalize and its gradient: a program a row. Rows wider than a program's registers are walked tile by tile."""
 
 import triton
 import triton.language as tl
 
-from .epilogue import divide, norm_divisor, norm_scale, normalize, round_to
-from .reduce import SUM, add_columns, push, total, widen
+from .epilogue import divide, norm_divisor, norm_scale, normalize, round_to, scaled_norm
+from .reduce import SUM, add_columns, empty_scalars, push, total, widen
 
 
 @triton.jit
 def sum_of_squares(x, width, scale, ACC: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr):
     """Of a row of up to 2^LEVELS tiles, times `scale`."""
-    levels = ()
-    for _ in tl.static_range(LEVELS + 1):
-        levels = levels + (tl.zeros((), ACC),)
+    levels = empty_scalars(LEVELS + 1, ACC)
     tiles = tl.cdiv(width, COLUMNS)
     for tile in range(tiles):
         columns = tile * COLUMNS + tl.arange(0, COLUMNS)
         part = widen(tl.load(x + columns, mask=columns < width, other=0.0), ACC) * scale
         levels = push(levels, add_columns(part * part), tile, SUM)
     return total(levels, tl.zeros((), ACC), tiles, SUM)
+
+
+@triton.jit
+def wide_norm(x, width, eps, COLUMNS: tl.constexpr, LEVELS: tl.constexpr):
+    """scaled_norm's divisor, whether it is the norm, and scale, tile by tile."""
+    scale = tl.full((), 1.0, eps.dtype)
+    squares = sum_of_squares(x, width, scale, eps.dtype, COLUMNS, LEVELS)
+    scale = norm_scale(squares)
+    if scale != 1:
+        squares = sum_of_squares(x, width, scale, eps.dtype, COLUMNS, LEVELS)
+    divisor, is_norm = norm_divisor(squares, scale, eps)
+    return divisor, is_norm, scale
 
 
 @triton.jit(do_not_specialize=["dim", "inner", "outer_stride", "inner_stride"])
@@ -39,14 +49,57 @@ def normalize_kernel(
         row = widen(tl.load(x + columns, mask=inside, other=0.0), ACC)
         tl.store(out + columns, round_to(normalize(row, eps), out.dtype.element_ty), mask=inside)
     else:
-        scale = tl.full((), 1.0, ACC)
-        squares = sum_of_squares(x, width, scale, ACC, COLUMNS, LEVELS)
-        scale = norm_scale(squares)
-        if scale != 1:
-            squares = sum_of_squares(x, width, scale, ACC, COLUMNS, LEVELS)
-        divisor = norm_divisor(squares, scale, eps)
+        divisor, _, scale = wide_norm(x, width, eps, COLUMNS, LEVELS)
         for tile in range(tl.cdiv(width, COLUMNS)):
             at = tile * COLUMNS + columns
             part = widen(tl.load(x + at, mask=at < width, other=0.0), ACC) * scale
             quotient = divide(part, divisor)
             tl.store(out + at, round_to(quotient, out.dtype.element_ty), mask=at < width)
+
+
+@triton.jit
+def across(z, gradient, is_norm, along):
+    """The part of a gradient that turns x; all of it where the norm is below eps. `along`: sum(z * gradient)."""
+    return tl.where(is_norm, gradient - z * along, gradient)
+
+
+@triton.jit(do_not_specialize=["dim", "width", "inner", "outer_stride", "inner_stride"])
+def normalize_backward_kernel(
+    gradient, x, out, eps: tl.float64, dim, width, inner, outer_stride, inner_stride,
+    VECTOR: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr,
+):  # fmt: skip
+    """out [outer * inner, width] from gradient [outer * inner, dim]; 0 from column `dim` on. All count VECTOR
+    elements."""
+    ACC: tl.constexpr = gradient.dtype.element_ty
+    program = tl.program_id(0).to(tl.int64)
+    x += (program // inner * outer_stride + program % inner * inner_stride) * VECTOR
+    dim = dim.to(tl.int64) * VECTOR
+    width = width.to(tl.int64) * VECTOR
+    gradient += program * dim
+    out += program * width
+    eps = tl.full((), eps, ACC)
+    columns = tl.arange(0, COLUMNS)
+    if LEVELS == 0:
+        inside = columns < dim
+        g = tl.load(gradient + columns, mask=inside, other=0.0)
+        row, divisor, is_norm, scale = scaled_norm(widen(tl.load(x + columns, mask=inside, other=0.0), ACC), eps)
+        z = divide(row, divisor)
+        along = add_columns(tl.where(inside, z * g, 0.0)) + 0.0  # never -0, as a total of tiles is not
+        result = divide(across(z, g, is_norm, along) * scale, divisor)
+        tl.store(out + columns, round_to(tl.where(inside, result, 0.0), out.dtype.element_ty), mask=columns < width)
+    else:
+        divisor, is_norm, scale = wide_norm(x, dim, eps, COLUMNS, LEVELS)
+        levels = empty_scalars(LEVELS + 1, ACC)
+        tiles = tl.cdiv(dim, COLUMNS)
+        for tile in range(tiles):
+            at = tile * COLUMNS + columns
+            g = tl.load(gradient + at, mask=at < dim, other=0.0)
+            z = divide(widen(tl.load(x + at, mask=at < dim, other=0.0), ACC) * scale, divisor)
+            levels = push(levels, add_columns(tl.where(at < dim, z * g, 0.0)), tile, SUM)
+        along = total(levels, tl.zeros((), ACC), tiles, SUM)
+        for tile in range(tl.cdiv(width, COLUMNS)):
+            at = tile * COLUMNS + columns
+            g = tl.load(gradient + at, mask=at < dim, other=0.0)
+            z = divide(widen(tl.load(x + at, mask=at < dim, other=0.0), ACC) * scale, divisor)
+            result = divide(across(z, g, is_norm, along) * scale, divisor)
+            tl.store(out + at, round_to(tl.where(at < dim, result, 0.0), out.dtype.element_ty), mask=at < width)

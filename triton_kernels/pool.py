@@ -10,8 +10,23 @@ import triton
 import triton.language as tl
 
 from .arrive import arrive
-from .epilogue import divide_by_total, normalize, round_to
-from .reduce import CLS, LAST, LEAF, MAX, SUM, WEIGHTED, empty_counters, merge, merge_rows, neutral, push, total, widen
+from .epilogue import divisor_of, normalize, quotient, round_to
+from .reduce import (
+    CLS,
+    LAST,
+    LEAF,
+    MAX,
+    SUM,
+    WEIGHTED,
+    empty_counters,
+    merge,
+    merge_rows,
+    neutral,
+    push,
+    total,
+    weight_of,
+    widen,
+)
 from .segments import bounds, count_real, find, first_slot, is_real, trim
 
 NORM_EPS = tl.constexpr(1e-12)  # as in fastpool.reference
@@ -41,10 +56,7 @@ def add_tokens(
                 at = hidden + row[:, None] * row_stride + columns[None, :]
                 state = widen(tl.load(at, mask=real[:, None] & inside[None, :], other=neutral(FAMILY)), ACC)
                 if FAMILY == WEIGHTED:
-                    if weights is not None:
-                        w = widen(tl.load(weights + row * weight_stride, mask=real, other=0.0), ACC)
-                    else:
-                        w = tl.where(real, row - first + 1, 0).to(ACC)
+                    w = weight_of(weights, row, weight_stride, first, real, ACC)
                     x += state * w[:, None]
                     weight += w[:, None]
                 else:
@@ -157,7 +169,7 @@ def pool_kernel(
             unit += units if CU else programs
     # Behind the loop, since a segment is complete with a program's last unit: little is alive across the divisions.
     if complete:
-        x = divide_by_total(x, count, weight, mode)
+        x = quotient(x, divisor_of(count, weight, mode, ACC))
         if NORMALIZE:
             x = normalize(tl.where(inside, x, 0.0), tl.full((), NORM_EPS, ACC))
         tl.store(out + columns, round_to(x, out.dtype.element_ty), mask=inside)

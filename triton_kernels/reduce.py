@@ -46,6 +46,16 @@ def widen(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def weight_of(weights, row, stride, first, real, ACC: tl.constexpr):
+    """Of tokens of a segment whose first real token is `first`, 0 for those that are not real: given ones, or the
+    position, counted from 1."""
+    if weights is not None:
+        return widen(tl.load(weights + row * stride, mask=real, other=0.0), ACC)
+    else:
+        return tl.where(real, row - first + 1, 0).to(ACC)
+
+
+@triton.jit
 def merge(left, right, FAMILY: tl.constexpr):
     """`left` stands before `right` in the sequence. The first of equals stays, and the first NaN."""
     if FAMILY == MAX:
@@ -65,14 +75,20 @@ def merge_rows(x, FAMILY: tl.constexpr):
     return tl.reshape(x, (x.shape[1],))
 
 
+@triton.constexpr_function
+def halved(shape):
+    """The last dimension in pairs."""
+    return [*shape[:-1], shape[-1] // 2, 2]
+
+
 @triton.jit
 def add_columns(x):
-    """[M] -> the sum of its elements, M a power of two: neighbours meet first, in an aligned binary tree. A sum of two
+    """[..., M] -> sums of M elements, a power of two: neighbours meet first, in an aligned binary tree. A sum of two
     has one order only, so that it can be left to the compiler."""
     for _ in tl.static_range(16):
-        if x.shape[0] > 1:
-            x = tl.sum(tl.reshape(x, (x.shape[0] // 2, 2)), axis=1)
-    return tl.sum(x, axis=0)  # of one element
+        if x.shape[-1] > 1:
+            x = tl.sum(tl.reshape(x, halved(x.shape)), axis=len(x.shape))
+    return tl.sum(x, axis=len(x.shape) - 1)  # of one element
 
 
 # A binary counter of subtrees: level k holds the state of 2^k groups, while bit k of their number is set.
@@ -82,11 +98,18 @@ def add_columns(x):
 def empty_counters(columns, COUNT: tl.constexpr, FAMILY: tl.constexpr, ACC: tl.constexpr):
     """Of COUNT levels: one of states, one of sums of weights."""
     states = ()
-    weights = ()
     for _ in tl.static_range(COUNT):
         states = states + (tl.full((columns.shape[0],), neutral(FAMILY), ACC),)
-        weights = weights + (tl.zeros((), ACC),)
-    return states, weights
+    return states, empty_scalars(COUNT, ACC)
+
+
+@triton.jit
+def empty_scalars(COUNT: tl.constexpr, ACC: tl.constexpr):
+    """Of COUNT levels: one of sums."""
+    sums = ()
+    for _ in tl.static_range(COUNT):
+        sums = sums + (tl.zeros((), ACC),)
+    return sums
 
 
 @triton.jit

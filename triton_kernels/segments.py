@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 WAYS = tl.constexpr(512)  # segments told apart by one step of the search
+LANES = tl.constexpr(128)  # spans looked at in one go
 
 
 @triton.jit
@@ -70,11 +71,21 @@ def count_real(mask, token_stride, begin, end, SCAN: tl.constexpr):
 
 
 @triton.jit
+def slot_of(start, segment, rows, SPLIT: tl.constexpr):
+    """A number for the first unit of a packed segment that begins with row `start`. It leaves room for all of them,
+    since floor(a / SPLIT) + ceil(n / SPLIT) <= floor((a + n) / SPLIT) + 1, and grows with the segment. Where nothing is
+    split (SPLIT 0): the row."""
+    row = tl.minimum(tl.maximum(start.to(tl.int64), 0), rows)
+    if SPLIT == 0:
+        return row
+    else:
+        return row // SPLIT + segment
+
+
+@triton.jit
 def first_slot(cu_seqlens, segment, rows, SPLIT: tl.constexpr):
-    """A number for a packed segment's first unit. It leaves room for all of them, since
-    floor(a / SPLIT) + ceil(n / SPLIT) <= floor((a + n) / SPLIT) + 1, and grows with the segment."""
-    start = tl.load(cu_seqlens + segment).to(tl.int64)
-    return tl.minimum(tl.maximum(start, 0), rows) // SPLIT + segment
+    """That of a segment."""
+    return slot_of(tl.load(cu_seqlens + segment), segment, rows, SPLIT)
 
 
 @triton.jit
@@ -87,9 +98,55 @@ def find(cu_seqlens, slot, batch, rows, SPLIT: tl.constexpr):
         step = tl.cdiv(count, WAYS)
         ways = tl.cdiv(count, step).to(tl.int32)
         inside = (way < ways) & (way > 0)
-        start = tl.load(cu_seqlens + low + way * step, mask=inside, other=0).to(tl.int64)
-        first = tl.minimum(tl.maximum(start, 0), rows) // SPLIT + low + way * step
+        start = tl.load(cu_seqlens + low + way * step, mask=inside, other=0)
+        first = slot_of(start, low + way * step, rows, SPLIT)
         skip = tl.sum((inside & (first <= slot)).to(tl.int32), axis=0) * step
         low += skip
         count = tl.minimum(step, count - skip)
     return low
+
+
+# Spans: from the first to behind the last real token of each segment, [batch, 2], in rows of the whole of hidden.
+
+
+@triton.jit
+def span(spans, segment, there):
+    """(0, 0) where the segment is not there."""
+    first = tl.load(spans + segment * 2, mask=there, other=0)
+    return first, tl.load(spans + segment * 2 + 1, mask=there, other=0)
+
+
+@triton.jit
+def next_meeting(spans, low, high, begin, end):
+    """The first of the segments [low, high) that has tokens among the rows [begin, end), else `high`."""
+    found = high
+    lane = tl.arange(0, LANES)
+    while (low < high) & (found == high):
+        segment = low + lane
+        first, last = span(spans, segment, segment < high)
+        meets = (tl.maximum(first, begin) < tl.minimum(last, end)) & (segment < high)
+        found = tl.min(tl.where(meets, segment, high), axis=0)
+        low += LANES
+    return found
+
+
+@triton.jit
+def candidates(spans, starts, begin, end, batch, rows, PADDED: tl.constexpr, CU: tl.constexpr):
+    """[low, high): no other segments have tokens among the rows [begin, end)."""
+    if PADDED:
+        low = begin // rows
+        high = tl.cdiv(end, rows)
+    elif CU:
+        low = find(starts, begin, batch, rows, 0)
+        high = find(starts, end - 1, batch, rows, 0) + 1
+    else:
+        low = batch.to(tl.int64)
+        high = tl.zeros((), tl.int64)
+        lane = tl.arange(0, LANES)
+        for some in range(0, batch, LANES):
+            segment = some + lane
+            first, last = span(spans, segment, segment < batch)
+            meets = tl.maximum(first, begin) < tl.minimum(last, end)
+            low = tl.minimum(low, tl.min(tl.where(meets, segment, batch), axis=0))
+            high = tl.maximum(high, tl.max(tl.where(meets, segment + 1, 0), axis=0))
+    return low, high

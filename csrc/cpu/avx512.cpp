@@ -1,6 +1,6 @@
 #define FASTPOOL_ISA avx512
-#include "kernel_impl.h"
+#include "backward_impl.h"
 
 namespace fastpool::cpu {
-const Kernels kernels_avx512 = {"avx512", FASTPOOL_ISA::reduce, FASTPOOL_ISA::combine, FASTPOOL_ISA::normalize};
+const Kernels kernels_avx512 = FASTPOOL_ISA::kernels("avx512");
 }

@@ -9,6 +9,7 @@
 #include "epilogue.h"
 #include "kernel.h"
 #include "leaves.h"
+#include "tree.h"
 #include "vec.h"
 
 namespace fastpool::FASTPOOL_ISA {
@@ -101,10 +102,10 @@ static void reduce_units(const PoolCall& call, const Unit* units, int64_t n, A* 
 
   // A binary counter of subtrees: level[0] takes the leaf, level[k] holds a sum of 2^(k-1) leaves.
   A* level[64];
-  A level_weight[64];
   for (int k = 0; k < 64; ++k) level[k] = nullptr;
   int levels = 0;
   int64_t leaves = 0;
+  LeafTree<A> weights;
   Totals unit_totals;
   A* next_row = scratch;
   const auto take = [&](int k) __attribute__((always_inline)) {
@@ -125,38 +126,33 @@ static void reduce_units(const PoolCall& call, const Unit* units, int64_t n, A* 
       if (leaf.last) queue.fetch(kHeadBytes);
       add_leaf<F, false>(leaf, call.dim, level[0], queue);
     }
-    A weight = 0;
-    if constexpr (F == Family::weighted)
+    if constexpr (F == Family::weighted) {
+      A weight = 0;
       for (int r = 0; r < leaf.count; ++r) weight += leaf.weight[r];
+      weights.add(weight);
+    }
     unit_totals.count += leaf.count;
 
     int k = 1;
-    for (int64_t bits = leaves; bits & 1; bits >>= 1, ++k) {
-      merge_rows<F>(level[k], level[0], level[0], columns);
-      weight = level_weight[k] + weight;
-    }
+    for (int64_t bits = leaves; bits & 1; bits >>= 1, ++k) merge_rows<F>(level[k], level[0], level[0], columns);
     ++leaves;
     if (!leaf.last) {
       take(k);
       A* const free = level[k];
       level[k] = level[0];
       level[0] = free;
-      level_weight[k] = weight;
     } else {
       // What is left of the counter, smallest subtree first: missing right siblings are neutral.
-      for (int64_t bits = leaves >> k << k; bits; bits &= bits - 1) {
-        const int set = __builtin_ctzll(bits) + 1;
-        merge_rows<F>(level[set], level[0], level[0], columns);
-        weight = level_weight[set] + weight;
-      }
-      unit_totals.weight = weight;
+      for (int64_t bits = leaves >> k << k; bits; bits &= bits - 1)
+        merge_rows<F>(level[__builtin_ctzll(bits) + 1], level[0], level[0], columns);
+      unit_totals.weight = weights.root();
       if (unit.partial < 0) {
         finish(call, unit.segment, level[0], unit_totals);
       } else {
         std::memcpy(partials + unit.partial * columns, level[0], columns * sizeof(A));
         totals[unit.partial] = unit_totals;
       }
-      leaves = 0;
+      leaves = weights.count = 0;
       unit_totals = {};
     }
     queue.pop();
@@ -175,15 +171,20 @@ static void combine_partials(const PoolCall& call, int64_t segment, int64_t n, A
   finish(call, segment, partials, totals[0]);
 }
 
+// Where a row of x starts.
+FASTPOOL_INLINE int64_t offset_of(const NormalizeCall& call, int64_t row) {
+  int64_t offset = 0;
+  for (int d = call.leading - 1; d >= 0; --d) {
+    offset += row % call.sizes[d] * call.strides[d];
+    row /= call.sizes[d];
+  }
+  return offset;
+}
+
 template <class T, class A>
 static void normalize_rows(const NormalizeCall& call, int64_t begin, int64_t end, A* x) {
   for (int64_t row = begin; row < end; ++row) {
-    int64_t offset = 0, rest = row;
-    for (int d = call.leading - 1; d >= 0; --d) {
-      offset += rest % call.sizes[d] * call.strides[d];
-      rest /= call.sizes[d];
-    }
-    load_row(static_cast<const T*>(call.x) + offset, call.dim, x);
+    load_row(static_cast<const T*>(call.x) + offset_of(call, row), call.dim, x);
     normalize_row(x, call.dim, padded_columns(call.dim), static_cast<A>(call.eps));
     store_row(x, call.dim, call.out, row, call.out_dtype);
   }

@@ -20,6 +20,20 @@ struct Leaf {
   A weight[kLeaf];  // set for weighted modes only
 };
 
+// Of the token at row `i` of sequence `b`, whose first real token is at `first`.
+template <class A>
+FASTPOOL_INLINE A weight_of(const PoolCall& call, int64_t b, int64_t first, int64_t i) {
+  const PerToken& weights = call.weights;
+  if (weights.data == nullptr) return static_cast<A>(i - first + 1);
+  const int64_t at = b * weights.batch_stride + i * weights.stride;
+  switch (weights.dtype) {
+    case DType::float16: return load_part<VF>(static_cast<const half_t*>(weights.data) + at, 1)[0];
+    case DType::bfloat16: return load_part<VF>(static_cast<const bfloat16_t*>(weights.data) + at, 1)[0];
+    case DType::float32: return static_cast<const float*>(weights.data)[at];
+    default: return static_cast<A>(static_cast<const double*>(weights.data)[at]);
+  }
+}
+
 // Walks the leaves of a thread's units in order.
 template <class T, class A, Family F>
 struct Walker {
@@ -41,23 +55,12 @@ struct Walker {
     const bool full = call.mask.data == nullptr || count_real(call.mask, u.segment, at, m) == m;
     for (int64_t j = 0; j < m; ++j) {
       if (!full && !is_real(call.mask, u.segment, at + j)) continue;
-      if constexpr (F == Family::weighted) leaf.weight[leaf.count] = weight(u, at + j);
+      if constexpr (F == Family::weighted) leaf.weight[leaf.count] = weight_of<A>(call, u.segment, u.first, at + j);
       leaf.row[leaf.count++] = rows + j * call.row_stride;
     }
     at += m;
     leaf.last = at >= u.end;
     if (leaf.last && ++unit < n) at = units[unit].begin;
-  }
-  __attribute__((always_inline)) A weight(const Unit& u, int64_t i) const {
-    const PerToken& weights = call.weights;
-    if (weights.data == nullptr) return static_cast<A>(i - u.first + 1);
-    const int64_t j = u.segment * weights.batch_stride + i * weights.stride;
-    switch (weights.dtype) {
-      case DType::float16: return load_part<VF>(static_cast<const half_t*>(weights.data) + j, 1)[0];
-      case DType::bfloat16: return load_part<VF>(static_cast<const bfloat16_t*>(weights.data) + j, 1)[0];
-      case DType::float32: return static_cast<const float*>(weights.data)[j];
-      default: return static_cast<A>(static_cast<const double*>(weights.data)[j]);
-    }
   }
 };
 

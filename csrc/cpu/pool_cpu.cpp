@@ -1,18 +1,15 @@
 #include "pool_cpu.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
 #include "isa.h"
+#include "work.h"
 
 namespace fastpool::cpu {
 namespace {
 
-constexpr int64_t kSerialBytes = 128 << 10;  // below this, waking threads costs more than it gives
-constexpr int64_t kUnitBytes = 128 << 10;    // the least that is split off a segment
-constexpr int64_t kUnitsPerThread = 8;       // enough of them to even out skewed lengths
+constexpr int64_t kUnitBytes = 128 << 10;  // the least that is split off a segment
+constexpr int64_t kUnitsPerThread = 8;     // enough of them to even out skewed lengths
 
 // Rows of scratch for a unit of at most `rows` tokens: a binary counter of leaves, and the leaf itself.
 int64_t scratch_rows(int64_t rows) {
@@ -20,17 +17,6 @@ int64_t scratch_rows(int64_t rows) {
   for (int64_t leaves = (rows + kLeaf - 1) / kLeaf; leaves > 1; leaves = (leaves + 1) / 2) ++levels;
   return levels;
 }
-
-// Memory on cache lines: a vector of sums that straddles two costs twice.
-struct Buffer {
-  explicit Buffer(int64_t bytes) : data(std::aligned_alloc(64, static_cast<size_t>((bytes + 127) / 64 * 64))) {
-    if (data == nullptr) throw std::bad_alloc();
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { std::free(data); }
-  void* data;
-};
 
 }  // namespace
 
@@ -53,7 +39,7 @@ void pool(const PoolCall& call, const Parallel& parallel) {
     longest = std::max(longest, rows);
   }
 
-  if (parallel.threads <= 1 || total * row_bytes <= kSerialBytes) {
+  if (threads_for(total * row_bytes, parallel) == 1) {
     const Buffer scratch(scratch_rows(longest) * columns * accumulator);
     kernel.reduce(call, units.data(), call.batch, scratch.data, nullptr, nullptr);
     return;
@@ -95,33 +81,37 @@ void pool(const PoolCall& call, const Parallel& parallel) {
   const Buffer scratch(scratch_bytes * parallel.threads);
   parallel.run(parallel.threads, [&](int64_t t) {
     kernel.reduce(call, units.data() + first[t], static_cast<int64_t>(first[t + 1] - first[t]),
-                  static_cast<char*>(scratch.data) + scratch_bytes * t, workspace.data, totals.data());
+                  scratch.data + scratch_bytes * t, workspace.data, totals.data());
   });
   for (size_t u = 0; u < units.size();) {
     size_t end = u + 1;
     while (end < units.size() && units[end].segment == units[u].segment) ++end;
     if (const int64_t at = units[u].partial; at >= 0)
-      kernel.combine(call, units[u].segment, static_cast<int64_t>(end - u),
-                     static_cast<char*>(workspace.data) + at * columns * accumulator, totals.data() + at);
+      kernel.combine(call, units[u].segment, static_cast<int64_t>(end - u), workspace.data + at * columns * accumulator,
+                     totals.data() + at);
     u = end;
   }
 }
 
 void l2_normalize(const NormalizeCall& call, const Parallel& parallel) {
   if (call.rows == 0 || call.dim == 0) return;
-  const Kernels& kernel = kernels();
-  const bool serial = parallel.threads <= 1 || call.rows * call.dim * size_of(call.dtype) <= kSerialBytes;
-  const int64_t threads = serial ? 1 : parallel.threads;
-  const int64_t scratch_bytes = (padded_columns(call.dim) * accumulator_size(call.dtype) + 63) / 64 * 64;
-  const Buffer scratch(scratch_bytes * threads);
-  const auto body = [&](int64_t t) {
-    kernel.normalize(call, call.rows * t / threads, call.rows * (t + 1) / threads,
-                     static_cast<char*>(scratch.data) + scratch_bytes * t);
-  };
-  if (serial)
-    body(0);
-  else
-    parallel.run(threads, body);
+  const int64_t row_bytes = padded_columns(call.dim) * accumulator_size(call.dtype);
+  const int64_t threads = threads_for(call.rows * call.dim * size_of(call.dtype), parallel);
+  spread(threads, threads, parallel, [&](int64_t t) {
+    const Buffer x(row_bytes);
+    kernels().normalize(call, call.rows * t / threads, call.rows * (t + 1) / threads, x.data);
+  });
+}
+
+void l2_normalize_backward(const NormalizeBackwardCall& call, const Parallel& parallel) {
+  const NormalizeCall& forward = call.normalize;
+  if (forward.rows == 0 || call.width == 0) return;
+  const int64_t row_bytes = padded_columns(forward.dim) * accumulator_size(forward.dtype);
+  const int64_t threads = threads_for(forward.rows * call.width * size_of(forward.dtype), parallel);
+  spread(threads, threads, parallel, [&](int64_t t) {
+    const Buffer x(row_bytes), z(row_bytes);
+    kernels().normalize_backward(call, forward.rows * t / threads, forward.rows * (t + 1) / threads, x.data, z.data);
+  });
 }
 
 std::string check_bounds(const PoolCall& call, bool cu) {

@@ -15,7 +15,9 @@ struct Parallel {
 };
 
 void pool(const PoolCall& call, const Parallel& parallel);
+void pool_backward(const PoolBackwardCall& call, const Parallel& parallel);
 void l2_normalize(const NormalizeCall& call, const Parallel& parallel);
+void l2_normalize_backward(const NormalizeBackwardCall& call, const Parallel& parallel);
 
 // Why the values of starts / ends are wrong, or an empty string. `cu` says that they came from cu_seqlens.
 std::string check_bounds(const PoolCall& call, bool cu);

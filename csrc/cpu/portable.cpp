@@ -1,6 +1,6 @@
 #define FASTPOOL_ISA portable
-#include "kernel_impl.h"
+#include "backward_impl.h"
 
 namespace fastpool::cpu {
-const Kernels kernels_portable = {"portable", FASTPOOL_ISA::reduce, FASTPOOL_ISA::combine, FASTPOOL_ISA::normalize};
+const Kernels kernels_portable = FASTPOOL_ISA::kernels("portable");
 }

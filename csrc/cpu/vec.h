@@ -27,14 +27,16 @@ template <>
 struct Vec<float> {
   static constexpr int lanes = kBytes / 4;
   typedef float type __attribute__((vector_size(kBytes)));
-  typedef uint32_t bits __attribute__((vector_size(kBytes)));
+  typedef uint32_t word;
+  typedef word bits __attribute__((vector_size(kBytes)));
   typedef uint16_t narrow __attribute__((vector_size(kBytes / 2)));
 };
 template <>
 struct Vec<double> {
   static constexpr int lanes = kBytes / 8;
   typedef double type __attribute__((vector_size(kBytes)));
-  typedef uint64_t bits __attribute__((vector_size(kBytes)));
+  typedef uint64_t word;
+  typedef word bits __attribute__((vector_size(kBytes)));
   typedef float narrow __attribute__((vector_size(kBytes / 2)));
 };
 using VF = Vec<float>::type;
@@ -138,18 +140,30 @@ FASTPOOL_INLINE void store16(N* p, VD v) {
 FASTPOOL_INLINE void store(half_t* p, VD v) { store16(p, v); }
 FASTPOOL_INLINE void store(bfloat16_t* p, VD v) { store16(p, v); }
 
-// Part of a vector, for the columns behind the last whole one.
+// The first n columns of a vector; where that is not all of it, no memory behind them is touched.
 template <class V, class T>
 FASTPOOL_INLINE V load_part(const T* p, int n) {
-  T buffer[sizeof(V) / sizeof(typename AccumulatorOf<T>::type)] = {};
+  constexpr int lanes = sizeof(V) / sizeof(typename AccumulatorOf<T>::type);
+  if (n == lanes) return load(p);
+  T buffer[lanes] = {};
   std::memcpy(buffer, p, n * sizeof(T));
   return load(buffer);
 }
 template <class T, class V>
 FASTPOOL_INLINE void store_part(T* p, V v, int n) {
-  T buffer[sizeof(V) / sizeof(typename AccumulatorOf<T>::type) * 2];
+  constexpr int lanes = sizeof(V) / sizeof(v[0]);
+  if (n == lanes) return store(p, v);
+  T buffer[lanes];
   store(buffer, v);
   std::memcpy(p, buffer, n * sizeof(T));
+}
+
+// body(c, n) for every vector of the columns [from, to): its first one, and how many.
+template <class A, class Body>
+FASTPOOL_INLINE void over_columns(int64_t from, int64_t to, Body body) {
+  constexpr int lanes = Vec<A>::lanes;
+  for (; from + lanes <= to; from += lanes) body(from, lanes);
+  if (from < to) body(from, static_cast<int>(to - from));
 }
 
 }  // namespace fastpool::FASTPOOL_ISA

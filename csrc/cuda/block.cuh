@@ -68,10 +68,10 @@ FASTPOOL_KERNEL_INLINE Program find_program(const PoolCall& call, const Plan& pl
 }
 
 // The distance from `row` to the nearest real token among n rows, forwards (step 1) or backwards (-1); n if there is
-// none. Most segments begin (end) with a real token, or have no mask; padding is passed a block at a time.
-template <class A>
+// none. Most segments begin (end) with a real token, or have no mask; padding is passed a block at a time. `found`: one
+// for each warp.
 FASTPOOL_KERNEL_INLINE int64_t nearest_real(const PoolCall& call, int64_t b, int64_t row, int64_t n, int step,
-                                            const Shared<A>& shared) {
+                                            int64_t* found) {
   if (n <= 0 || is_real(call.mask, b, row)) return 0;
   constexpr int kProbes = 4;  // loads in flight
   const int64_t threads = blockDim.x;
@@ -90,10 +90,10 @@ FASTPOOL_KERNEL_INLINE int64_t nearest_real(const PoolCall& call, int64_t b, int
       if (ballot != 0) nearest = base + k * threads + warp() * 32 + __ffs(static_cast<int>(ballot)) - 1;
     }
     __syncthreads();  // the words of the round before have been read
-    if (lane() == 0) shared.found[warp()] = nearest;
+    if (lane() == 0) found[warp()] = nearest;
     __syncthreads();
 #pragma unroll 1
-    for (int w = 0; w < warps(); ++w) nearest = shared.found[w] < nearest ? shared.found[w] : nearest;
+    for (int w = 0; w < warps(); ++w) nearest = found[w] < nearest ? found[w] : nearest;
     if (nearest < n) return nearest;
   }
   return n;

@@ -4,6 +4,9 @@
 #include "epilogue.cuh"
 #include "kernels.h"
 #include "leaves.cuh"
+#include "normalize.cuh"
+#include "prepare.cuh"
+#include "share.cuh"
 #include "tree.cuh"
 
 namespace fastpool::cuda {
@@ -24,7 +27,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int b = program.segment;
   if (b < 0) return;
   const Segment bounds = bounds_of(call, b);
-  const int64_t first = bounds.begin + nearest_real(call, b, bounds.begin, bounds.end - bounds.begin, 1, shared);
+  const int64_t first = bounds.begin + nearest_real(call, b, bounds.begin, bounds.end - bounds.begin, 1, shared.found);
   const int filled = static_cast<int>((bounds.end - first + plan.split - 1) / plan.split),
             units = filled > 0 ? filled : 1;
   if (program.unit >= units) return;
@@ -50,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int64_t n = bounds.end - bounds.begin;
   const int step = call.mode == Mode::cls ? 1 : -1;
   const int64_t row = step > 0 ? bounds.begin : bounds.end - 1;
-  const int64_t distance = nearest_real(call, b, row, n, step, shared);
+  const int64_t distance = nearest_real(call, b, row, n, step, shared.found);
   if (distance < n) {
     const T* const token =
         static_cast<const T*>(call.hidden) + b * call.batch_stride + (row + step * distance) * call.row_stride + column;
@@ -65,45 +68,6 @@ __global__ void __launch_bounds__(kThreads, 4)
   Totals totals;
   totals.count = distance < n;
   finish(call, b, column, columns, totals, shared);
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads, 4) normalize_kernel(const __grid_constant__ Rows rows) {
-  using A = typename AccumulatorOf<T>::type;
-  const Shared<A> shared{Layout{}};
-  const NormalizeCall& call = rows.call;
-  for (int64_t row = blockIdx.x; row < call.rows; row += gridDim.x) {
-    int64_t offset = 0, rest = row;
-#pragma unroll 1
-    for (int d = call.leading - 1; d >= 0; --d) {
-      offset += rest % rows.sizes[d] * rows.strides[d];
-      rest /= rows.sizes[d];
-    }
-    const T* const x = static_cast<const T*>(call.x) + offset;
-    const auto load_quad = [&](int64_t c, A(&y)[kQuad]) {
-      if (rows.aligned && c + kQuad <= call.dim) {
-        constexpr int V = sizeof(T) == 8 ? 2 : 4;
-#pragma unroll
-        for (int k = 0; k < kQuad; k += V) {
-          const Pack<T, V> pack = load<V>(x + c + k);
-#pragma unroll
-          for (int i = 0; i < V; ++i) y[k + i] = widen(pack.x[i]);
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < kQuad; ++i) y[i] = c + i < call.dim ? widen(load<1>(x + c + i).x[0]) : A{};
-      }
-    };
-    const Norm<A> norm = Norm<A>::of(load_quad, call.dim, static_cast<A>(call.eps), shared.row);
-#pragma unroll 1
-    for (int64_t c = threadIdx.x * kQuad; c < call.dim; c += blockDim.x * kQuad) {
-      A y[kQuad];
-      load_quad(c, y);
-#pragma unroll
-      for (int i = 0; i < kQuad; ++i) y[i] = (y[i] * norm.scale) / norm.divisor;
-      store_quad(call.out, call.out_dtype, row * call.dim, c, call.dim, call.dim % kQuad == 0, y);
-    }
-  }
 }
 
 // ---- launches
@@ -143,14 +107,49 @@ cudaError_t pool(const PoolCall& call, const Plan& plan, const Workspace& worksp
                           : launch_pool<T, 16 / sizeof(T)>(call, plan, workspace, stream);
 }
 
+template <class A>
+cudaError_t prepare(const PoolBackwardCall& call, const BackwardPlan& plan, const Prepared& prepared,
+                    cudaStream_t stream) {
+  return launch(prepare_kernel<A>, dim3(static_cast<unsigned>(call.pool.batch)), plan.preparing,
+                preparing_bytes<A>(plan), stream, call, plan, prepared);
+}
+
+template <class T>
+cudaError_t pool_backward(const PoolBackwardCall& call, const BackwardPlan& plan, const Prepared& prepared,
+                          cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.strips));
+  const auto share = [&](auto kernel) {
+    constexpr int shared = sizeof(TileMemory<typename AccumulatorOf<T>::type>);
+    return launch(kernel, grid, plan.threads, shared, stream, call, plan, prepared);
+  };
+  constexpr int V = 16 / sizeof(T);
+  if (call.of_weights) return share(share_weights_kernel<T>);
+  if (call.pool.mode == Mode::max) {
+    const cudaError_t error = share(plan.vector == 1 ? find_maxima_kernel<T, 1> : find_maxima_kernel<T, V>);
+    if (error != cudaSuccess) return error;
+  }
+  return share(plan.vector == 1 ? share_kernel<T, 1> : share_kernel<T, V>);
+}
+
+// A block for each row, as long as there are so many, and threads for `columns`.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_rows(void (*kernel)(Parameters...), int64_t rows, int64_t columns, int64_t accumulator,
+                        cudaStream_t stream, const Arguments&... arguments) {
+  const int64_t blocks = rows < INT32_MAX ? rows : INT32_MAX;
+  const int64_t warps = (columns + kWarpColumns - 1) / kWarpColumns;
+  const int threads = static_cast<int>(warps < kThreads / 32 ? warps : kThreads / 32) * 32;
+  return launch(kernel, dim3(static_cast<unsigned>(blocks)), threads,
+                static_cast<int>((kBlockSums + kCounterLevels) * accumulator), stream, arguments...);
+}
 template <class T>
 cudaError_t normalize(const Rows& rows, cudaStream_t stream) {
-  using A = typename AccumulatorOf<T>::type;
-  const int64_t blocks = rows.call.rows < INT32_MAX ? rows.call.rows : INT32_MAX;
-  const int64_t warps = (rows.call.dim + kWarpColumns - 1) / kWarpColumns;
-  const int threads = static_cast<int>(warps < kThreads / 32 ? warps : kThreads / 32) * 32;
-  return launch(normalize_kernel<T>, dim3(static_cast<unsigned>(blocks)), threads,
-                (kBlockSums + kCounterLevels) * sizeof(A), stream, rows);
+  return launch_rows(normalize_kernel<T>, rows.call.rows, rows.call.dim, accumulator_size(rows.call.dtype), stream,
+                     rows);
+}
+template <class T>
+cudaError_t normalize_backward(const Rows& rows, const RowGradients& gradients, cudaStream_t stream) {
+  return launch_rows(normalize_backward_kernel<T>, rows.call.rows, gradients.width, accumulator_size(rows.call.dtype),
+                     stream, rows, gradients);
 }
 
 }  // namespace fastpool::cuda

@@ -96,12 +96,24 @@ template <int V, class T>
 FASTPOOL_KERNEL_INLINE Pack<T, V> load(const T* p) {
   return bit_cast<Pack<T, V>>(load_word<V>(p));
 }
+// As accumulators, in loads of at most 16 bytes.
+template <int V, class T, class A>
+FASTPOOL_KERNEL_INLINE void read(const T* p, A (&x)[V]) {
+  constexpr int N = V * sizeof(T) <= 16 ? V : 16 / sizeof(T);
+#pragma unroll
+  for (int k = 0; k < V; k += N) {
+    const Pack<T, N> pack = load<N>(p + k);
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[k + i] = widen(pack.x[i]);
+  }
+}
 template <int V, class T, class A>
 FASTPOOL_KERNEL_INLINE void store(T* p, const A (&x)[V]) {
   Pack<T, V> pack;
 #pragma unroll
   for (int i = 0; i < V; ++i) narrow(x[i], pack.x[i]);
-  *reinterpret_cast<Word<T, V>*>(p) = bit_cast<Word<T, V>>(pack);
+  // Written back like any other store; but of a plain one nvcc makes several where two branches meet before it.
+  __stwb(reinterpret_cast<Word<T, V>*>(p), bit_cast<Word<T, V>>(pack));
 }
 
 // What a hole adds: +0, or for a maximum -inf.

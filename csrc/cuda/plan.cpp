@@ -17,6 +17,8 @@ constexpr int64_t kMaxSplit = 512;
 constexpr int64_t kShortBytes = 256 << 10, kSmallBytes = 8 << 20;
 // As far as memory for partial states may push it; a block's binary counter then holds 12 levels.
 constexpr int64_t kLargestSplit = 1 << 17;
+// A tile of a gradient is looked up once, so it had better be large; but there should be some for every multiprocessor.
+constexpr int kSmallestTile = 8, kTilesPerMultiprocessor = 8;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t power_of_two(int64_t at_most) {
@@ -25,13 +27,12 @@ int64_t power_of_two(int64_t at_most) {
   return p;
 }
 
-// Whether every row starts at a multiple of 16 bytes and is one of them long.
-bool aligned(const PoolCall& call) {
+int64_t address(const void* p) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(p)); }
+
+// Whether every row of hidden, and `more` bytes behind its start, begin at a multiple of `bytes`.
+bool aligned(const PoolCall& call, int64_t bytes, int64_t more) {
   const int64_t size = size_of(call.dtype);
-  return (reinterpret_cast<uintptr_t>(call.hidden) | call.row_stride * size | call.batch_stride * size |
-          call.dim * size) %
-             16 ==
-         0;
+  return (address(call.hidden) | call.row_stride * size | call.batch_stride * size | more) % bytes == 0;
 }
 
 Layout layout(const PoolCall& call, const Plan& plan) {
@@ -60,7 +61,8 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
   const int64_t a = accumulator_size(call.dtype);
   const int64_t rows = std::max<int64_t>(call.rows, 1);
   Plan plan;
-  plan.vector = aligned(call) ? static_cast<int>(16 / size_of(call.dtype)) : 1;
+  const int64_t size = size_of(call.dtype);
+  plan.vector = aligned(call, 16, call.dim * size) ? static_cast<int>(16 / size) : 1;
   plan.strip = std::min(call.dim, std::max<int64_t>(tuning.strip_bytes / a / 8 * 8, 8));
   plan.strips = static_cast<int>(ceil_div(call.dim, plan.strip));
   const int64_t vectors = ceil_div(plan.strip, plan.vector);
@@ -87,7 +89,7 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
     // Packed segments share their rows, unless they overlap, which nobody can know here.
     const bool packed = cu || (call.batch_stride == 0 && call.starts.data != nullptr && call.ends.data != nullptr);
     const int64_t tokens = packed ? rows : call.batch * rows;
-    const int64_t row_bytes = call.dim * size_of(call.dtype);
+    const int64_t row_bytes = call.dim * size;
     const bool whole = rows * row_bytes <= kShortBytes && tokens * row_bytes < kSmallBytes;
     split = kLeaf * groups;
     while (whole ? split < rows
@@ -110,6 +112,50 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
       break;
     }
   }
+  return plan;
+}
+
+BackwardPlan make_plan(const PoolBackwardCall& call, const Chip& chip) {
+  const PoolCall& pool = call.pool;
+  const bool max = pool.mode == Mode::max, weighted = pool.mode == Mode::weighted_mean;
+  const int64_t size = size_of(pool.dtype), a = accumulator_size(pool.dtype);
+  BackwardPlan plan;
+  const bool whole = (address(call.out) | call.width * size | pool.dim * size) % 16 == 0 &&
+                     (!max || (aligned(pool, 16, 0) && address(call.result) % 16 == 0));
+  plan.vector = whole ? static_cast<int>(16 / size) : 1;
+  plan.quads = aligned(pool, std::min<int64_t>(kQuad * size, 16), 0);
+  if (call.of_weights) {  // a warp takes a row
+    plan.threads = tuning.threads;
+  } else {
+    const int64_t vectors = ceil_div(call.width, plan.vector);
+    plan.columns = static_cast<int>(ceil_div(vectors, ceil_div(vectors, tuning.threads)));
+    plan.strips = static_cast<int>(ceil_div(vectors, plan.columns));
+    plan.groups = std::min(tuning.threads / plan.columns, kTile);
+    plan.threads = static_cast<int>(ceil_div(plan.columns * plan.groups, 32) * 32);
+  }
+  const auto cut = [&](int tile) {
+    plan.tile = tile;
+    plan.tiles = ceil_div(pool.rows, tile);
+    plan.blocks = call.padded ? pool.batch * plan.tiles : plan.tiles;
+  };
+  cut(tuning.tile > 0 ? tuning.tile : kTile);
+  while (tuning.tile == 0 && plan.tile > kSmallestTile &&
+         plan.blocks * plan.strips < kTilesPerMultiprocessor * chip.multiprocessors)
+    cut(plan.tile / 2);
+
+  const int64_t tokens = pool.mask.data != nullptr || weighted ? pool.rows : 0;
+  const int64_t warps = std::max(ceil_div(tokens, kWarpLeaves * kLeaf), ceil_div(pool.dim, 32 * kQuad));
+  plan.preparing = static_cast<int>(std::min<int64_t>(warps * 32, tokens > 0 ? kPreparingThreads : kThreads));
+  const auto take = [&](int64_t bytes) {
+    const int64_t start = plan.bytes;
+    plan.bytes += ceil_div(bytes, 16) * 16;
+    return start;
+  };
+  take(call.padded ? 0 : plan.tiles * 8);
+  plan.maxima = take(max ? pool.batch * pool.dim * 8 : 0);
+  plan.gradient = take(pool.batch * pool.dim * a);
+  plan.segments = take(pool.batch * static_cast<int64_t>(sizeof(Segment)));
+  plan.products = take(call.of_weights ? pool.batch * a : 0);
   return plan;
 }
 

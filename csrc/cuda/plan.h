@@ -9,8 +9,10 @@ constexpr int kThreads = 256;  // of a block, at most
 constexpr int kStage = 32;     // leaves whose real tokens and weights wait in shared memory
 constexpr int kFanIn = 8;      // children of a node in the arrival tree
 constexpr int kDepths = 8;     // of that tree, at most
-// Sums of squares meet in shared memory: those of 128 columns each, and then a binary counter of 64 such blocks.
+// Sums of columns meet in shared memory: those of 128 each, and then a binary counter of 64 such blocks.
 constexpr int kBlockSums = 64, kCounterLevels = 64;
+constexpr int kQuad = 4;        // columns that a thread has at a time where it does not walk tokens
+constexpr int kWarpLeaves = 8;  // leaves that a warp reads at a time where only mask and weights matter
 
 // What a plan follows.
 struct Chip {
@@ -39,10 +41,28 @@ struct Plan {
   bool partial() const { return search || units > 1; }
 };
 
+// A gradient is written in tiles: rows of one sequence, or of packed input, by a strip of columns.
+constexpr int kTile = 64;                // rows, at most
+constexpr int kMeeting = 64;             // segments that meet a tile and are listed; where there are more, none is
+constexpr int kPreparingThreads = 1024;  // of a block that has a segment's mask to read, at most
+
+// A block's threads stand as in a Plan; a group takes a row at a time.
+struct BackwardPlan {
+  int tile = kTile;
+  int64_t tiles = 0, blocks = 0;  // of a sequence, or of packed input; of all sequences
+  int strips = 1;
+  int vector = 1, columns = 1, groups = 1, threads = 32;
+  int preparing = 32;  // threads of a block that prepares a segment
+  bool quads = false;  // rows of hidden begin where four values may be loaded at once
+  // Where Prepared stands in its memory, in bytes; ranges come first. All bits before `gradient` are set beforehand.
+  int64_t maxima = 0, gradient = 0, segments = 0, products = 0, bytes = 0;
+};
+
 // The constants behind a plan; tests set others.
 struct Tuning {
   int threads = kThreads;
   int64_t split = 0;  // 0: by shape
+  int tile = 0;       // likewise
   // The row of sums that waits for its epilogue: 8192 columns in float32. It leaves an SM of 100 KB three blocks.
   int64_t strip_bytes = 32 << 10;
   // Where packed segments are many and may be long, slots for all of them are bounded to this, by larger units.
@@ -52,5 +72,6 @@ extern Tuning tuning;
 
 // `cu`: starts and ends are neighbours in cu_seqlens.
 Plan make_plan(const PoolCall& call, bool cu, const Chip& chip);
+BackwardPlan make_plan(const PoolBackwardCall& call, const Chip& chip);
 
 }  // namespace fastpool::cuda

@@ -7,18 +7,20 @@ or, on a GPU, another one is the faster. Every other call comes through `choose`
 import os
 import threading
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType, TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backends import native, reference, triton
-from .segments import NormalizeCall, PoolCall
+from .segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from .triton_kernels.config import native_below_bytes, slug
 
-Call = PoolCall | NormalizeCall
+Call = PoolCall | PoolBackwardCall | NormalizeCall | NormalizeBackwardCall
 
 BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "reference": reference}
 _NAMES = ("auto", *BACKENDS)
@@ -54,10 +56,15 @@ def start() -> None:
     _tell_native(0)
 
 
+def thread_wish() -> str | None:
+    """The backend this thread asks for by itself."""
+    wishes: list[str] = getattr(_thread, "wishes", [])
+    return wishes[-1] if wishes else None
+
+
 def wish() -> str:
     """The backend this thread asks for, or "auto". Raises ValueError where FASTPOOL_BACKEND names none."""
-    wishes: list[str] = getattr(_thread, "wishes", [])
-    return wishes[-1] if wishes else _known(_process_wish, "FASTPOOL_BACKEND")
+    return thread_wish() or _known(_process_wish, "FASTPOOL_BACKEND")
 
 
 class backend:
@@ -92,6 +99,11 @@ class backend:
         native.redirect_thread(_WISHES.get(_thread.wishes[-1], native.OTHER) if _thread.wishes else native.INHERIT)
 
 
+def as_in(wish: str | None) -> AbstractContextManager[Any]:
+    """In this thread, calls take what `thread_wish` said in another."""
+    return nullcontext() if wish is None else backend(wish)
+
+
 def validate(on: bool = True) -> None:
     """Check the values of starts, ends and cu_seqlens on GPUs too, in this process, at the price of a synchronisation.
 
@@ -105,8 +117,9 @@ def validate(on: bool = True) -> None:
 def check(call: Call) -> None:
     """All that is wrong with a call's arguments, as TypeError or ValueError."""
     call.check()
-    if isinstance(call, PoolCall) and (_validate or call.hidden.device.type == "cpu"):
-        call.check_values()
+    pool = call.pool if isinstance(call, PoolBackwardCall) else call
+    if isinstance(pool, PoolCall) and (_validate or pool.hidden.device.type == "cpu"):
+        pool.check_values()
 
 
 @cache
@@ -198,5 +211,5 @@ def run(call: Call) -> Tensor:
     """Checks a call and runs it on the backend it takes."""
     check(call)
     chosen = choose(call)
-    result: Tensor = chosen.pool(call) if isinstance(call, PoolCall) else chosen.l2_normalize(call)
+    result: Tensor = getattr(chosen, call.kernel)(call)
     return result

@@ -86,6 +86,7 @@ def _native() -> dict[str, Any]:
     """How the native library was built and what it runs on this CPU; where there is none, what became of the build."""
     build = native.build_report()
     found: dict[str, Any] = {
+        "folder": str(native.LIBRARY.parent),
         "built": build.get("built"),
         "build_error": build.get("reason") or None,
         "cuda": native.cuda_unavailable() is None,
@@ -155,6 +156,7 @@ def render(found: dict[str, Any]) -> str:
         {name: "available" if one["available"] else f"no: {one['reason']}" for name, one in found["backends"].items()},
     )
     native_rows: dict[str, str | None] = {
+        "folder": built["folder"],
         "built": {True: "yes", False: "no", None: "unknown"}[built["built"]],
         "build error": built["build_error"] or "none",
     }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
+from .autograd import below_autograd, skips_autograd
 from .modes import MODES, Mode
 from .ops import pool_call
 from .segments import NormalizeCall, PoolCall
@@ -37,7 +38,7 @@ _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector p
     Returns:
         [B, dim or H]. Sums, divisions and norms are float32 (float64 for float64 input), in one canonical order
         (fastpool.reference), so a sequence's result has the same bits in every batch and spelling; it is rounded once.
-        A segment without real tokens gives zeros.
+        A segment without real tokens gives zeros. Gradients flow to hidden{weights_too}; what is no real token gets 0.
 
     Raises:
         TypeError: a wrong dtype, or something that is not a tensor; a floating-point mask above all.
@@ -93,31 +94,6 @@ def _raise_properly(
     raise error
 
 
-class _NoGradient(torch.autograd.Function):
-    """Lets results of an op be used where gradients are recorded, and says so when one is asked for."""
-
-    @staticmethod
-    def forward(result: Tensor, op: str, differentiable: Tensor) -> Tensor:
-        return result.view_as(result)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, str, Tensor], output: Tensor) -> None:
-        ctx.op, ctx.shape = inputs[1], inputs[2].shape
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
-        # An op, so that a compiler can trace the refusal without running into it.
-        return None, None, torch.ops.fastpool._refuse_gradient(gradient, ctx.shape, ctx.op)
-
-
-def _refusing(result: Tensor, op: str, differentiable: Tensor) -> Tensor:
-    """The result of an op on an input that requires gradients: where they are recorded, it refuses to be one."""
-    if not torch.is_grad_enabled():
-        return result
-    refusing: Tensor = _NoGradient.apply(result.detach(), op, differentiable)
-    return refusing
-
-
 def _given(starts: Any, ends: Any, dim: Any, normalize: Any, out_dtype: Any) -> dict[str, Any]:
     """The keyword arguments that are not their defaults: each one costs torch's parser 0.3 us."""
     more = {}
@@ -135,7 +111,7 @@ def _given(starts: Any, ends: Any, dim: Any, normalize: Any, out_dtype: Any) -> 
 
 
 def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
-    op = getattr(torch.ops.fastpool, mode.name).default
+    op: Callable[..., Tensor] = getattr(torch.ops.fastpool, mode.name).default
     name = f"fastpool.{mode.name}"
     to_call = pool_call(mode.name)
 
@@ -159,12 +135,12 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
                 hidden, cu_seqlens, starts, ends = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
             more = _given(starts, ends, dim, normalize, out_dtype)
             try:
-                result = op(hidden, mask, cu_seqlens, weights, **more)
+                if skips_autograd(hidden, weights):
+                    with below_autograd():
+                        return op(hidden, mask, cu_seqlens, weights, **more)
+                return op(hidden, mask, cu_seqlens, weights, **more)
             except RuntimeError as error:
                 _raise_properly(to_call, error, hidden, mask, cu_seqlens, weights, **more)
-            if weights is not None and weights.requires_grad:
-                result = _refusing(result, name, weights)
-            return _refusing(result, name, hidden) if hidden.requires_grad else result
 
     else:
 
@@ -184,14 +160,20 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
                 hidden, cu_seqlens, starts, ends = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
             more = _given(starts, ends, dim, normalize, out_dtype)
             try:
-                result = op(hidden, mask, cu_seqlens, **more)
+                if skips_autograd(hidden):
+                    with below_autograd():
+                        return op(hidden, mask, cu_seqlens, **more)
+                return op(hidden, mask, cu_seqlens, **more)
             except RuntimeError as error:
                 _raise_properly(to_call, error, hidden, mask, cu_seqlens, **more)
-            return _refusing(result, name, hidden) if hidden.requires_grad else result
 
     pool.__name__ = pool.__qualname__ = mode.name
     formula = mode.formula[0].upper() + mode.formula[1:] if mode.formula.startswith("the ") else mode.formula
-    pool.__doc__ = _DOC.format(formula=formula, weights=_WEIGHTS_DOC if mode.takes_weights else "")
+    pool.__doc__ = _DOC.format(
+        formula=formula,
+        weights=_WEIGHTS_DOC if mode.takes_weights else "",
+        weights_too=" and weights" if mode.takes_weights else "",
+    )
     return pool
 
 
@@ -224,11 +206,14 @@ def l2_normalize(
         ValueError: a wrong shape or value.
     """
     more = {"dim": dim, "eps": eps, "out_dtype": out_dtype}
+    op: Callable[..., Tensor] = torch.ops.fastpool.l2_normalize.default
     try:
-        result: Tensor = torch.ops.fastpool.l2_normalize.default(x, **more)
+        if skips_autograd(x):
+            with below_autograd():
+                return op(x, **more)
+        return op(x, **more)
     except RuntimeError as error:
         _raise_properly(NormalizeCall, error, x, **more)
-    return _refusing(result, "fastpool.l2_normalize", x) if x.requires_grad else result
 
 
 def explain(

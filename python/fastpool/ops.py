@@ -1,7 +1,8 @@
-"""torch.ops.fastpool.*: schemas, fakes and the Python kernels, one of each for every row of the mode table.
+"""torch.ops.fastpool.*: schemas, fakes and the Python kernels, for every row of the mode table.
 
-Python owns the schemas, so the ops exist without a compiler; the native library fills the CPU key. `_python_<op>` is
-the same op without that key: the native one turns to it where a thread has asked for another backend.
+Python owns the schemas, so the ops exist without a compiler; the native libraries fill the CPU and CUDA keys.
+`_python_<op>` is the same op without those keys: the native one turns to it where a thread has asked for another
+backend. autograd.py fills the Autograd key, and calls `_<op>_backward`.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from torch import Tensor
 from . import dispatch
 from .backends import native
 from .modes import MODES
-from .segments import NormalizeCall, PoolCall
+from .segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 
-_library = torch.library.Library("fastpool", "DEF")  # ops live as long as this does
+library = torch.library.Library("fastpool", "DEF")  # ops live as long as this does
 
 
 def pool_schema(takes_weights: bool) -> str:
@@ -26,9 +27,15 @@ def pool_schema(takes_weights: bool) -> str:
     )
 
 
+# Of hidden, and of the weights of a mode that takes them; see PoolBackwardCall.
+POOL_BACKWARD_SCHEMA = (
+    "(Tensor gradient, Tensor hidden, Tensor? mask, Tensor? cu_seqlens, Tensor? weights, Tensor? starts, Tensor? ends, "
+    "Tensor? result) -> Tensor"
+)
 NORMALIZE_SCHEMA = "(Tensor x, *, int? dim=None, float eps=1e-12, ScalarType? out_dtype=None) -> Tensor"
+NORMALIZE_BACKWARD_SCHEMA = "(Tensor gradient, Tensor x, float eps) -> Tensor"
 
-CallType = Callable[..., PoolCall] | type[NormalizeCall]
+ToCall = Callable[..., dispatch.Call]
 
 
 def pool_call(mode: str) -> Callable[..., PoolCall]:
@@ -40,7 +47,35 @@ def pool_call(mode: str) -> Callable[..., PoolCall]:
     return lambda hidden, mask=None, cu_seqlens=None, **more: PoolCall(mode, hidden, mask, cu_seqlens, **more)
 
 
-def _define(name: str, schema: str, to_call: CallType) -> None:
+def _dim(gradient: Tensor) -> int | None:
+    return gradient.shape[-1] if gradient.dim() > 0 and gradient.shape[-1] > 0 else None
+
+
+def pool_backward_call(mode: str, of_weights: bool) -> Callable[..., PoolBackwardCall]:
+    """Likewise."""
+
+    def to_call(
+        gradient: Tensor,
+        hidden: Tensor,
+        mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        weights: Tensor | None,
+        starts: Tensor | None,
+        ends: Tensor | None,
+        result: Tensor | None,
+    ) -> PoolBackwardCall:
+        pool = PoolCall(mode, hidden, mask, cu_seqlens, weights, starts, ends, _dim(gradient))
+        return PoolBackwardCall(pool, gradient, result, of_weights)
+
+    return to_call
+
+
+def normalize_backward_call(gradient: Tensor, x: Tensor, eps: float) -> NormalizeBackwardCall:
+    """Likewise."""
+    return NormalizeBackwardCall(NormalizeCall(x, _dim(gradient), eps), gradient)
+
+
+def _define(name: str, schema: str, to_call: ToCall) -> None:
     def kernel(*args: Any, **kwargs: Any) -> Tensor:
         return dispatch.run(to_call(*args, **kwargs))
 
@@ -57,24 +92,19 @@ def _define(name: str, schema: str, to_call: CallType) -> None:
         return call.output()
 
     for op, body in ((name, kernel), (f"_python_{name}", kernel_for_native)):
-        _library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(op, body, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"fastpool::{op}", fake, lib=_library)
+        library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(op, body, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastpool::{op}", fake, lib=library)
 
 
 for _mode in MODES.values():
     _define(_mode.name, pool_schema(_mode.takes_weights), pool_call(_mode.name))
+    _define(f"_{_mode.name}_backward", POOL_BACKWARD_SCHEMA, pool_backward_call(_mode.name, of_weights=False))
+    if _mode.takes_weights:
+        _define(
+            f"_{_mode.name}_backward_weights", POOL_BACKWARD_SCHEMA, pool_backward_call(_mode.name, of_weights=True)
+        )
 _define("l2_normalize", NORMALIZE_SCHEMA, NormalizeCall)
-
-
-def _refuse_gradient(gradient: Tensor, shape: list[int], op: str) -> Tensor:
-    raise NotImplementedError(f"{op}: gradients are not implemented in this version")
-
-
-_library.define("_refuse_gradient(Tensor gradient, SymInt[] shape, str op) -> Tensor")
-_library.impl("_refuse_gradient", _refuse_gradient, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "fastpool::_refuse_gradient", lambda gradient, shape, op: gradient.new_empty(shape), lib=_library
-)
+_define("_l2_normalize_backward", NORMALIZE_BACKWARD_SCHEMA, normalize_backward_call)
 
 dispatch.start()

@@ -19,7 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .segments import NormalizeCall, PoolCall, accumulator
+from .segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
 
 LEAF = 32  # tokens; as in csrc/pool.h
 NORM_EPS = 1e-12  # F.normalize's default
@@ -88,19 +88,30 @@ class Tokens:
         hidden = self.call.hidden[..., : self.columns]
         dtype = accumulator(hidden.dtype)
         for i in range(LEAF):
-            real = self.real[:, :, i, None]
             index = self.index[:, :, i]
             if self.call.rows == 0:
                 states = hidden.new_full((*index.shape, self.columns), neutral, dtype=dtype)
-                yield states, torch.zeros_like(real, dtype=dtype)
-                continue
-            safe = index.clamp(max=self.call.rows - 1)
-            states = torch.where(real, self._at(hidden, safe).to(dtype), neutral)
-            if self.call.weights is not None:
-                weights = self._at(self.call.weights, safe).to(dtype)
             else:
-                weights = (index - self._first_and_last[0][:, None] + 1).to(dtype)
-            yield states, torch.where(real, weights[..., None], 0)
+                safe = index.clamp(max=self.call.rows - 1)
+                states = torch.where(self.real[:, :, i, None], self._at(hidden, safe).to(dtype), neutral)
+            yield states, self.weights(i)
+
+    @cached_property
+    def all_weights(self) -> Tensor:
+        """[B, leaves, LEAF]"""
+        return torch.cat([self.weights(i) for i in range(LEAF)], dim=2)
+
+    def weights(self, i: int) -> Tensor:
+        """Of the tokens at position `i` of each leaf, 0 where they are not real. [B, leaves, 1]"""
+        index = self.index[:, :, i]
+        if self.call.weights is None:
+            weights = index - self._first_and_last[0][:, None] + 1
+        elif self.call.rows == 0:
+            weights = torch.zeros_like(index)
+        else:
+            weights = self._at(self.call.weights, index.clamp(max=self.call.rows - 1))
+        weights = weights.to(accumulator(self.call.hidden.dtype))
+        return torch.where(self.real[:, :, i], weights, 0)[..., None]
 
     def one(self, which: int) -> Tensor:
         """The first (0) or last (1) real token, [B, H]; 0 where there is none."""
@@ -127,23 +138,20 @@ def _sum(tokens: Tokens) -> Tensor:
     return _tree(leaves, torch.add)
 
 
-def _mean(tokens: Tokens) -> Tensor:
-    return _divide(_sum(tokens), tokens.count)
-
-
-def _mean_sqrt_len(tokens: Tokens) -> Tensor:
-    return _divide(_sum(tokens), _sqrt(tokens.count))
-
-
-def _weighted_mean(tokens: Tokens) -> Tensor:
-    sums: Tensor | float = 0.0
-    totals: Tensor | float = 0.0
+def _weighted_sum(tokens: Tokens) -> Tensor:
+    leaves: Tensor | float = 0.0
     for states, weights in tokens.steps(neutral=0.0):
-        sums = sums + states * weights
-        totals = totals + weights
-    assert isinstance(sums, Tensor)
-    assert isinstance(totals, Tensor)
-    return _divide(_tree(sums, torch.add), _tree(totals, torch.add))
+        leaves = leaves + states * weights
+    assert isinstance(leaves, Tensor)
+    return _tree(leaves, torch.add)
+
+
+def _total_weight(tokens: Tokens) -> Tensor:
+    leaves: Tensor | float = 0.0
+    for i in range(LEAF):
+        leaves = leaves + tokens.weights(i)
+    assert isinstance(leaves, Tensor)
+    return _tree(leaves, torch.add)
 
 
 def _later_if_greater(left: Tensor, right: Tensor) -> Tensor:
@@ -159,14 +167,6 @@ def _max(tokens: Tokens) -> Tensor:
     return torch.where(tokens.count > 0, _tree(leaves, _later_if_greater), 0)
 
 
-def _cls(tokens: Tokens) -> Tensor:
-    return tokens.one(0)
-
-
-def _last(tokens: Tokens) -> Tensor:
-    return tokens.one(1)
-
-
 def _sqrt(x: Tensor) -> Tensor:
     """Correctly rounded, which torch.sqrt is on a GPU but not on a CPU (it is a vector library's there)."""
     return x.sqrt() if x.device.type != "cpu" else x.double().apply_(math.sqrt).to(x.dtype)
@@ -177,36 +177,108 @@ def _divide(x: Tensor, by: Tensor) -> Tensor:
     return torch.where(by == 0, 0, x / by)
 
 
-BODIES: dict[str, Callable[[Tokens], Tensor]] = {
-    "mean": _mean,
-    "mean_sqrt_len": _mean_sqrt_len,
-    "sum": _sum,
-    "max": _max,
-    "cls": _cls,
-    "last": _last,
-    "weighted_mean": _weighted_mean,
+# What a segment's gradient [dim], already divided, becomes at each of its real tokens: [n, dim].
+Shares = Callable[["Segment"], Tensor]
+
+
+@dataclass
+class Segment:
+    """One segment of a PoolBackwardCall: its gradient over its divisor, and what its shares depend on."""
+
+    gradient: Tensor  # [dim]
+    weights: Tensor  # [n, 1], of its real tokens
+    states: Callable[[], Tensor]  # [n, dim], of its real tokens, in the accumulator's dtype
+    result: Tensor | None  # [dim]
+
+
+def _all_alike(segment: Segment) -> Tensor:
+    return segment.gradient.expand(len(segment.weights), -1)
+
+
+def _by_weight(segment: Segment) -> Tensor:
+    return segment.gradient * segment.weights
+
+
+def _first_maximum(segment: Segment) -> Tensor:
+    assert segment.result is not None
+    states = segment.states()
+    equal = (states == segment.result) | (states.isnan() & segment.result.isnan())
+    token = torch.arange(len(states), device=states.device)[:, None]
+    return torch.where(equal.int().argmax(0) == token, segment.gradient, 0)
+
+
+def _only(which: int) -> Shares:
+    def share(segment: Segment) -> Tensor:
+        shares = segment.gradient.new_zeros(len(segment.weights), len(segment.gradient))
+        shares[which] = segment.gradient
+        return shares
+
+    return share
+
+
+@dataclass(frozen=True)
+class Body:
+    """A mode: what real tokens come to [B, dim], what that is divided by [B, 1], if anything, and how a gradient is
+    shared among them."""
+
+    reduce: Callable[[Tokens], Tensor]
+    divisor: Callable[[Tokens], Tensor] | None
+    share: Shares
+
+
+BODIES: dict[str, Body] = {
+    "mean": Body(_sum, lambda tokens: tokens.count, _all_alike),
+    "mean_sqrt_len": Body(_sum, lambda tokens: _sqrt(tokens.count), _all_alike),
+    "sum": Body(_sum, None, _all_alike),
+    "max": Body(_max, None, _first_maximum),
+    "cls": Body(lambda tokens: tokens.one(0), None, _only(0)),
+    "last": Body(lambda tokens: tokens.one(1), None, _only(-1)),
+    "weighted_mean": Body(_weighted_sum, _total_weight, _by_weight),
 }
 
 
-def _sum_of_squares(x: Tensor) -> Tensor:
-    """[..., 1]: neighbours meet first, in the same aligned binary tree as leaves."""
+def _quotient(tokens: Tokens, x: Tensor) -> Tensor:
+    """x [B, dim] over its mode's divisor."""
+    divisor = BODIES[tokens.call.mode].divisor
+    return x if divisor is None else _divide(x, divisor(tokens))
+
+
+def _add_columns(x: Tensor) -> Tensor:
+    """[..., 1]: x over its columns, neighbours first, in the same aligned binary tree as leaves; never -0."""
     columns = 1
     while columns < x.shape[-1]:
         columns *= 2
-    squares = torch.nn.functional.pad(x * x, (0, columns - x.shape[-1]))
-    return _tree(squares.movedim(-1, 1) if x.dim() > 1 else squares[None], torch.add).reshape(*x.shape[:-1], 1)
+    x = torch.nn.functional.pad(x, (0, columns - x.shape[-1]))
+    return _tree(x.movedim(-1, 1) if x.dim() > 1 else x[None], torch.add).reshape(*x.shape[:-1], 1) + 0.0
+
+
+def _norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x * scale, max(norm, eps) * scale, whether it is the norm, and scale: 1, or a power of two where the square of
+    the norm overflows. [..., columns] and three of [..., 1]"""
+    squares = _add_columns(x * x)
+    small = 2.0**-600 if x.dtype == torch.float64 else 2.0**-100
+    scale = torch.where(squares == float("inf"), small, torch.ones_like(squares))
+    norm = _sqrt(_add_columns((x * scale) * (x * scale)))
+    least = eps * scale
+    return x * scale, torch.where((norm > least) | norm.isnan(), norm, least), ~(norm < least), scale
 
 
 def _l2_normalize(x: Tensor, eps: float) -> Tensor:
-    """x / max(norm, eps). Where the square of the norm overflows, x is first scaled by a power of two."""
+    """x / max(norm, eps)."""
     if x.shape[-1] == 0:
         return x
-    squares = _sum_of_squares(x)
-    small = 2.0**-600 if x.dtype == torch.float64 else 2.0**-100
-    scale = torch.where(squares == float("inf"), small, torch.ones_like(squares))
-    norm = _sqrt(_sum_of_squares(x * scale))
-    least = eps * scale
-    return (x * scale) / torch.where((norm > least) | norm.isnan(), norm, least)
+    scaled, divisor, _, _ = _norm(x, eps)
+    return scaled / divisor
+
+
+def _l2_normalize_backward(gradient: Tensor, x: Tensor, eps: float) -> Tensor:
+    """(g - z sum(z g)) / norm, z = x / norm; g / eps where the norm is below eps."""
+    if x.shape[-1] == 0:
+        return gradient
+    scaled, divisor, is_norm, scale = _norm(x, eps)
+    z = scaled / divisor
+    across = torch.where(is_norm, gradient - z * _add_columns(z * gradient), gradient)
+    return (across * scale) / divisor
 
 
 def _round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -225,17 +297,63 @@ def _round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def pool(call: PoolCall) -> Tensor:
     """One vector per segment, [B, dim or H]."""
-    x = BODIES[call.mode](Tokens(call))
+    tokens = Tokens(call)
+    x = _quotient(tokens, BODIES[call.mode].reduce(tokens))
     if call.normalize:
         x = _l2_normalize(x, NORM_EPS)
     return _round_once(x, call.out_dtype or call.hidden.dtype)
 
 
+def pool_backward(call: PoolBackwardCall) -> Tensor:
+    """The gradient of hidden, or of weights: +0, then what each segment shares out, in the order of segments; rounded
+    once. What belongs to no segment, or is not real, is 0."""
+    pool, dtype = call.pool, call.gradient.dtype
+    share = _share_of_weights if call.of_weights else BODIES[pool.mode].share
+    tokens = Tokens(pool)
+    gradients = _quotient(tokens, call.gradient)
+    of = pool.weights if call.of_weights else pool.hidden
+    assert of is not None
+    total = of.new_zeros(of.shape, dtype=dtype)
+    into = total if call.of_weights else total[..., : tokens.columns]
+    for b in range(pool.batch if pool.rows > 0 else 0):
+        rows = tokens.index[b][tokens.real[b]]
+        if len(rows) == 0:
+            continue
+        hidden = (pool.hidden[b] if pool.padded else pool.hidden)[..., : tokens.columns]
+        segment = Segment(
+            gradients[b],
+            tokens.all_weights[b][tokens.real[b]][:, None],
+            lambda hidden=hidden, rows=rows: hidden[rows].to(dtype),  # type: ignore[misc]  # bound now
+            None if call.result is None else call.result[b],
+        )
+        (into[b] if pool.padded else into)[rows] += share(segment)
+    return _round_once(total, of.dtype)
+
+
+def _share_of_weights(segment: Segment) -> Tensor:
+    """sum(g x) - sum(g y) over columns, for the weight of a token x of a segment with result y and gradient g. [n]"""
+    assert segment.result is not None
+    products = _add_columns(segment.gradient * segment.states())
+    return (products - _add_columns(segment.gradient * segment.result))[:, 0]
+
+
 def l2_normalize(call: NormalizeCall) -> Tensor:
     """x / max(norm(x), eps) over the last dimension."""
+    x, eps = _columns_of(call)
+    result = _round_once(_l2_normalize(x, eps), call.out_dtype or call.x.dtype)
+    return result.clone(memory_format=torch.contiguous_format)  # a new tensor, as the op's schema says
+
+
+def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
+    """The gradient of x; 0 in the columns that were not used."""
+    x, eps = _columns_of(call.normalize)
+    gradient = torch.zeros_like(call.normalize.x, dtype=x.dtype, memory_format=torch.contiguous_format)
+    gradient[..., : x.shape[-1]] = _l2_normalize_backward(call.gradient, x, eps)
+    return _round_once(gradient, call.normalize.x.dtype)
+
+
+def _columns_of(call: NormalizeCall) -> tuple[Tensor, float]:
+    """The columns that are used, and eps, in the accumulator's dtype, as the kernels have them."""
     x = call.x if call.dim is None else call.x[..., : call.dim]
     dtype = accumulator(x.dtype)
-    # eps in the accumulator's precision, as the kernels have it.
-    eps = float(torch.tensor(call.eps, dtype=dtype))
-    result = _round_once(_l2_normalize(x.to(dtype), eps), call.out_dtype or call.x.dtype)
-    return result.clone(memory_format=torch.contiguous_format)  # a new tensor, as the op's schema says
+    return x.to(dtype), float(torch.tensor(call.eps, dtype=dtype))

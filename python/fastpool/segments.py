@@ -6,6 +6,7 @@ things without Python; a test compares the two.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -79,6 +80,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 class PoolCall:
     """The arguments of one pooling op (see fastpool.functional for what they mean)."""
 
+    kernel: ClassVar[str] = "pool"  # what a backend calls it
     mode: str
     hidden: Tensor
     mask: Tensor | None = None
@@ -249,10 +251,75 @@ class PoolCall:
             )
 
 
+def _check_dense(
+    op: str, name: str, tensor: object, shape: list[int], dtype: torch.dtype, input: str, like: Tensor
+) -> None:
+    """A gradient or a result, as autograd hands it to a backward op."""
+    _check_tensor(op, name, tensor, optional=False)
+    assert isinstance(tensor, Tensor)
+    _check(tensor.dtype == dtype, TypeError, f"{op}: {name} must be {_name(dtype)}, got {_name(tensor.dtype)}")
+    _check(
+        tensor.device == like.device,
+        ValueError,
+        f"{op}: {name} must be on {input}'s device, {like.device}, got {tensor.device}",
+    )
+    _check(list(tensor.shape) == shape, ValueError, f"{op}: {name} must have shape {shape}, got {list(tensor.shape)}")
+    _check(
+        tensor.is_contiguous(),
+        ValueError,
+        f"{op}: {name} must be contiguous, got strides {list(tensor.stride())}",
+    )
+
+
+@dataclass
+class PoolBackwardCall:
+    """The gradient of hidden, or of weights (`of_weights`), of the pooling op `pool`.
+
+    gradient [B, dim] is that of the result before its rounding, so in the accumulator's dtype; so is `result`, the
+    result itself, which a gradient of max or of weights needs. Hidden's values are looked at for these two alone:
+    for the others an expanded scalar of its shape and dtype will do."""
+
+    kernel: ClassVar[str] = "pool_backward"  # what a backend calls it
+    pool: PoolCall
+    gradient: Tensor
+    result: Tensor | None = None
+    of_weights: bool = False
+
+    @property
+    def op(self) -> str:
+        return self.pool.op
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.pool.hidden
+
+    @property
+    def needs_result(self) -> bool:
+        return self.of_weights or self.pool.mode == "max"
+
+    def output(self) -> Tensor:
+        """An empty gradient, contiguous."""
+        of = self.pool.weights if self.of_weights else self.pool.hidden
+        assert of is not None
+        return of.new_empty(of.shape)
+
+    def check(self) -> None:
+        """Raises TypeError or ValueError; reads no data."""
+        op, hidden = self.op, self.pool.hidden
+        self.pool.check()
+        _check(not self.of_weights or self.pool.weights is not None, ValueError, f"{op}: weights must be given")
+        columns = hidden.shape[-1] if self.pool.dim is None else self.pool.dim
+        shape, dtype = [self.pool.batch, columns], accumulator(hidden.dtype)
+        _check_dense(op, "gradient", self.gradient, shape, dtype, "hidden", hidden)
+        if self.needs_result:
+            _check_dense(op, "result", self.result, shape, dtype, "hidden", hidden)
+
+
 @dataclass
 class NormalizeCall:
     """The arguments of l2_normalize."""
 
+    kernel: ClassVar[str] = "l2_normalize"  # what a backend calls it
     x: Tensor
     dim: int | None = None
     eps: float = 1e-12
@@ -286,3 +353,32 @@ class NormalizeCall:
             f"{self.op}: eps must be a float, got {type(self.eps).__name__}",
         )
         _check(self.eps >= 0, ValueError, f"{self.op}: eps must be at least 0, got {self.eps:g}")
+
+
+@dataclass
+class NormalizeBackwardCall:
+    """The gradient of l2_normalize's x. gradient [..., dim] is that of the result before its rounding, so in the
+    accumulator's dtype."""
+
+    kernel: ClassVar[str] = "l2_normalize_backward"  # what a backend calls it
+    normalize: NormalizeCall
+    gradient: Tensor
+
+    @property
+    def op(self) -> str:
+        return self.normalize.op
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.normalize.x
+
+    def output(self) -> Tensor:
+        """An empty gradient, contiguous."""
+        return self.normalize.x.new_empty(self.normalize.x.shape)
+
+    def check(self) -> None:
+        """Raises TypeError or ValueError; reads no data."""
+        self.normalize.check()
+        x, dim = self.normalize.x, self.normalize.dim
+        shape = [*x.shape[:-1], x.shape[-1] if dim is None else dim]
+        _check_dense(self.op, "gradient", self.gradient, shape, accumulator(x.dtype), "x", x)

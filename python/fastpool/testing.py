@@ -255,6 +255,23 @@ def variants() -> list[tuple[str, bool]]:
     ]
 
 
+def gradients(
+    function: Callable[..., Tensor], arguments: dict[str, Any], gradient: Tensor, **more: Any
+) -> tuple[Tensor, ...]:
+    """Those of hidden, or of its rows where it is nested, and of weights where they are given, for that gradient of
+    the result. Whatever is given may require gradients or not; nothing of it is written."""
+    arguments = dict(arguments)
+    name = "x" if "x" in arguments else "hidden"  # of l2_normalize
+    states = arguments[name]
+    leaves = [(states.values() if states.is_nested else states).detach().requires_grad_()]
+    nested = torch.nested.nested_tensor_from_jagged
+    arguments[name] = nested(leaves[0], states.offsets()) if states.is_nested else leaves[0]
+    if "weights" in arguments:
+        arguments["weights"] = arguments["weights"].detach().requires_grad_()
+        leaves.append(arguments["weights"])
+    return torch.autograd.grad(function(**arguments, **more), leaves, gradient)
+
+
 # ---- comparisons
 
 

@@ -53,6 +53,30 @@ void fail(const std::string& what) {
 
 int64_t checked = 0;
 
+// Fills with small integers over 8.
+void fill(DType dtype, const Exact& data, int64_t n, std::mt19937& random) {
+  for (int64_t i = 0; i < n; ++i) write(dtype, data.data, i, (static_cast<int>(random() % 31) - 12) / 8.0);
+}
+
+// The same bits from `run(out, parallel)` for every instruction set and number of threads.
+std::string same_bits(const std::string& what, int64_t bytes,
+                      const std::function<void(void* out, const cpu::Parallel& parallel)>& run) {
+  std::string first;
+  for (const std::string& isa : cpu::isas()) {
+    cpu::use_isa(isa);
+    for (const int threads : {1, 2, 5}) {
+      Exact out(bytes);
+      std::memset(out.data, 0xff, static_cast<size_t>(bytes));  // NaN where nothing is written
+      run(out.data, {threads, run_threads});
+      const std::string bits(static_cast<const char*>(out.data), static_cast<size_t>(bytes));
+      if (first.empty()) first = bits;
+      if (bits != first) fail("bits of " + what + " with " + isa + " and " + std::to_string(threads) + " threads");
+      ++checked;
+    }
+  }
+  return first;
+}
+
 void check_case(DType dtype, int64_t width, bool padded, const std::vector<int64_t>& lengths, std::mt19937& random) {
   const int64_t batch = static_cast<int64_t>(lengths.size());
   int64_t longest = 0, total = 0;
@@ -90,23 +114,11 @@ void check_case(DType dtype, int64_t width, bool padded, const std::vector<int64
     for (const DType out_dtype : {dtype, DType::float32}) {
       for (const bool normalize : {false, true}) {
         call.out_dtype = out_dtype, call.normalize = normalize;
-        std::string first;
-        for (const std::string& isa : cpu::isas()) {
-          cpu::use_isa(isa);
-          for (const int threads : {1, 2, 5}) {
-            const int64_t bytes = batch * width * size_of(out_dtype);
-            Exact out(bytes);
-            std::memset(out.data, 0xff, static_cast<size_t>(bytes));  // NaN where nothing is written
-            call.out = out.data;
-            cpu::pool(call, {threads, run_threads});
-            const std::string bits(static_cast<const char*>(out.data), static_cast<size_t>(bytes));
-            if (first.empty()) first = bits;
-            if (bits != first)
-              fail("bits of " + std::string(kModeNames[mode]) + " with " + isa + " and " + std::to_string(threads) +
-                   " threads");
-            ++checked;
-          }
-        }
+        const std::string bits = same_bits(kModeNames[mode], batch * width * size_of(out_dtype),
+                                           [&](void* out, const cpu::Parallel& parallel) {
+                                             call.out = out;
+                                             cpu::pool(call, parallel);
+                                           });
         if (call.mode == Mode::sum && out_dtype == DType::float32 && !normalize) {
           for (int64_t b = 0; b < batch; ++b) {
             double expected = 0;
@@ -115,7 +127,7 @@ void check_case(DType dtype, int64_t width, bool padded, const std::vector<int64
               if (static_cast<uint8_t*>(mask.data)[token]) expected += values[static_cast<size_t>(token * width)];
             }
             float result;
-            std::memcpy(&result, first.data() + b * width * 4, 4);
+            std::memcpy(&result, bits.data() + b * width * 4, 4);
             // Eighths of small integers add up exactly.
             if (result != static_cast<float>(expected)) fail("sum of segment " + std::to_string(b));
           }
@@ -125,28 +137,86 @@ void check_case(DType dtype, int64_t width, bool padded, const std::vector<int64
   }
 }
 
-void check_normalize(DType dtype, std::mt19937& random) {
-  const int64_t rows = 300, width = 131;
-  Exact x(rows * width * size_of(dtype));
-  for (int64_t i = 0; i < rows * width; ++i) write(dtype, x.data, i, (static_cast<int>(random() % 31) - 12) / 8.0);
-  std::string first;
-  for (const std::string& isa : cpu::isas()) {
-    cpu::use_isa(isa);
-    for (const int threads : {1, 3}) {
-      Exact out(rows * width * 4);
-      const int64_t sizes[] = {20, 15}, strides[] = {15 * width, width};
-      NormalizeCall call;
-      call.dtype = dtype, call.out_dtype = DType::float32;
-      call.rows = rows, call.dim = width, call.x = x.data;
-      call.leading = 2, call.sizes = sizes, call.strides = strides;
-      call.out = out.data;
-      cpu::l2_normalize(call, {threads, run_threads});
-      const std::string bits(static_cast<const char*>(out.data), static_cast<size_t>(rows * width * 4));
-      if (first.empty()) first = bits;
-      if (bits != first) fail("bits of l2_normalize with " + isa);
-      ++checked;
+// Gradients with holes, gaps between segments and columns that are not used; packed segments overlap, out of order.
+void check_backward(DType dtype, int64_t width, int64_t dim, bool padded, std::mt19937& random) {
+  const DType wide = dtype == DType::float64 ? DType::float64 : DType::float32;
+  const int64_t batch = 9, rows = padded ? 71 : 400, tokens = padded ? batch * rows : rows;
+  std::vector<int64_t> starts, ends;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t one = static_cast<int64_t>(random() % (rows + 1)),
+                  other = static_cast<int64_t>(random() % (rows + 1));
+    starts.push_back(b == 2 ? one : std::min(one, other));  // the third is empty
+    ends.push_back(b == 2 ? one : std::max(one, other));
+  }
+  Exact hidden(tokens * width * size_of(dtype)), mask(tokens), weights(tokens * 2);
+  Exact gradient(batch * dim * size_of(wide)), result(batch * dim * size_of(wide));
+  fill(dtype, hidden, tokens * width, random);
+  fill(DType::bfloat16, weights, tokens, random);
+  fill(wide, gradient, batch * dim, random);
+  for (int64_t i = 0; i < tokens; ++i) static_cast<uint8_t*>(mask.data)[i] = random() % 4 != 0;
+  for (int mode = 0; mode < kModes; ++mode) {
+    for (const bool of_weights : {false, true}) {
+      PoolBackwardCall call;
+      PoolCall& pool = call.pool;
+      pool.mode = static_cast<Mode>(mode);
+      if (of_weights && !takes_weights(pool.mode)) continue;
+      pool.dtype = dtype, pool.out_dtype = wide;
+      pool.batch = batch, pool.rows = rows, pool.dim = dim;
+      pool.hidden = hidden.data, pool.row_stride = width, pool.batch_stride = padded ? rows * width : 0;
+      pool.starts.data = starts.data(), pool.ends.data = ends.data();
+      pool.mask.data = mask.data, pool.mask.batch_stride = padded ? rows : 0;
+      if (takes_weights(pool.mode)) {
+        pool.weights.data = weights.data, pool.weights.dtype = DType::bfloat16;
+        pool.weights.batch_stride = pool.mask.batch_stride;
+      }
+      pool.out = result.data;
+      cpu::pool(pool, {1, nullptr});
+      call.padded = padded, call.of_weights = of_weights, call.width = width;
+      call.gradient = gradient.data, call.result = result.data;
+      const int64_t bytes = of_weights ? tokens * 2 : tokens * width * size_of(dtype);
+      const std::string bits =
+          same_bits(std::string("a gradient of ") + kModeNames[mode], bytes, [&](void* out, const auto& parallel) {
+            call.out = out;
+            cpu::pool_backward(call, parallel);
+          });
+      if (pool.mode != Mode::sum || dtype != DType::float32) continue;
+      for (int64_t i = 0; i < tokens; ++i) {
+        for (int64_t c = 0; c < width; ++c) {
+          float expected = 0, got;
+          for (int64_t b = padded ? i / rows : 0; b < (padded ? i / rows + 1 : batch); ++b) {
+            const int64_t row = padded ? i % rows : i;
+            const bool inside = starts[static_cast<size_t>(b)] <= row && row < ends[static_cast<size_t>(b)];
+            if (inside && c < dim && static_cast<uint8_t*>(mask.data)[i])
+              expected += static_cast<float*>(gradient.data)[b * dim + c];
+          }
+          std::memcpy(&got, bits.data() + (i * width + c) * 4, 4);
+          if (got != expected) fail("the gradient of token " + std::to_string(i));
+        }
+      }
     }
   }
+}
+
+void check_normalize(DType dtype, std::mt19937& random) {
+  const DType wide = dtype == DType::float64 ? DType::float64 : DType::float32;
+  const int64_t rows = 300, width = 131, dim = 130;
+  const int64_t sizes[] = {20, 15}, strides[] = {15 * width, width};
+  Exact x(rows * width * size_of(dtype)), gradient(rows * dim * size_of(wide));
+  fill(dtype, x, rows * width, random);
+  fill(wide, gradient, rows * dim, random);
+  NormalizeCall call;
+  call.dtype = dtype, call.out_dtype = DType::float32;
+  call.rows = rows, call.dim = dim, call.x = x.data;
+  call.leading = 2, call.sizes = sizes, call.strides = strides;
+  same_bits("l2_normalize", rows * dim * 4, [&](void* out, const cpu::Parallel& parallel) {
+    call.out = out;
+    cpu::l2_normalize(call, parallel);
+  });
+  same_bits("a gradient of l2_normalize", rows * width * size_of(dtype), [&](void* out, const cpu::Parallel& parallel) {
+    NormalizeBackwardCall backward;
+    backward.normalize = call, backward.width = width, backward.gradient = gradient.data, backward.out = out;
+    cpu::l2_normalize_backward(backward, parallel);
+  });
 }
 
 }  // namespace
@@ -157,6 +227,10 @@ int main() {
     for (const int64_t width : {1, 17, 64, 200})
       for (const bool padded : {false, true}) check_case(dtype, width, padded, {3, 0, 1, 40, 300, 33, 64}, random);
     check_case(dtype, 384, false, {1500, 2, 0, 700}, random);  // long enough to be split
+    for (const bool padded : {false, true}) {
+      check_backward(dtype, 1, 1, padded, random);
+      check_backward(dtype, 200, 133, padded, random);
+    }
     check_normalize(dtype, random);
   }
   std::printf("%lld results, the same bits with %zu instruction sets: ok\n", static_cast<long long>(checked),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..modes import MODES
-from ..segments import NormalizeCall, PoolCall
+from ..segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 
 _PACKAGE = Path(__file__).parent.parent
 LIBRARY = _PACKAGE / "libfastpool.so"
@@ -129,6 +129,20 @@ def l2_normalize(call: NormalizeCall) -> Tensor:
     """Likewise."""
     op = torch.ops.fastpool.l2_normalize.default
     return _direct(op, call.x, dim=call.dim, eps=call.eps, out_dtype=call.out_dtype)
+
+
+def pool_backward(call: PoolBackwardCall) -> Tensor:
+    """Likewise."""
+    of, pool = "_weights" if call.of_weights else "", call.pool
+    op = getattr(torch.ops.fastpool, f"_{pool.mode}_backward{of}").default
+    bounds = (pool.cu_seqlens, pool.weights, pool.starts, pool.ends)
+    return _direct(op, call.gradient, pool.hidden, pool.mask, *bounds, call.result)
+
+
+def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
+    """Likewise."""
+    op = torch.ops.fastpool._l2_normalize_backward.default
+    return _direct(op, call.gradient, call.normalize.x, call.normalize.eps)
 
 
 def redirect_process(wish: int) -> None:

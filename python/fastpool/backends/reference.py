@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from ..reference import l2_normalize, pool
+from ..reference import l2_normalize, l2_normalize_backward, pool, pool_backward
 
-__all__ = ["l2_normalize", "pool", "refuses", "unavailable"]
+__all__ = ["l2_normalize", "l2_normalize_backward", "pool", "pool_backward", "refuses", "unavailable"]
 
 
 def unavailable() -> str | None:

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from ..segments import NormalizeCall, PoolCall
+from ..segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 
 _FOUND = importlib.util.find_spec("triton") is not None
 # Triton reads it as kernels are defined, so it must be set before they are imported.
@@ -58,4 +58,16 @@ def pool(call: PoolCall) -> Tensor:
 def l2_normalize(call: NormalizeCall) -> Tensor:
     """Runs a checked call."""
     result: Tensor = _launch().l2_normalize(call)
+    return result
+
+
+def pool_backward(call: PoolBackwardCall) -> Tensor:
+    """Runs a checked call."""
+    result: Tensor = _launch().pool_backward(call)
+    return result
+
+
+def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
+    """Runs a checked call."""
+    result: Tensor = _launch().l2_normalize_backward(call)
     return result

@@ -217,9 +217,10 @@ AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
 // ---- what tests set, through ctypes
 __attribute__((visibility("default"))) void cuda_host_seed(uint64_t seed) { cuda_host::order.seed(seed); }
 __attribute__((visibility("default"))) void cuda_host_check_zeros(int on) { cuda_host::check_zeros = on != 0; }
-__attribute__((visibility("default"))) void cuda_host_tune(int threads, int64_t split, int64_t strip, int64_t partial) {
+__attribute__((visibility("default"))) void cuda_host_tune(int threads, int64_t split, int64_t strip, int64_t partial,
+                                                           int tile) {
   const fastpool::cuda::Tuning usual;
-  fastpool::cuda::tuning = {threads > 0 ? threads : usual.threads, split, strip > 0 ? strip : usual.strip_bytes,
+  fastpool::cuda::tuning = {threads > 0 ? threads : usual.threads, split, tile, strip > 0 ? strip : usual.strip_bytes,
                             partial > 0 ? partial : usual.partial_bytes};
 }
 }

@@ -55,16 +55,33 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
   return ballot;
 }
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int mask) {
+T __shfl_sync(unsigned, T value, int lane) {
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof value);
   const uint64_t* lanes = cuda_host::exchange(bits);
-  std::memcpy(&value, &lanes[(threadIdx.x % 32) ^ mask], sizeof value);
+  std::memcpy(&value, &lanes[lane], sizeof value);
   return value;
 }
+template <class T>
+T __shfl_xor_sync(unsigned all, T value, int mask) {
+  return __shfl_sync(all, value, static_cast<int>(threadIdx.x % 32) ^ mask);
+}
+inline void __syncwarp() { cuda_host::exchange(0); }
 inline int atomicAdd(int* address, int value) {
   const int before = *address;
   *address += value;
+  return before;
+}
+template <class T>
+T atomicMin(T* address, T value) {
+  const T before = *address;
+  if (value < before) *address = value;
+  return before;
+}
+template <class T>
+T atomicMax(T* address, T value) {
+  const T before = *address;
+  if (value > before) *address = value;
   return before;
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
@@ -72,6 +89,10 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 template <class T>
 T __ldg(const T* p) {
   return *p;
+}
+template <class T>
+void __stwb(T* p, T value) {
+  *p = value;
 }
 template <class T>
 T __ldcg(const T* p) {

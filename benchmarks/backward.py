@@ -1,0 +1,129 @@
+"""What gradients cost on a CPU above writing them once.
+
+backward.py                  milliseconds, medians: fastpool's backward ops, the floor, and the formula's backward
+backward.py --keep-memory    the same with malloc giving no memory back, so that no gradient meets a page for the first
+                             time: else most of the time is the system's, which clears that page
+
+The floor is torch.zeros of hidden's shape: memory, and one write. Half of every batch is padding. On one thread it is
+the CPU time of that thread; on two, wall time.
+"""
+
+import argparse
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastpool
+from machine import cores
+from measure import no_collection
+
+MODES = ("mean", "max", "weighted_mean")
+SHAPES = (
+    ("padded", 64, 512, 768, torch.float32),
+    ("padded", 64, 512, 768, torch.bfloat16),
+    ("padded", 16, 2048, 1024, torch.bfloat16),
+    ("packed", 64, 512, 1024, torch.float32),
+    ("padded", 64, 128, 384, torch.float32),  # stays in the last cache
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    hidden: Tensor  # padded [B, S, H], or packed [B S, H]
+    mask: Tensor | None
+    cu_seqlens: Tensor | None
+    gradient: Tensor  # [B, H], of the accumulator
+
+
+def build(layout: str, batch: int, length: int, width: int, dtype: torch.dtype) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(batch, length, width, generator=generator).to(dtype)
+    gradient = torch.randn(batch, width, generator=generator)
+    if layout == "packed":
+        return Batch(hidden.flatten(0, 1), None, torch.arange(batch + 1) * length, gradient)
+    lengths = torch.randint(1, length + 1, (batch, 1), generator=generator)
+    return Batch(hidden, (torch.arange(length) < lengths).long(), None, gradient)
+
+
+def op(mode: str, batch: Batch) -> Callable[[], Tensor]:
+    """fastpool's backward op, as autograd calls it."""
+    hidden, dtype = batch.hidden, batch.gradient.dtype
+    result = getattr(torch.ops.fastpool, mode)(hidden, batch.mask, batch.cu_seqlens, out_dtype=dtype)
+    backward = getattr(torch.ops.fastpool, f"_{mode}_backward")
+    return lambda: backward(batch.gradient, hidden, batch.mask, batch.cu_seqlens, None, None, None, result)
+
+
+def formula(mode: str, batch: Batch) -> Callable[[], Tensor]:
+    """The backward of what people write: the masked formula, and segment_reduce for packed input."""
+    hidden = batch.hidden.detach().requires_grad_()
+    if batch.mask is None:
+        assert batch.cu_seqlens is not None
+        result = torch.segment_reduce(hidden, "max" if mode == "max" else "mean", offsets=batch.cu_seqlens)
+    elif mode == "max":
+        result = hidden.masked_fill(batch.mask[..., None] == 0, -torch.inf).amax(1)
+    else:
+        weights = batch.mask if mode == "mean" else batch.mask * torch.arange(1, batch.mask.shape[1] + 1)
+        weights = weights[..., None].to(hidden.dtype)
+        result = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+    gradient = batch.gradient.to(result.dtype)
+    return lambda: torch.autograd.grad(result, hidden, gradient, retain_graph=True)[0]
+
+
+def medians(calls: dict[str, Callable[[], Tensor]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Milliseconds of each, all in turn, so that drift hits all alike."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    with no_collection():
+        for _ in range(rounds):
+            for name, call in calls.items():
+                start = clock()
+                result = call()
+                taken[name].append(1e3 * (clock() - start))
+                del result  # freed after the clock has stopped
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def calls_of(batch: Batch) -> dict[str, Callable[[], Tensor]]:
+    calls: dict[str, Callable[[], Tensor]] = {"floor": lambda: torch.zeros_like(batch.hidden)}
+    for mode in MODES:
+        calls[mode] = op(mode, batch)
+        if batch.mask is not None or mode != "weighted_mean":
+            calls[f"{mode}'s formula"] = formula(mode, batch)
+    return calls
+
+
+def keep_memory() -> None:
+    """glibc's malloc, as if nothing were too large for it and the system needed nothing back."""
+    libc: Any = ctypes.CDLL(None)
+    libc.mallopt(-4, 0)  # M_MMAP_MAX
+    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep-memory", action="store_true", help="measure without the system's page faults")
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    if arguments.keep_memory:
+        keep_memory()
+    for shape in SHAPES:
+        batch = build(*shape)
+        calls = calls_of(batch)
+        for threads in range(1, min(cores(), 2) + 1):
+            torch.set_num_threads(threads)
+            clock = time.thread_time if threads == 1 else time.perf_counter
+            taken = medians(calls, arguments.rounds, clock)
+            sizes, dtype = "x".join(map(str, batch.hidden.shape)), str(batch.hidden.dtype).removeprefix("torch.")
+            print(f"{shape[0]} {sizes} {dtype}, {threads} thread{'s' * (threads > 1)}")
+            for name, milliseconds in taken.items():
+                print(f"  {name:24} {milliseconds:8.2f} ms {milliseconds / taken['floor']:6.2f}")
+
+
+if __name__ == "__main__":
+    print(f"fastpool {fastpool.__version__}, torch {torch.__version__}, {cores()} cores")
+    main()

@@ -1,0 +1,285 @@
+// The CPU kernels of gradients: included once by each instruction set's file, into its own namespace.
+//
+// The floor is one write of the gradient. Rows of one run have the same segments, so where tokens get equal shares, a
+// run's row is made once and copied.
+#pragma once
+#include "kernel_impl.h"
+
+namespace fastpool::FASTPOOL_ISA {
+
+using cpu::Cover;
+
+// Sum of the products of two rows over columns.
+template <class A, class T>
+FASTPOOL_INLINE A dot(const A* a, const T* b, int64_t dim) {
+  using V = typename Vec<A>::type;
+  return add_columns<A>(
+      dim, [&](int64_t c, int n) __attribute__((always_inline)) { return read<V>(a + c) * load_part<V>(b + c, n); });
+}
+
+template <class A>
+static A total_weight(const PoolCall& call, int64_t b, const Segment& tokens) {
+  LeafTree<A> leaves;
+  for (int64_t at = tokens.begin; at < tokens.end; at += kLeaf) {
+    A leaf = 0;
+    for (int64_t i = at; i < at + kLeaf && i < tokens.end; ++i)
+      if (is_real(call.mask, b, i)) leaf += weight_of<A>(call, b, tokens.begin, i);
+    leaves.add(leaf);
+  }
+  return leaves.root();
+}
+
+template <class A>
+static void prepare_cover(const PoolBackwardCall& call, Cover& cover) {
+  const PoolCall& pool = call.pool;
+  const int64_t b = cover.segment, dim = pool.dim;
+  A* const x = static_cast<A*>(cover.gradient);
+  load_row(static_cast<const A*>(call.gradient) + b * dim, dim, x);
+  Totals totals;
+  totals.count = count_real(pool.mask, b, cover.tokens.begin, cover.tokens.end - cover.tokens.begin);
+  if (takes_weights(pool.mode)) totals.weight = total_weight<A>(pool, b, cover.tokens);
+  divide(pool.mode, totals, x, padded_columns(dim));
+  if (call.of_weights) cover.of_result = dot(x, static_cast<const A*>(call.result) + b * dim, dim);
+}
+
+// A row of accumulators, by the vector.
+template <class A>
+struct Row {
+  const A* x;
+  __attribute__((always_inline)) typename Vec<A>::type operator()(int64_t c) const {
+    return read<typename Vec<A>::type>(x + c);
+  }
+};
+template <class A>
+FASTPOOL_INLINE Row<A> gradient_of(const Cover& cover) {
+  return {static_cast<const A*>(cover.gradient)};
+}
+
+// One row of a gradient: +0 and the shares of n segments, in their order, rounded once; zeros in columns that are not
+// used. `share(k)` is a function from a column to a vector of the k-th share.
+template <class A, class T, class Share>
+FASTPOOL_INLINE void write_row(int64_t n, int64_t dim, int64_t width, T* out, Share share) {
+  using V = typename Vec<A>::type;
+  constexpr int lanes = Vec<A>::lanes, block = 4;  // vectors whose sums stay in registers
+  const auto write = [&](int64_t c, int vectors, int last) __attribute__((always_inline)) {
+    V total[block];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) total[v] = V{};
+    for (int64_t k = 0; k < n; ++k) {
+      const auto at = share(k);
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) total[v] = total[v] + at(c + v * lanes);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) store_part(out + c + v * lanes, total[v], v + 1 < vectors ? lanes : last);
+  };
+  int64_t c = 0;
+  for (; c + block * lanes <= dim; c += block * lanes) write(c, block, lanes);
+  over_columns<A>(c, dim, [&](int64_t at, int left) __attribute__((always_inline)) { write(at, 1, left); });
+  std::memset(static_cast<void*>(out + dim), 0, (width - dim) * sizeof(T));
+}
+
+// The same row again and again: stores that straddle two lines cost more than loads that do.
+FASTPOOL_INLINE void copy_row(const char* row, int64_t bytes, char* out) {
+  typedef char Bytes __attribute__((vector_size(kBytes)));
+  const auto copy = [&](int64_t at) __attribute__((always_inline)) {
+    const Bytes v = read<Bytes>(row + at);
+    std::memcpy(out + at, &v, sizeof v);
+  };
+  if (bytes < kBytes) {
+    std::memcpy(out, row, bytes);
+    return;
+  }
+  copy(0);
+  for (int64_t at = kBytes - (reinterpret_cast<uintptr_t>(out) % kBytes); at + kBytes <= bytes; at += kBytes) copy(at);
+  copy(bytes - kBytes);
+}
+
+// Rows [begin, end) of the gradient of hidden, all of them in the same n segments, where a token's share depends on its
+// weight at most.
+template <class T, class A, Family F>
+static void write_rows(const PoolBackwardCall& call, Cover* covers, int64_t n, int64_t begin, int64_t end, T* row) {
+  const PoolCall& pool = call.pool;
+  const int64_t row_bytes = call.width * sizeof(T);
+  if constexpr (F == Family::sum)
+    write_row<A>(n, pool.dim, call.width, row,
+                 [&](int64_t k) __attribute__((always_inline)) { return gradient_of<A>(covers[k]); });
+  T* out = static_cast<T*>(call.out) + begin * call.width;
+  for (int64_t i = begin - covers[0].origin; i < end - covers[0].origin; ++i, out += call.width) {
+    if (!is_real(pool.mask, covers[0].segment, i)) {
+      std::memset(static_cast<void*>(out), 0, row_bytes);
+    } else if constexpr (F == Family::sum) {
+      copy_row(reinterpret_cast<const char*>(row), row_bytes, reinterpret_cast<char*>(out));
+    } else {
+      for (int64_t k = 0; k < n; ++k)
+        covers[k].weight = weight_of<A>(pool, covers[k].segment, covers[k].tokens.begin, i);
+      write_row<A>(n, pool.dim, call.width, out, [&](int64_t k) __attribute__((always_inline)) {
+        return [x = gradient_of<A>(covers[k]), weight = static_cast<A>(covers[k].weight)](int64_t c)
+                   __attribute__((always_inline)) { return x(c) * weight; };
+      });
+    }
+  }
+}
+
+// Likewise for max: zeros, and a column of a segment's gradient goes to one of its rows.
+template <class T, class A>
+static void scatter_columns(const PoolBackwardCall& call, const Cover* covers, int64_t n, int64_t begin, int64_t end,
+                            T* row) {
+  using V = typename Vec<A>::type;
+  const int64_t dim = call.pool.dim, width = call.width;
+  T* const out = static_cast<T*>(call.out);
+  std::memset(static_cast<void*>(out + begin * width), 0, (end - begin) * width * sizeof(T));
+  const auto first_row = [&](int64_t k) { return covers[k].origin + covers[k].tokens.begin; };
+  const auto maxima_of = [&](int64_t k) { return static_cast<const typename Vec<A>::word*>(covers[k].maxima); };
+  for (int64_t k = 0; k < n; ++k) {
+    write_row<A>(1, dim, dim, row, [&](int64_t) __attribute__((always_inline)) { return gradient_of<A>(covers[k]); });
+    const int64_t first = first_row(k);
+    const auto* const maxima = maxima_of(k);
+    for (int64_t c = 0; c < dim; ++c) {
+      const int64_t at = first + static_cast<int64_t>(maxima[c]);
+      if (at < begin || at >= end) continue;
+      if (n > 1) {
+        A total = 0;
+        for (int64_t other = 0; other < n; ++other)
+          if (first_row(other) + static_cast<int64_t>(maxima_of(other)[c]) == at)
+            total += gradient_of<A>(covers[other]).x[c];
+        store_part(row + c, V{} + total, 1);
+      }
+      out[at * width + c] = row[c];
+    }
+  }
+}
+
+// Likewise of weights, stored as W.
+template <class T, class A, class W>
+static void write_weights(const PoolBackwardCall& call, const Cover* covers, int64_t n, int64_t begin, int64_t end) {
+  using V = typename Vec<A>::type;
+  const PoolCall& pool = call.pool;
+  for (int64_t at = begin; at < end; ++at) {
+    const int64_t i = at - covers[0].origin, b = covers[0].segment;
+    A total = 0;
+    if (is_real(pool.mask, b, i)) {
+      const T* x = static_cast<const T*>(pool.hidden) + b * pool.batch_stride + i * pool.row_stride;
+      for (int64_t k = 0; k < n; ++k)
+        total += dot(gradient_of<A>(covers[k]).x, x, pool.dim) - static_cast<A>(covers[k].of_result);
+    }
+    store_part(static_cast<W*>(call.out) + at, V{} + total, 1);
+  }
+}
+
+// Puts down for each of the columns [from, to) of segment b which token is the first to equal its maximum, counted from
+// the first real one, if it comes before what stands there.
+template <class T, class A, bool nan>
+static void find_maxima(const PoolBackwardCall& call, int64_t b, const Segment& tokens, int64_t from, int64_t to,
+                        typename Vec<A>::word* first) {
+  using V = typename Vec<A>::type;
+  using U = typename Vec<A>::bits;
+  const PoolCall& pool = call.pool;
+  const T* const hidden = static_cast<const T*>(pool.hidden) + b * pool.batch_stride;
+  const A* const result = static_cast<const A*>(call.result) + b * pool.dim;
+  for (int64_t i = tokens.begin; i < tokens.end; ++i) {
+    if (!is_real(pool.mask, b, i)) continue;
+    const T* const x = hidden + i * pool.row_stride;
+    const U token = U{} + static_cast<typename Vec<A>::word>(i - tokens.begin);
+    over_columns<A>(from, to, [&](int64_t c, int n) __attribute__((always_inline)) {
+      const V y = load_part<V>(x + c, n), max = load_part<V>(result + c, n);
+      const auto equal = nan ? (y == max) | ((y != y) & (max != max)) : y == max;
+      const U u = read<U>(first + c), here = equal ? token : ~U{}, least = here < u ? here : u;
+      std::memcpy(first + c, &least, sizeof least);
+    });
+  }
+}
+
+template <class T, class A>
+static void find_maxima(const PoolBackwardCall& call, int64_t b, const Segment& tokens, int64_t from, int64_t to,
+                        void* maxima) {
+  auto* const first = static_cast<typename Vec<A>::word*>(maxima);
+  std::memset(first + from, 0xff, (to - from) * sizeof(A));
+  to = to < call.pool.dim ? to : call.pool.dim;
+  bool nan = false;
+  for (int64_t c = from; c < to; ++c) {
+    const A max = static_cast<const A*>(call.result)[b * call.pool.dim + c];
+    nan |= max != max;
+  }
+  if (nan)
+    find_maxima<T, A, true>(call, b, tokens, from, to, first);
+  else
+    find_maxima<T, A, false>(call, b, tokens, from, to, first);
+  // A result that no token equals counts as the first one's.
+  for (int64_t c = from; c < to; ++c) first[c] = first[c] + 1 == 0 ? 0 : first[c];
+}
+
+// (g - z sum(z g)) / norm, z = x / norm; g / norm where that is eps. `x` becomes the gradient.
+template <class A>
+FASTPOOL_INLINE void normalize_row_backward(A* x, A* z, const A* gradient, int64_t dim, A eps) {
+  using V = typename Vec<A>::type;
+  const Norm<A> norm = norm_of(x, dim, eps);
+  for (int64_t c = 0; c < dim; c += Vec<A>::lanes) {
+    const V v = (read<V>(x + c) * norm.scale) / norm.divisor;
+    std::memcpy(z + c, &v, sizeof v);
+  }
+  const A across = dot(z, gradient, dim);
+  over_columns<A>(0, dim, [&](int64_t c, int n) __attribute__((always_inline)) {
+    const V g = load_part<V>(gradient + c, n);
+    const V v = ((norm.below_eps ? g : g - read<V>(z + c) * across) * norm.scale) / norm.divisor;
+    std::memcpy(x + c, &v, sizeof v);
+  });
+}
+
+template <class T, class A>
+static void normalize_rows_backward(const NormalizeBackwardCall& call, int64_t begin, int64_t end, A* x, A* z) {
+  const NormalizeCall& forward = call.normalize;
+  const int64_t dim = forward.dim;
+  for (int64_t row = begin; row < end; ++row) {
+    T* const out = static_cast<T*>(call.out) + row * call.width;
+    load_row(static_cast<const T*>(forward.x) + offset_of(forward, row), dim, x);
+    normalize_row_backward(x, z, static_cast<const A*>(call.gradient) + row * dim, dim, static_cast<A>(forward.eps));
+    store_row(x, dim, out);
+    std::memset(static_cast<void*>(out + dim), 0, (call.width - dim) * sizeof(T));
+  }
+}
+
+static void prepare(const PoolBackwardCall& call, Cover& cover) {
+  if (call.pool.dtype == DType::float64)
+    prepare_cover<double>(call, cover);
+  else
+    prepare_cover<float>(call, cover);
+}
+
+static void maxima(const PoolBackwardCall& call, int64_t b, const Segment& tokens, int64_t from, int64_t to,
+                   void* first) {
+  with_dtype(call.pool.dtype,
+             [&](auto t, auto a) { find_maxima<decltype(t), decltype(a)>(call, b, tokens, from, to, first); });
+}
+
+static void share(const PoolBackwardCall& call, Cover* covers, int64_t n, int64_t begin, int64_t end, void* row) {
+  with_dtype(call.pool.dtype, [&](auto t, auto a) {
+    using T = decltype(t);
+    using A = decltype(a);
+    if (call.of_weights) {
+      with_dtype(call.pool.weights.dtype,
+                 [&](auto w, auto) { write_weights<T, A, decltype(w)>(call, covers, n, begin, end); });
+      return;
+    }
+    T* const r = static_cast<T*>(row);
+    switch (family_of(call.pool.mode)) {
+      case Family::gather:  // a segment of one token
+      case Family::sum: return write_rows<T, A, Family::sum>(call, covers, n, begin, end, r);
+      case Family::weighted: return write_rows<T, A, Family::weighted>(call, covers, n, begin, end, r);
+      case Family::max: return scatter_columns<T, A>(call, covers, n, begin, end, r);
+    }
+  });
+}
+
+static void normalize_backward(const NormalizeBackwardCall& call, int64_t begin, int64_t end, void* x, void* z) {
+  with_dtype(call.normalize.dtype, [&](auto t, auto a) {
+    using A = decltype(a);
+    normalize_rows_backward<decltype(t)>(call, begin, end, static_cast<A*>(x), static_cast<A*>(z));
+  });
+}
+
+constexpr cpu::Kernels kernels(const char* name) {
+  return {name, reduce, combine, normalize, prepare, maxima, share, normalize_backward};
+}
+
+}  // namespace fastpool::FASTPOOL_ISA

@@ -1,0 +1,90 @@
+// The canonical order of additions where it is an aligned binary tree: of leaves, and of columns. Included by
+// kernel_impl.h, into an instruction set's namespace.
+#pragma once
+#include <utility>
+
+#include "vec.h"
+
+namespace fastpool::FASTPOOL_ISA {
+
+// Takes subtrees one after another; `merge(left, right)` joins two of a level. A missing right sibling is `nothing`.
+template <class X, class Merge>
+struct Tree {
+  Merge merge;
+  X nothing;
+  X level[64];  // [k]: 2^k that have met, and wait for the next 2^k
+  int64_t count = 0;
+
+  __attribute__((always_inline)) Tree(Merge m, X n) : merge(m), nothing(n) {}
+  __attribute__((always_inline)) void add(X x) {
+    int k = 0;
+    for (int64_t bits = count++; bits & 1; bits >>= 1) x = merge(level[k++], x);
+    level[k] = x;
+  }
+  __attribute__((always_inline)) X root() const {
+    X x = nothing;
+    for (int k = 0; count >> k > 0; ++k) x = count >> k & 1 ? merge(level[k], x) : merge(x, nothing);
+    return x;
+  }
+};
+
+// Of sums, one of each leaf; none of them is -0.
+struct Add {
+  template <class A>
+  __attribute__((always_inline)) A operator()(A left, A right) const {
+    return left + right;
+  }
+};
+template <class A>
+struct LeafTree : Tree<A, Add> {
+  __attribute__((always_inline)) LeafTree() : Tree<A, Add>(Add{}, A{}) {}
+};
+
+// Of vectors of columns: two meet in the sums of neighbours, those of `left` before those of `right`.
+struct AddNeighbours {
+  template <class V>
+  __attribute__((always_inline)) V operator()(V left, V right) const {
+    return add(left, right, std::make_integer_sequence<int, sizeof(V) / sizeof(left[0])>());
+  }
+  template <class V, int... i>
+  __attribute__((always_inline)) V add(V a, V b, std::integer_sequence<int, i...>) const {
+    return __builtin_shufflevector(a, b, 2 * i...) + __builtin_shufflevector(a, b, 2 * i + 1 ...);
+  }
+};
+
+// Sum of `dim` columns in an aligned binary tree, neighbours first; never -0. `at(c, n)` is a vector of the n columns
+// from c on.
+template <class A, class At>
+FASTPOOL_INLINE A add_columns(int64_t dim, At at) {
+  using V = typename Vec<A>::type;
+  constexpr int lanes = Vec<A>::lanes, block = 8;  // vectors that meet in registers
+  constexpr AddNeighbours merge;
+  const V nothing{};
+  Tree<V, AddNeighbours> blocks(merge, nothing);
+  const auto add = [&](V* s) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int half = block / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+      for (int v = 0; v < half; ++v) s[v] = merge(s[2 * v], s[2 * v + 1]);
+    blocks.add(s[0]);
+  };
+  V s[block];
+  int64_t c = 0;
+  for (; c + block * lanes <= dim; c += block * lanes) {
+#pragma GCC unroll 8
+    for (int v = 0; v < block; ++v) s[v] = at(c + v * lanes, lanes);
+    add(s);
+  }
+  if (c < dim) {
+    for (int v = 0; v < block; ++v, c += lanes) {
+      s[v] = c < dim ? at(c, dim - c < lanes ? static_cast<int>(dim - c) : lanes) : nothing;
+      for (int64_t i = c < dim ? dim - c : lanes; i < lanes; ++i) s[v][i] = nothing[0];
+    }
+    add(s);
+  }
+  V sum = blocks.root();
+  for (int n = lanes; n > 1; n /= 2) sum = merge(sum, nothing);
+  return sum[0] + A{};
+}
+
+}  // namespace fastpool::FASTPOOL_ISA

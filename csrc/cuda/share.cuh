@@ -1,0 +1,234 @@
+// Gradients of tokens: a block takes a tile of the output, and adds up the shares of all segments that meet it, in
+// their order. Rows of no segment get zeros in the same pass, so that the gradient is written once.
+#pragma once
+#include "epilogue.cuh"
+#include "kernels.h"
+
+namespace fastpool::cuda {
+
+// Rows [from, to) of a tile, which belong to a segment that begins at row `first` of its sequence.
+struct Meeting {
+  int64_t first;
+  int segment, from, to;
+};
+
+template <class A>
+struct TileMemory {
+  Meeting meetings[kMeeting];
+  A weights[kTile];
+  uint32_t words[kTile / 32];  // a bit for each row: whether it is real
+  int meetings_found;
+};
+
+// A block's tile: rows [begin, begin + rows) of sequence b.
+template <class A>
+struct Tile {
+  TileMemory<A>& memory;
+  const Segment* segments;
+  int64_t b = 0, begin;
+  int rows, first, last;  // and the numbers of segments that may meet it
+  int meetings;           // as many do, or where they are too many to be listed, may
+
+  __device__ __forceinline__ Tile(const PoolBackwardCall& call, const BackwardPlan& plan, const Prepared& prepared)
+      : memory(*reinterpret_cast<TileMemory<A>*>(shared_memory)), segments(prepared.segments) {
+    const PoolCall& pool = call.pool;
+    int64_t tile = blockIdx.x;
+    if (call.padded) {
+      b = tile / plan.tiles, tile -= b * plan.tiles;
+      first = last = static_cast<int>(b);
+    } else {
+      const Range range = prepared.ranges[tile];
+      first = range.last < 0 ? 0 : static_cast<int>(range.first), last = range.last;
+    }
+    begin = tile * plan.tile;
+    rows = pool.rows - begin < plan.tile ? static_cast<int>(pool.rows - begin) : plan.tile;
+
+    const bool weighted = pool.mode == Mode::weighted_mean && pool.weights.data != nullptr;
+    for (int from = warp() * 32; from < rows; from += static_cast<int>(blockDim.x)) {
+      const int r = from + lane();
+      const bool real = r < rows && is_real(pool.mask, b, begin + r);
+      const unsigned word = __ballot_sync(kAll, real);
+      if (r < rows) memory.weights[r] = real && weighted ? weight_of<A>(pool, b, 0, begin + r) : A{1};
+      if (lane() == 0) memory.words[from / 32] = word;
+    }
+    if (warp() == 0) list();
+    __syncthreads();
+    meetings = memory.meetings_found <= kMeeting ? memory.meetings_found : last - first + 1;
+  }
+
+  __device__ __forceinline__ void list() {
+    int found = 0;
+#pragma unroll 1
+    for (int base = first; base <= last; base += 32) {
+      const int segment = base + lane();
+      Meeting meeting{};
+      if (segment <= last) meeting = meeting_with(segment);
+      const bool meets = meeting.from < meeting.to;
+      const unsigned ballot = __ballot_sync(kAll, meets);
+      const int at = found + __popc(ballot & ((1u << lane()) - 1));
+      if (meets && at < kMeeting) memory.meetings[at] = meeting;
+      found += __popc(ballot);
+    }
+    if (lane() == 0) memory.meetings_found = found;
+  }
+
+  __device__ __forceinline__ Meeting meeting_with(int segment) const {
+    const Segment s = segments[segment];
+    const int64_t from = s.begin - begin, to = s.end - begin;
+    return {s.begin, segment,
+            static_cast<int>(from < 0      ? 0
+                             : from > rows ? rows
+                                           : from),
+            static_cast<int>(to < 0      ? 0
+                             : to > rows ? rows
+                                         : to)};
+  }
+  __device__ __forceinline__ Meeting operator[](int k) const {
+    return memory.meetings_found <= kMeeting ? memory.meetings[k] : meeting_with(first + k);
+  }
+  __device__ __forceinline__ bool real(int r) const { return memory.words[r / 32] >> (r % 32) & 1; }
+};
+
+// The first row of each segment that holds the maximum, column by column.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, 4)
+    find_maxima_kernel(const __grid_constant__ PoolBackwardCall call, const __grid_constant__ BackwardPlan plan,
+                       const __grid_constant__ Prepared prepared) {
+  using A = typename AccumulatorOf<T>::type;
+  const Tile<A> tile(call, plan, prepared);
+  const PoolCall& pool = call.pool;
+  const int thread = static_cast<int>(threadIdx.x), group = thread / plan.columns;
+  const int64_t c = (int64_t{blockIdx.y} * plan.columns + thread - group * plan.columns) * V;
+  if (group >= plan.groups || c >= pool.dim) return;
+  const T* const rows =
+      static_cast<const T*>(pool.hidden) + tile.b * pool.batch_stride + tile.begin * pool.row_stride + c;
+  constexpr int kRows = 4;  // on their way at once; comparisons need the predicates that more loads would take
+#pragma unroll 1
+  for (int k = 0; k < tile.meetings; ++k) {
+    const Meeting meeting = tile[k];
+    const int64_t at = meeting.segment * pool.dim + c;
+    A maximum[V];
+    read<V>(static_cast<const A*>(call.result) + at, maximum);
+    int found[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) found[i] = meeting.to;
+#pragma unroll 1
+    for (int begin = group; begin < meeting.to; begin += kRows * plan.groups) {
+      int row[kRows];  // behind the last, where it is not real
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        const int r = begin + j * plan.groups;
+        row[j] = r >= meeting.from && r < meeting.to && tile.real(r) ? r : meeting.to;
+      }
+      Word<T, V> token[kRows];
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        token[j] = Word<T, V>{};
+        if (row[j] < meeting.to) token[j] = load_word<V>(rows + row[j] * pool.row_stride);
+      }
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        const Pack<T, V> x = bit_cast<Pack<T, V>>(token[j]);
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          const A y = widen(x.x[i]);
+          const bool equal = y == maximum[i] || (y != y && maximum[i] != maximum[i]);
+          if (equal && row[j] < found[i]) found[i] = row[j];
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < V; ++i)
+      if (found[i] < meeting.to)
+        atomicMin(prepared.maxima + at + i, static_cast<unsigned long long>(tile.begin + found[i]));
+  }
+}
+
+// The gradient of hidden.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, 4)
+    share_kernel(const __grid_constant__ PoolBackwardCall call, const __grid_constant__ BackwardPlan plan,
+                 const __grid_constant__ Prepared prepared) {
+  using A = typename AccumulatorOf<T>::type;
+  const Tile<A> tile(call, plan, prepared);
+  const PoolCall& pool = call.pool;
+  const int thread = static_cast<int>(threadIdx.x), group = thread / plan.columns;
+  const int64_t c = (int64_t{blockIdx.y} * plan.columns + thread - group * plan.columns) * V;
+  if (group >= plan.groups || c >= call.width) return;
+  const bool max = pool.mode == Mode::max;
+  const bool by_position = pool.mode == Mode::weighted_mean && pool.weights.data == nullptr;
+  T* const out = static_cast<T*>(call.out) + (tile.b * pool.rows + tile.begin) * call.width + c;
+
+  int loaded = -1;  // the segment whose gradient this thread has; most tiles meet but one
+  A gradient[V];
+  int maximum[V];  // rows of the tile
+#pragma unroll 1
+  for (int r = group; r < tile.rows; r += plan.groups) {
+    A sum[V] = {};
+    if (c < pool.dim && tile.real(r)) {
+#pragma unroll 1
+      for (int k = 0; k < tile.meetings; ++k) {
+        const Meeting meeting = tile[k];
+        if (r < meeting.from || r >= meeting.to) continue;
+        if (loaded != meeting.segment) {
+          loaded = meeting.segment;
+          const int64_t at = int64_t{loaded} * pool.dim + c;
+          read<V>(static_cast<const A*>(prepared.gradient) + at, gradient);
+          if (max) {
+#pragma unroll
+            for (int i = 0; i < V; ++i) {
+              const int64_t row = static_cast<int64_t>(prepared.maxima[at + i]);
+              const int64_t of_tile = (row < 0 ? meeting.first : row) - tile.begin;
+              maximum[i] = of_tile >= 0 && of_tile < tile.rows ? static_cast<int>(of_tile) : -1;
+            }
+          }
+        }
+        if (max) {
+#pragma unroll
+          for (int i = 0; i < V; ++i) sum[i] += maximum[i] == r ? gradient[i] : A{};
+        } else {
+          const A weight = by_position ? static_cast<A>(tile.begin + r - meeting.first + 1) : tile.memory.weights[r];
+#pragma unroll
+          for (int i = 0; i < V; ++i) sum[i] += gradient[i] * weight;
+        }
+      }
+    }
+    store(out + r * call.width, sum);
+  }
+}
+
+// The gradient of weights: a warp takes a row.
+template <class T>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
+    share_weights_kernel(const __grid_constant__ PoolBackwardCall call, const __grid_constant__ BackwardPlan plan,
+                         const __grid_constant__ Prepared prepared) {
+  using A = typename AccumulatorOf<T>::type;
+  const Tile<A> tile(call, plan, prepared);
+  const PoolCall& pool = call.pool;
+#pragma unroll 1
+  for (int r = warp(); r < tile.rows; r += warps()) {
+    const T* const x =
+        static_cast<const T*>(pool.hidden) + tile.b * pool.batch_stride + (tile.begin + r) * pool.row_stride;
+    A sum{};
+    if (tile.real(r)) {
+#pragma unroll 1
+      for (int k = 0; k < tile.meetings; ++k) {
+        const Meeting meeting = tile[k];
+        if (r < meeting.from || r >= meeting.to) continue;
+        const A* const gradient = static_cast<const A*>(prepared.gradient) + meeting.segment * pool.dim;
+        const auto product = [&](int64_t c, A(&y)[kQuad]) {
+          A g[kQuad];
+          read_quad(x, c, pool.dim, plan.quads, y);
+          read_quad(gradient, c, pool.dim, pool.dim % kQuad == 0, g);
+#pragma unroll
+          for (int i = 0; i < kQuad; ++i) y[i] *= g[i];
+        };
+        sum += add_columns_of_warp<A>(product, pool.dim) - static_cast<const A*>(prepared.products)[meeting.segment];
+      }
+    }
+    const A one[kQuad] = {sum};
+    if (lane() == 0) store_quad(call.out, pool.weights.dtype, tile.b * pool.rows + tile.begin + r, 0, 1, false, one);
+  }
+}
+
+}  // namespace fastpool::cuda

@@ -1,0 +1,23 @@
+// The schemas of the ops for C++ programs without Python, such as hosts of AOTInductor packages: a library of its own,
+// which brings libfastpool.so along. In Python the same schemas come from python/fastpool/ops.py, and a test compares.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "pool.h"
+
+namespace fastpool {
+
+STABLE_TORCH_LIBRARY(fastpool, m) {
+  for (int code = 0; code < kModes; ++code) {
+    const std::string weights = takes_weights(static_cast<Mode>(code)) ? "Tensor? weights=None, " : "";
+    const std::string schema = std::string(kModeNames[code]) +
+                               "(Tensor hidden, Tensor? mask=None, Tensor? cu_seqlens=None, " + weights +
+                               "*, Tensor? starts=None, Tensor? ends=None, int? dim=None, bool normalize=False, "
+                               "ScalarType? out_dtype=None) -> Tensor";
+    m.def(schema.c_str());
+  }
+  m.def("l2_normalize(Tensor x, *, int? dim=None, float eps=1e-12, ScalarType? out_dtype=None) -> Tensor");
+}
+
+}  // namespace fastpool

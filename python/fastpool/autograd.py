@@ -1,0 +1,249 @@
+"""Gradients: the Autograd key of every op.
+
+What follows a mode's reduction is taken apart where gradients are recorded: `mean(normalize=True)` becomes
+`l2_normalize(mean())` on the unrounded result, the same bits, so that the gradient of a normalisation exists once.
+Backward ops read masks and bounds again and write the gradient of hidden; they save nothing of its size, but that max
+and the gradient of weights need hidden itself.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch import autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+
+from . import dispatch
+from .modes import MODES
+from .ops import library
+from .segments import accumulator
+
+below_autograd = torch._C._AutoDispatchBelowAutograd  # while it lives, calls in this thread skip this file
+# Every call comes past these: looking them up costs as much as they do.
+_is_grad_enabled, _is_inference_mode = torch.is_grad_enabled, torch.is_inference_mode_enabled
+_is_compiling = torch.compiler.is_compiling
+
+
+def records(*tensors: Tensor | None) -> bool:
+    """Whether a call on these tensors has to be recorded. Raises NotImplementedError for forward-mode gradients."""
+    if forward_ad._current_level >= 0:
+        for tensor in tensors:
+            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+                raise NotImplementedError(
+                    "fastpool: forward-mode gradients (torch.func.jvp, forward_ad) are not implemented; reverse mode is"
+                )
+    if _is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+def skips_autograd(hidden: Any, weights: Any = None) -> bool:
+    """Whether a call had better go `below_autograd`: nothing is to be recorded there, and this file's kernels cost
+    2.5 us to say so (the guard costs 0.5). Not in inference mode, whose tensors skip them by themselves."""
+    return not (
+        _is_compiling()  # first: a compiler cannot read the rest
+        or _is_inference_mode()
+        or getattr(hidden, "requires_grad", True)
+        or (weights is not None and getattr(weights, "requires_grad", True))
+        or forward_ad._current_level >= 0
+    )
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    """Shape and dtype of a tensor in the memory of one row."""
+    return tensor.new_empty(tensor.shape[-1:]).expand(tensor.shape)
+
+
+@contextmanager
+def _next_level() -> Iterator[None]:
+    """Below this level's autograd. A torch.func transform may have another level there, whose gradients are to be
+    recorded although this one's must not be."""
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), below_autograd():
+        yield
+
+
+class _Once(_SingleLevelFunction):
+    """A backward op whose own gradient is an error, when it is asked for."""
+
+    @staticmethod
+    def forward(op: Callable[..., Tensor], name: str, *args: Any) -> Tensor:
+        with _next_level():
+            return op(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.name = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise NotImplementedError(f"{ctx.name}: gradients of gradients are not implemented")
+
+
+class _Pool(_SingleLevelFunction):
+    """A pooling op without normalisation."""
+
+    @staticmethod
+    def forward(
+        mode: str,
+        hidden: Tensor,
+        mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        weights: Tensor | None,
+        starts: Tensor | None,
+        ends: Tensor | None,
+        dim: int | None,
+        out_dtype: torch.dtype | None,
+    ) -> Tensor:
+        with _next_level():
+            return _pool(mode, hidden, mask, cu_seqlens, weights, starts, ends, dim, out_dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mode, hidden, *rest, ctx.dim, _ = inputs
+        ctx.wish = dispatch.thread_wish()
+        reads_hidden = ctx.mode == "max" or ctx.needs_input_grad[4]
+        # The result itself serves where it was not rounded: a maximum is not, in its own dtype or a wider one.
+        exact = (accumulator(hidden.dtype), hidden.dtype) if ctx.mode == "max" else (accumulator(hidden.dtype),)
+        saved = output if reads_hidden and output.dtype in exact else None
+        ctx.save_for_backward(hidden if reads_hidden else _shape_of(hidden), *rest, saved)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        hidden, mask, cu_seqlens, weights, starts, ends, result = ctx.saved_tensors
+        dtype = accumulator(hidden.dtype)
+        gradient = gradient.to(dtype).contiguous()
+        of_hidden = of_weights = None
+        with dispatch.as_in(ctx.wish):  # autograd may run this in a thread of its own
+            if ctx.mode == "max" or ctx.needs_input_grad[4]:
+                if result is None:
+                    result = _pool(ctx.mode, hidden, mask, cu_seqlens, weights, starts, ends, ctx.dim, dtype)
+                result = result.to(dtype)
+            saved = (gradient, hidden, mask, cu_seqlens, weights, starts, ends, result)
+            if ctx.needs_input_grad[1]:
+                of_hidden = getattr(torch.ops.fastpool, f"_{ctx.mode}_backward")(*saved)
+            if ctx.needs_input_grad[4]:
+                of_weights = getattr(torch.ops.fastpool, f"_{ctx.mode}_backward_weights")(*saved)
+        return None, of_hidden, None, None, of_weights, None, None, None, None
+
+
+def _pool(
+    mode: str,
+    hidden: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    weights: Tensor | None,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    dim: int | None,
+    out_dtype: torch.dtype | None,
+) -> Tensor:
+    """The op of a mode, weights or not."""
+    more = (weights,) if MODES[mode].takes_weights else ()
+    op = getattr(torch.ops.fastpool, mode).default
+    result: Tensor = op(hidden, mask, cu_seqlens, *more, starts=starts, ends=ends, dim=dim, out_dtype=out_dtype)
+    return result
+
+
+class _Normalize(_SingleLevelFunction):
+    """l2_normalize."""
+
+    @staticmethod
+    def forward(x: Tensor, dim: int | None, eps: float, out_dtype: torch.dtype | None) -> Tensor:
+        with _next_level():
+            result: Tensor = torch.ops.fastpool.l2_normalize.default(x, dim=dim, eps=eps, out_dtype=out_dtype)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, _, ctx.eps, _ = inputs
+        ctx.wish = dispatch.thread_wish()
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        gradient = gradient.to(accumulator(x.dtype)).contiguous()
+        with dispatch.as_in(ctx.wish):
+            of_x = torch.ops.fastpool._l2_normalize_backward(gradient, x, ctx.eps)
+        return of_x, None, None, None
+
+
+def _record(function: type[_SingleLevelFunction], *args: Any) -> Tensor:
+    """Applies a function for the level of torch.func's transforms that autograd is at, if there are any: this is a
+    kernel of the Autograd key, where each level comes by itself."""
+    with autograd_function.enable_single_level_autograd_function():  # type: ignore[attr-defined]  # not exported
+        result: Tensor = function.apply(*args)  # type: ignore[attr-defined]  # torch's types lack it
+    return result
+
+
+def _pool_kernel(mode: str) -> Callable[..., Tensor]:
+    op: Callable[..., Tensor] = getattr(torch.ops.fastpool, mode).default
+
+    def kernel(
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        *weights: Tensor | None,
+        **more: Any,
+    ) -> Tensor:
+        if not records(hidden, *weights):
+            with below_autograd():
+                return op(hidden, mask, cu_seqlens, *weights, **more)
+        return recorded(hidden, mask, cu_seqlens, *weights, **more)
+
+    def recorded(
+        hidden: Tensor,
+        mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        weights: Tensor | None = None,
+        *,
+        starts: Tensor | None = None,
+        ends: Tensor | None = None,
+        dim: int | None = None,
+        normalize: bool = False,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        unrounded = accumulator(hidden.dtype) if normalize else out_dtype
+        pooled = _record(_Pool, mode, hidden, mask, cu_seqlens, weights, starts, ends, dim, unrounded)
+        if not normalize:
+            return pooled
+        normalized: Tensor = torch.ops.fastpool.l2_normalize.default(pooled, out_dtype=out_dtype or hidden.dtype)
+        return normalized
+
+    return kernel
+
+
+def _normalize_kernel(
+    x: Tensor, *, dim: int | None = None, eps: float = 1e-12, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    if records(x):
+        return _record(_Normalize, x, dim, eps, out_dtype)
+    with below_autograd():
+        result: Tensor = torch.ops.fastpool.l2_normalize.default(x, dim=dim, eps=eps, out_dtype=out_dtype)
+    return result
+
+
+def _backward_kernel(name: str, suffix: str) -> Callable[..., Tensor]:
+    op: Callable[..., Tensor] = getattr(torch.ops.fastpool, f"_{name}{suffix}").default
+
+    def kernel(*args: Any) -> Tensor:
+        if records(*(argument for argument in args if isinstance(argument, Tensor))):
+            return _record(_Once, op, f"fastpool.{name}", *args)
+        with below_autograd():
+            return op(*args)
+
+    return kernel
+
+
+for _mode in MODES.values():
+    library.impl(_mode.name, _pool_kernel(_mode.name), "Autograd")
+    library.impl(f"_{_mode.name}_backward", _backward_kernel(_mode.name, "_backward"), "Autograd")
+    if _mode.takes_weights:
+        library.impl(f"_{_mode.name}_backward_weights", _backward_kernel(_mode.name, "_backward_weights"), "Autograd")
+library.impl("l2_normalize", _normalize_kernel, "Autograd")
+library.impl("_l2_normalize_backward", _backward_kernel("l2_normalize", "_backward"), "Autograd")

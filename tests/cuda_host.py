@@ -1,0 +1,138 @@
+"""The CUDA kernels as tests/cpp/cuda_host compiles them for a CPU, and what the tests that run them share."""
+
+import ctypes
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastpool.modes import MODES
+from fastpool.ops import NORMALIZE_BACKWARD_SCHEMA, NORMALIZE_SCHEMA, POOL_BACKWARD_SCHEMA, pool_schema
+
+ROOT = Path(__file__).parent.parent
+NATIVE = torch.ops.fastpool
+
+
+def build(name: str, *options: str) -> Path:
+    """The library, in build/, where what has not changed is not compiled again."""
+    folder = ROOT / "build" / name
+    torch_folder = Path(torch.__file__).parent
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DTORCH_DIR={torch_folder}"]
+    configure += ["-DFASTPOOL_CUDA_HOST=ON", "-DFASTPOOL_WERROR=ON", *options]
+    for command in (configure, ["cmake", "--build", str(folder)]):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder / "tests" / "cpp" / "cuda_host" / "libfastpool_cuda_host.so"
+
+
+class Host:
+    """The ops, and how they are run: any tuning must give the same bits."""
+
+    def __init__(self, library: Path) -> None:
+        self.schemas = torch.library.Library("fastpool_cuda_host", "DEF")  # the ops live as long as this does
+        for mode in MODES.values():
+            self.schemas.define(mode.name + pool_schema(mode.takes_weights))
+            for of in ("", "_weights") if mode.takes_weights else ("",):
+                self.schemas.define(f"_{mode.name}_backward{of}" + POOL_BACKWARD_SCHEMA)
+        self.schemas.define("l2_normalize" + NORMALIZE_SCHEMA)
+        self.schemas.define("_l2_normalize_backward" + NORMALIZE_BACKWARD_SCHEMA)
+        torch.ops.load_library(str(library))
+        self.ops = torch.ops.fastpool_cuda_host
+        self.c = ctypes.CDLL(str(library))
+        self.c.cuda_host_seed.argtypes = [ctypes.c_uint64]
+        self.c.cuda_host_tune.argtypes = [ctypes.c_int, *[ctypes.c_int64] * 3, ctypes.c_int]
+        self.seed = 0
+
+    def tune(self, split: int = 0, threads: int = 0, strip: int = 0, partial: int = 0, tile: int = 0) -> None:
+        """Tokens of a unit, threads of a block, bytes of a strip of columns and of all partial states, rows of a
+        gradient's tile; 0: as usual."""
+        self.seed += 1
+        self.c.cuda_host_seed(self.seed)  # another order of blocks and threads
+        self.c.cuda_host_tune(threads, split, strip, partial, tile)
+
+    def __call__(self, mode: str, arguments: dict[str, Any], **more: Any) -> Tensor:
+        result: Tensor = getattr(self.ops, mode)(**raw(arguments), **more)
+        return result
+
+    def backward(
+        self,
+        mode: str,
+        arguments: dict[str, Any],
+        gradient: Tensor,
+        result: Tensor | None = None,
+        of_weights: bool = False,
+    ) -> Tensor:
+        return backward(self.ops, mode, arguments, gradient, result, of_weights)
+
+
+def backward(
+    ops: Any, mode: str, arguments: dict[str, Any], gradient: Tensor, result: Tensor | None, of_weights: bool
+) -> Tensor:
+    """The gradient of hidden, or of weights, by such ops as autograd calls."""
+    names = ("hidden", "mask", "cu_seqlens", "weights", "starts", "ends")
+    op = getattr(ops, f"_{mode}_backward" + ("_weights" if of_weights else ""))
+    made: Tensor = op(gradient, *(raw(arguments).get(name) for name in names), result)
+    return made
+
+
+def raw(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A function's arguments as the op has them."""
+    arguments = dict(arguments)
+    if "lengths" in arguments:
+        arguments["ends"] = arguments.pop("lengths")
+    if arguments["hidden"].is_nested:
+        nested = arguments["hidden"]
+        arguments |= {"hidden": nested.values(), "cu_seqlens": nested.offsets()}
+    return arguments
+
+
+def native(mode: str, arguments: dict[str, Any], **more: Any) -> Tensor:
+    result: Tensor = getattr(NATIVE, mode)(**raw(arguments), **more)
+    return result
+
+
+HOSTILE = [-(2**63), 2**63 - 1, -(2**31), 2**31 - 1, 2**62, -1, 0, 1, 31, 32, 99, 100, 101, 250, 300, 301]
+
+
+def hostile_calls(count: int, seed: int = 0) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Arguments with bounds that lie outside, and the same ones clamped; None where results may be anything.
+
+    Rows and masks stand amid others whose values would show.
+    """
+    chosen = random.Random(seed)
+    around = torch.full((900, 2, 24), float("nan"))
+    generator = torch.Generator().manual_seed(seed)
+    around[300:600] = torch.randn(300, 2, 24, generator=generator)
+    mask = torch.ones(900, dtype=torch.bool)
+    mask[300:600] = torch.rand(300, generator=generator) > 0.2
+    packed, padded = around[300:600, 0, :16], around[300:600, 0, :16].view(3, 100, 16)
+    for _ in range(count):
+        int32 = chosen.random() < 0.5
+        values = [v for v in HOSTILE if not int32 or -(2**31) <= v < 2**31]
+
+        def index(n: int, int32: bool = int32, values: list[int] = values) -> Tensor:
+            return torch.tensor([chosen.choice(values) for _ in range(n)], dtype=torch.int32 if int32 else torch.int64)
+
+        arguments: dict[str, Any]
+        kind = chosen.randrange(4)
+        if kind == 0:
+            arguments = {"hidden": padded, "starts": index(3), "ends": index(3), "mask": mask[300:600].view(3, 100)}
+        elif kind == 1:
+            arguments = {"hidden": packed, "starts": index(9), "ends": index(9), "mask": mask[300:600]}
+        else:
+            cu = index(9)
+            arguments = {"hidden": packed, "cu_seqlens": cu.sort().values if kind == 2 else cu}
+        clamped = {**arguments}
+        rows = 100 if kind == 0 else 300
+        for name in {"starts", "ends", "cu_seqlens"} & arguments.keys():
+            clamped[name] = arguments[name].clamp(0, rows)
+        if kind < 2:
+            clamped["ends"] = torch.maximum(clamped["starts"], clamped["ends"])
+        yield arguments, clamped if kind != 3 else None

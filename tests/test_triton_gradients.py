@@ -1,0 +1,280 @@
+"""The Triton kernels of gradients give the reference's bits however the work is cut up. Without a GPU they run in
+Triton's interpreter (conftest), on small shapes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastpool
+from fastpool.modes import MODES
+from fastpool.segments import PoolBackwardCall, PoolCall, accumulator
+from fastpool.testing import DTYPES, SPELLINGS, Target, gradients, same_bits, sequences, special_values, variants
+
+pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
+
+import triton.language as tl  # after the skip
+from fastpool.triton_kernels import backward, config, launch, normalize, segments  # likewise
+
+from fastpool.backends import triton as adapter  # likewise
+
+TRITON = Target("triton", "cuda" if torch.cuda.is_available() else "cpu")
+REFERENCE = Target("reference", "cpu")
+needs_interpreter = pytest.mark.skipif(
+    TRITON.device == "cuda", reason="turns the interpreter's knobs; a GPU has compiled the constants in"
+)
+
+Cut = Callable[..., None]
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
+    """Has every call cut up like this, instead of as the heuristic would."""
+
+    def to(columns: int, rows: int, tiles: int = 1, scan: int = 64) -> None:
+        monkeypatch.setattr(config, "tile", lambda width, element_size: (columns, rows))
+        monkeypatch.setattr(config, "chunk", lambda *shape: rows * tiles)
+        monkeypatch.setattr(config, "scan", lambda mean: (scan, 32))
+
+    return to
+
+
+def random_gradient(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """With zeros of either sign."""
+    gradient = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    gradient[..., ::5] = 0.0
+    gradient[..., 1::5] = -0.0
+    return gradient.to(dtype)
+
+
+def assert_reference_bits(mode: str, arguments: dict[str, Any], what: object = None, **more: Any) -> None:
+    """Gradients of hidden, and of weights where they are given."""
+    pool = getattr(fastpool, mode)
+    gradient = random_gradient(REFERENCE.run(pool, **arguments, **more).shape, torch.float64)
+
+    def both(**arguments: Any) -> Tensor:
+        hidden = arguments["hidden"]
+        dtype = more.get("out_dtype") or hidden.dtype
+        found = gradients(pool, arguments, gradient.to(hidden.device, dtype), **more)
+        assert [x.dtype for x in found] == [x.dtype for x in (hidden, arguments.get("weights")) if x is not None]
+        return torch.cat([(x.values() if x.is_nested else x).double().flatten() for x in found])
+
+    assert same_bits(TRITON.run(both, **arguments), REFERENCE.run(both, **arguments)), what
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize(("mode", "weighted"), variants())
+def test_spellings(mode: str, weighted: bool, spelling: str, cut: Cut) -> None:
+    """Tiles that segments share and segments of several, with holes where the spelling has them; fewer columns than
+    hidden has."""
+    cut(16, 4, tiles=3)
+    dtype = DTYPES[(list(SPELLINGS).index(spelling) + list(MODES).index(mode)) % len(DTYPES)]
+    batch = sequences([40, 1, 0, 9], 20, dtype, holes=SPELLINGS[spelling].holes)
+    assert_reference_bits(mode, SPELLINGS[spelling].make(batch, weighted), dim=17)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("mode", "weighted"), [("mean_sqrt_len", False), ("max", False), ("weighted_mean", True)])
+def test_dtypes(mode: str, weighted: bool, dtype: torch.dtype) -> None:
+    """As the heuristic cuts."""
+    for spelling in ("padded_left_mask", "packed_shuffled"):
+        batch = sequences([40, 0, 3], 24, dtype, holes=True)
+        assert_reference_bits(mode, SPELLINGS[spelling].make(batch, weighted), normalize=True, out_dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("columns", "rows", "tiles"), [(8, 2, 1), (16, 1, 7), (32, 8, 2), (32, 64, 1)])
+@pytest.mark.parametrize(
+    ("mode", "weighted", "spelling"),
+    [("mean", False, "packed"), ("max", False, "padded_middle_strided"), ("weighted_mean", True, "packed_shuffled")],
+)
+def test_cuts(mode: str, weighted: bool, spelling: str, columns: int, rows: int, tiles: int, cut: Cut) -> None:
+    cut(columns, rows, tiles)
+    batch = sequences([1, 40, 0, 0, 13], 24, torch.float32, holes=SPELLINGS[spelling].holes)
+    assert_reference_bits(mode, SPELLINGS[spelling].make(batch, weighted))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_total_weight_of_many_leaves(weighted: bool, cut: Cut) -> None:
+    """Groups of two leaves in the binary counter."""
+    cut(8, 64, scan=64)
+    batch = sequences([32 * 13 + 5], 8, torch.float32, holes=True)
+    assert_reference_bits("weighted_mean", SPELLINGS["padded_left_mask"].make(batch, weighted))
+
+
+STARTS, ENDS = [0, 30, 5, 5, 50, 17, 3], [60, 33, 20, 5, 41, 55, 58]  # overlap, out of order, empty, backwards
+
+
+@pytest.mark.parametrize("lanes", [pytest.param(2, marks=needs_interpreter), 128])
+@pytest.mark.parametrize(("mode", "weighted"), variants())
+def test_overlapping_segments(mode: str, weighted: bool, lanes: int, cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token's shares are added up in the order of segments, however many spans are looked at in one go; rows of no
+    segment are 0."""
+    if lanes != segments.LANES.value:
+        monkeypatch.setattr(segments, "LANES", tl.constexpr(lanes))
+    cut(16, 4, tiles=4)
+    (one,) = sequences([64], 20, torch.float32, holes=True)
+    starts, ends = torch.tensor(STARTS), torch.maximum(torch.tensor(ENDS), torch.tensor(STARTS))
+    arguments = {"hidden": one.states, "mask": one.real, "starts": starts, "ends": ends}
+    assert_reference_bits(mode, {**arguments, "weights": one.weights.bfloat16()} if weighted else arguments)
+
+
+@needs_interpreter
+def test_search_among_many_segments(cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which many are empty."""
+    monkeypatch.setattr(segments, "WAYS", tl.constexpr(4))
+    monkeypatch.setattr(segments, "LANES", tl.constexpr(2))
+    cut(8, 2, tiles=4)
+    batch = sequences([3, 0, 0, 20, 1, 5, 0, 2, 1, 3, 2, 0, 5, 0, 0, 0, 10, 0], 8, torch.float32)
+    for mode in ("mean", "last"):
+        assert_reference_bits(mode, SPELLINGS["packed"].make(batch, False))
+
+
+def test_first_maximum() -> None:
+    """Of equal ones, of zeros of either sign, and of NaN."""
+    nan = float("nan")
+    hidden = torch.tensor([[1.0, -0.0, 5.0], [2.0, 0.0, nan], [2.0, -1.0, 7.0], [2.0, 0.0, nan]])
+    gradient = torch.tensor([[10.0, 20.0, 30.0]])
+    mask = torch.tensor([[True, True, True, True], [False, False, True, True], [True, False, False, True]])
+
+    def of(hidden: Tensor, mask: Tensor) -> Tensor:
+        return gradients(fastpool.max, {"hidden": hidden, "mask": mask}, gradient.to(hidden.device).expand(3, 3))[0]
+
+    got = TRITON.run(of, hidden.expand(3, 4, 3).clone(), mask)
+    expected = torch.zeros(3, 4, 3)
+    expected[0, 1, 0], expected[0, 0, 1], expected[0, 1, 2] = gradient[0]
+    expected[1, 2, 0], expected[1, 3, 1], expected[1, 3, 2] = gradient[0]
+    expected[2, 3, 0], expected[2, 0, 1], expected[2, 3, 2] = gradient[0]
+    assert same_bits(got, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_special_values(mode: str, cut: Cut) -> None:
+    """Of token states and of gradients, in whole sequences; and what a token gets leaks into no other."""
+    cut(32, 4)
+    hidden = special_values(6, 12, 40)
+    mask = torch.ones(6, 12, dtype=torch.bool)
+    mask[:, 3] = mask[:, 10:] = False
+    pool = {"hidden": hidden, "mask": mask, "dim": 33}
+    if MODES[mode].takes_weights:
+        pool["weights"] = torch.tensor([1.0, torch.inf, -torch.inf, torch.nan, -0.0, -1.0])[:, None].expand(6, 12)
+
+    def of(gradient: Tensor, **pool: Any) -> Tensor:
+        return gradients(getattr(fastpool, mode), pool, gradient)[0]
+
+    gradient = special_values(6, 1, 33)[:, 0]
+    got = TRITON.run(of, gradient, **pool)
+    assert same_bits(got, REFERENCE.run(of, gradient, **pool))
+    assert same_bits(got[:, 3], torch.zeros(6, 40))
+    assert same_bits(got[:, 10:], torch.zeros(6, 2, 40))
+    assert same_bits(got[..., 33:], torch.zeros(6, 12, 7))
+
+
+def backward_call(mode: str, hidden: Tensor, of_weights: bool = False, **more: Any) -> PoolBackwardCall:
+    """On the device; the gradient of a result that is 0."""
+    pool = PoolCall(mode, hidden.to(TRITON.device), **{k: v.to(TRITON.device) for k, v in more.items()})
+    like = pool.hidden.new_zeros((pool.batch, hidden.shape[-1]), dtype=accumulator(hidden.dtype))
+    return PoolBackwardCall(pool, random_gradient(like.shape, like.dtype).to(like.device), like, of_weights)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bounds_are_clamped(mode: str, cut: Cut) -> None:
+    """Whatever index tensors hold, nothing outside hidden is touched, and every row is written. The adapter is asked
+    itself: before it, a CPU call's values are checked."""
+    cut(16, 4, tiles=4)
+    hidden = torch.zeros(100, 16)
+    starts, ends = torch.tensor([-5, 90, 50, 2**62, -(2**62), 200]), torch.tensor([3, 120, 40, 2**62 + 5, 2**62, 100])
+    first = starts.clamp(0, 100)
+    clean = {"starts": first, "ends": torch.maximum(ends.clamp(0, 100), first)}
+    got = adapter.pool_backward(backward_call(mode, hidden, starts=starts, ends=ends))
+    assert same_bits(got, adapter.pool_backward(backward_call(mode, hidden, **clean)))
+    # A cu_seqlens that runs backwards: no gradient is promised, but no row is left as the memory was.
+    backwards = torch.tensor([0, 70, 3, 2**62, 100, -5, 40])
+    torch.full((100, 16), float("nan"), device=TRITON.device)  # what an allocator would hand out next
+    assert not adapter.pool_backward(backward_call(mode, hidden, cu_seqlens=backwards)).isnan().any()
+
+
+def test_hidden_is_not_read(cut: Cut) -> None:
+    """Where its values do not matter, an expanded row stands for it, with NaN."""
+    cut(8, 4)
+    row = torch.full((8,), float("nan"), device=TRITON.device)
+    for mode in MODES:
+        if mode != "max":
+            call = backward_call(mode, torch.zeros(2, 5, 8))
+            call.pool.hidden = row.expand(2, 5, 8)
+            assert not adapter.pool_backward(call).isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("hidden", "batch"), [((0, 5, 8), 0), ((2, 0, 8), 2), ((2, 5, 0), 2), ((0, 8), 3), ((7, 8), 0)]
+)
+def test_empty(hidden: tuple[int, ...], batch: int) -> None:
+    more = {} if len(hidden) == 3 else {"cu_seqlens": torch.zeros(batch + 1, dtype=torch.int32)}
+    for mode, weighted in variants():
+        given = {"weights": torch.ones(hidden[:-1]), **more} if weighted else more
+        for of_weights in {False, weighted}:
+            got = adapter.pool_backward(backward_call(mode, torch.ones(hidden), of_weights, **given))
+            assert same_bits(got.cpu(), torch.zeros(hidden[:-1] if of_weights else hidden))
+
+
+@pytest.mark.parametrize("weights_dtype", DTYPES, ids=str)
+def test_weights_of_any_dtype(weights_dtype: torch.dtype, cut: Cut) -> None:
+    """float64 is rounded once, to 16 bits too."""
+    cut(8, 8)
+    (one,) = sequences([70], 20, torch.float64, holes=True)
+    weights = torch.full((140,), float("nan"), dtype=weights_dtype)[::2]
+    weights[one.real] = one.weights[one.real].to(weights_dtype)
+    hidden = one.states.masked_fill(~one.real[:, None], float("nan"))
+    bounds = {"starts": torch.tensor([3, 0]), "ends": torch.tensor([70, 40])}
+    assert_reference_bits("weighted_mean", {"hidden": hidden, "mask": one.real, "weights": weights, **bounds})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", [128, 16])  # in one piece, and tile by tile
+def test_l2_normalize(columns: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "row_columns", lambda width, element_size, lanes: columns)
+    x = torch.randn(2, 2, 70, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(dtype)
+    huge = x.double().sign().to(dtype) * (6e4 if dtype == torch.float16 else 3e38)
+    special = special_values(6, 1, 60).to(dtype)
+
+    def of(x: Tensor, **more: Any) -> Tensor:
+        shape = (*x.shape[:-1], more.get("dim") or x.shape[-1])
+        gradient = random_gradient(shape, dtype).to(x.device)
+        return gradients(fastpool.l2_normalize, {"x": x}, gradient, **more)[0]
+
+    views = (x.transpose(0, 1), x[0, 0], huge[0], special, x[:1].expand(2, 2, 2, 70).permute(2, 0, 1, 3))
+    for view, more in zip(views, ({}, {"dim": 33, "eps": 20.0}, {}, {"eps": 0.0}, {"dim": 33}), strict=True):
+        assert same_bits(TRITON.run(of, view, **more), REFERENCE.run(of, view, **more)), more
+
+
+def test_arguments_stand_in_the_kernels_order() -> None:
+    """A program that is known is launched with the values alone."""
+    device = launch.Device("test", 132)
+    calls = [backward_call("max", torch.zeros(2, 5, 8))]
+    calls += [
+        backward_call("weighted_mean", torch.zeros(2, 5, 8), of, weights=torch.ones(2, 5)) for of in (False, True)
+    ]
+    planned = [one for call in calls for one in launch.plan_pool_backward(call, device)]
+    x = torch.zeros(2, 8)
+    planned.append(launch.plan_normalize_backward(fastpool.ops.normalize_backward_call(x, x, 1e-12), device))
+    kernels = (backward.prepare_kernel, backward.first_maximum_kernel, backward.share_kernel)
+    kernels += (backward.share_of_weights_kernel, normalize.normalize_backward_kernel)
+    assert {one.kernel for one in planned} == set(kernels)
+    for one in planned:
+        assert list(one.arguments) == list(one.kernel.arg_names)
+
+
+@pytest.mark.parametrize("width", [1, 64, 384, 1024, 4096, 16384])
+@pytest.mark.parametrize("element_size", [2, 4, 8])
+def test_tiles_are_sound(element_size: int, width: int) -> None:
+    columns, rows = config.tile(width, element_size)
+    for number in (columns, rows):
+        assert number == config.power_of_two(number)
+    assert columns * rows * element_size == config.TILE_BYTES
+    assert columns * element_size >= config.LOAD_BYTES
+    strips = -(-width // columns)
+    for total in (1, 100, 10**5, 10**9):
+        chunk = config.chunk(total, strips, rows, 132)
+        assert chunk % rows == 0
+        assert -(-total // chunk) * strips <= max(16 * 132, strips)
