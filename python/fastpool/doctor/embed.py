@@ -1,0 +1,97 @@
+"""The model's vectors in every mode, from one run of its transformer."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models import PoolingConfig
+from ..modes import MODES
+
+Modes = tuple[str, ...]  # one, or several whose vectors stand side by side
+
+_BATCH = 32
+
+
+def candidates(config: PoolingConfig) -> list[Modes]:
+    """Every mode by itself, and the configured ones where they are several.
+
+    Raises:
+        ValueError: several modes meet in a Dense layer, which no single one fits.
+    """
+    if len(config.modes) == 1:
+        return [(mode,) for mode in MODES]
+    if config.dense:
+        raise ValueError(
+            f"{config.dense[0].name}: takes the columns of {', '.join(config.modes)} together; expected one mode "
+            "before a Dense layer, since no other one can be compared"
+        )
+    return [config.modes, *((mode,) for mode in MODES)]
+
+
+def load(folder: Path) -> Any:
+    """The folder's SentenceTransformer; asks no network and runs no code of the folder's.
+
+    Raises:
+        ValueError: it cannot be loaded, and why.
+    """
+    # Before the imports below, which read them once.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # for whoever has imported them before
+    try:
+        return SentenceTransformer(str(folder)).eval()
+    except Exception as error:  # each architecture, tokenizer and file format has its own
+        raise ValueError(f"{folder}: sentence-transformers cannot load it: {error}") from error
+
+
+@torch.inference_mode()
+def vectors(
+    model: Any, config: PoolingConfig, texts: Sequence[str], advance: Callable[[int], object]
+) -> dict[Modes, Tensor]:
+    """For each candidate the vectors [N, D] of the texts, float32, before normalisation.
+
+    Dense layers, truncation and what is left out of a prompt are the configuration's. Token states of one batch at a
+    time are held. `advance` hears of each batch's texts.
+
+    Raises:
+        ValueError: what `candidates` raises; the model's first module gives no token states.
+    """
+    found: dict[Modes, Tensor] = {}
+    modes = candidates(config)
+    prompt = config.prompts.get(config.default_prompt_name or "")
+    # Longest texts first, as SentenceTransformer.encode has it: a batch then holds little padding.
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    for at in range(0, len(order), _BATCH):
+        indices = order[at : at + _BATCH]
+        batch = model.preprocess([texts[i] for i in indices], prompt=prompt)
+        batch = {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        features = model[0](batch)
+        for one in modes:
+            pooled = _pool(replace(config, modes=one, normalize=False), features)
+            if one not in found:
+                found[one] = pooled.new_empty(len(texts), pooled.shape[1], device="cpu")
+            found[one][indices] = pooled.cpu()
+        advance(len(indices))
+    return found
+
+
+def _pool(config: PoolingConfig, features: Mapping[str, Any]) -> Tensor:
+    for name in ("token_embeddings", "attention_mask"):
+        if name not in features:
+            raise ValueError(f"the model's first module must give {name}, got {', '.join(features)}")
+    # Wide, so that a 16-bit model's modes are compared and not what rounding leaves of them.
+    hidden, mask = features["token_embeddings"].float(), features["attention_mask"]
+    if config.dim is not None and not config.dense:
+        config = replace(config, dim=min(config.dim, hidden.shape[-1] * len(config.modes)))
+    starts = None
+    if not config.include_prompt and "prompt_length" in features:
+        starts = (mask != 0).int().argmax(dim=1) + int(features["prompt_length"])
+    return config.apply(hidden, mask, starts=starts)

@@ -1,0 +1,188 @@
+"""What the doctor says: a verdict in words, a table, JSON, a picture."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..models import PoolingConfig
+from .measure import CONFIDENCE, Measured, Row
+from .pairs import Pairs
+
+_LEVEL = f"{CONFIDENCE:.0%}"
+
+
+def _measure(measured: Measured) -> str:
+    return "Spearman" if measured.configured.spearman is not None else "AUC"
+
+
+def _change(row: Row, own: Row) -> str:
+    """What sets a row apart from the configured one, where it is one thing: "cls", or "not normalised"."""
+    if row.normalize == own.normalize:
+        return " + ".join(row.modes)
+    return "normalised" if row.normalize else "not normalised"
+
+
+@contextmanager
+def progress(texts: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal's stderr, gone in the end; gives what it is to be advanced with."""
+    if not shown:
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("embedding", total=texts)
+        yield lambda count: bar.advance(task, count)
+
+
+def verdict(measured: Measured, config: PoolingConfig) -> list[str]:
+    """Is the configured pooling the best, and what would a wrong one cost: a sentence or two each."""
+    name, own, best = _measure(measured), measured.configured, measured.best
+    told = f"{name} {own.decides:.3f} ({_LEVEL} interval {own.interval.low:.3f} to {own.interval.high:.3f})"
+    if measured.better:
+        # Of several that are better, the first has the highest figure, and need not be better than the second.
+        first, *others = measured.better
+        more = f"{first.difference.low:.3f} to {first.difference.high:.3f} more"
+        changed = [what for what in ("modes", "normalize") if getattr(first, what) != getattr(own, what)]
+        sources = [f"{said.source} ({said.certainty})" for said in map(config.decision, changed)]
+        lines = [
+            f"The configured pooling is NOT the best here. {own.name}: {told}. {first.name}: {name} "
+            f"{first.decides:.3f}, {more}.",
+            *([f"Also better: {'; '.join(row.name for row in others)}."] if others else []),
+            f"The configured one comes from {'; '.join(sources)}.",
+        ]
+    elif best is own:
+        lines = [f"The configured pooling is the best measured here. {own.name}: {told}."]
+    else:
+        lines = [
+            f"The configured pooling is as good as the best measured here. {own.name}: {told}. {best.name}: {name} "
+            f"{best.decides:.3f}, which is within sampling error."
+        ]
+    if own.interval.low <= (0 if name == "Spearman" else 0.5):
+        lines.append("It does not measurably tell related texts from unrelated ones at all.")
+
+    def one_change(rows: list[Row]) -> list[Row]:
+        return [row for row in rows if row.normalize == own.normalize or row.modes == own.modes]
+
+    if tied := one_change(measured.tied):
+        lines.append(f"These pairs do not tell it apart from: {', '.join(_change(row, own) for row in tied)}.")
+    for row in one_change(measured.worse):
+        instead = " + ".join(own.modes) if row.normalize == own.normalize else _change(own, row)
+        less = f"{-row.difference.high:.3f} to {-row.difference.low:.3f} less"
+        lines.append(f"{_change(row, own)} instead of {instead}: {name} {row.decides:.3f}, {less}.")
+    if not measured.worse:
+        lines.append("No other pooling is measurably worse; more pairs, or harder ones, may tell.")
+    return lines
+
+
+def document(model: str, measured: Measured, config: PoolingConfig) -> dict[str, Any]:
+    """All of it, as JSON can hold it."""
+    pairs, related = measured.pairs, sum(measured.pairs.related)
+    return {
+        "model": model,
+        "configured": {"modes": list(config.modes), "normalize": config.normalize, "similarity": config.similarity},
+        "warnings": list(config.warnings),
+        "pairs": {
+            "source": pairs.source,
+            "kind": pairs.kind,
+            "related": related,
+            "unrelated": len(pairs.scores) - related,
+        },
+        "decided_by": _measure(measured).lower(),
+        "confidence": CONFIDENCE,
+        "poolings": [_plain(row, row is measured.configured) for row in measured.rows],
+        "configured_is_best": not measured.better,
+        "verdict": verdict(measured, config),
+    }
+
+
+def _plain(row: Row, configured: bool) -> dict[str, Any]:
+    figures = {name: getattr(row, name) for name in ("related", "unrelated", "cohens_d", "auc", "spearman")}
+    return {
+        "modes": list(row.modes),
+        "normalize": row.normalize,
+        "compared_by": "cosine" if row.normalize else "dot",
+        "configured": configured,
+        # d is infinite where neither kind varies, which JSON cannot say.
+        **{name: value if math.isfinite(value or 0) else None for name, value in figures.items()},
+        "interval": [row.interval.low, row.interval.high],
+        "difference": [row.difference.low, row.difference.high],
+    }
+
+
+def render(model: str, measured: Measured, config: PoolingConfig) -> None:
+    """Prints it for people."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    pairs, related, name = measured.pairs, sum(measured.pairs.related), _measure(measured)
+    counts = f"{related} related and {len(pairs.scores) - related} unrelated pairs"
+    console.print(f"[bold]{escape(model)}[/bold] on {counts}\n[dim]{escape(_about_pairs(pairs))}[/dim]\n")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("compared by", no_wrap=True)
+    columns = ["related", "unrelated", "d", "AUC", *(["Spearman"] if name == "Spearman" else []), f"{name} against *"]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in measured.rows:
+        own = row is measured.configured
+        cells = [f"{row.related:.4g}", f"{row.unrelated:.4g}", f"{row.cohens_d:.2f}", f"{row.auc:.3f}"]
+        if row.spearman is not None:
+            cells.append(f"{row.spearman:.3f}")
+        cells.append("" if own else f"{row.difference.low:+.3f} to {row.difference.high:+.3f}")
+        style = "bold green" if own else "red" if row in measured.worse else "yellow" if row in measured.better else ""
+        by = "cosine" if row.normalize else "dot product"
+        table.add_row(f"{'*' if own else ' '} {' + '.join(row.modes)}", by, *cells, style=style)
+    console.print(table)
+    console.print(
+        "\n[dim]* the configured pooling. Cosine compares normalised vectors, the dot product those that are not. d: "
+        f"difference of the means in standard deviations. Last column: difference, {_LEVEL} interval.[/dim]\n"
+    )
+    for line in verdict(measured, config):
+        console.print(escape(line))
+    if measured.configured.normalize and not config.normalize:
+        console.print("\nThe model does not normalise, but asks for cosine, which does: the normalised row is its own.")
+    for warning in config.warnings:
+        console.print(f"\n[yellow]Its folder:[/yellow] {escape(warning)}")
+
+
+def _about_pairs(pairs: Pairs) -> str:
+    if pairs.kind == "scores":
+        return f"{pairs.source}; related is what scores above {pairs.middle:g}, the middle of the range"
+    if pairs.kind == "pairs":
+        return f"{pairs.source}; unrelated pairs are the same texts paired anew"
+    return pairs.source
+
+
+def plot(path: Path, model: str, measured: Measured) -> None:
+    """Histograms of both kinds' similarities, a panel for each pooling."""
+    from matplotlib.figure import Figure  # not pyplot, which looks for a display
+
+    is_related = measured.pairs.related
+    modes = list(dict.fromkeys(row.modes for row in measured.rows))
+    figure = Figure(figsize=(9, 1.5 * len(modes) + 1), layout="constrained")
+    panels = figure.subplots(len(modes), 2, squeeze=False)
+    for row in measured.rows:
+        panel = panels[modes.index(row.modes), 0 if row.normalize else 1]
+        kinds = [
+            [s for s, r in zip(row.similarities.tolist(), is_related, strict=True) if r is kind]
+            for kind in (True, False)
+        ]
+        panel.hist(kinds, bins=30, histtype="stepfilled", alpha=0.6, label=["related", "unrelated"])
+        mark = " (configured)" if row is measured.configured else ""
+        panel.set_title(
+            f"{row.name}: {_measure(measured)} {row.decides:.3f}{mark}", fontsize=9, weight="bold" if mark else "normal"
+        )
+        panel.set_yticks([])
+        panel.tick_params(labelsize=8)
+    for panel, label in zip(panels[-1], ("cosine", "dot product"), strict=True):
+        panel.set_xlabel(label)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(f"{model}: how each pooling separates {len(is_related)} pairs")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,281 @@
+"""sentence-transformers through fastpool: `patch` for one model, `install` for every model of the process.
+
+Both put fastpool's `forward` in the place of theirs, in Pooling and Normalize, and touch nothing else: types,
+attributes, configurations and saved files stay what they are. docs/sentence-transformers.md says where results differ.
+"""
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..models.read import POOLING_FLAGS, POOLING_MODES
+from ..segments import accumulator
+
+Features = dict[str, Any]
+Forward = Callable[[nn.Module, Features], Features]
+Model = TypeVar("Model", bound=nn.Module)
+
+_NAME = "fastpool.integrations.sentence_transformers"
+_logger = logging.getLogger(_NAME)
+
+# Where Pooling and Normalize are: from 5.4 on, and before.
+_PACKAGES = ("sentence_transformers.sentence_transformer.modules", "sentence_transformers.models")
+_MAJORS = range(3, 7)  # major versions that have been read and run
+_PARTS = ("_forward_padded", "_forward_flattened")  # what their Pooling.forward is made of, from 5.4 on
+
+
+class _Batch:
+    """The token states of a batch, and which of them count: padded rows with a mask, or packed rows (`cu_seq_lens_q`).
+
+    A prompt that is not to be pooled is left out row by row, from each text's first token on, padding not counted.
+    """
+
+    def __init__(self, module: nn.Module, features: Features) -> None:
+        hidden: Tensor = features["token_embeddings"]
+        hidden = hidden if hidden.stride(-1) == 1 else hidden.contiguous()
+        self.cu_seqlens: Tensor | None = features.get("cu_seq_lens_q")
+        self.hidden = hidden if self.cu_seqlens is None else hidden.squeeze(0)
+        mask = features.get("attention_mask")
+        # A mask of other tokens than these (a model that adds or merges some) says nothing about them.
+        self.mask: Tensor | None = mask if mask is not None and mask.shape[-1] == hidden.shape[1] else None
+        self.prompt: int | Tensor | None = None if module.include_prompt else features.get("prompt_length")
+
+    def begins(self) -> Tensor:
+        """[B], the row of each text's first token, its prompt included."""
+        if self.cu_seqlens is not None:
+            return self.cu_seqlens[:-1]
+        if self.mask is None:
+            return torch.zeros(self.hidden.shape[:1], dtype=torch.int64, device=self.hidden.device)
+        return self.mask.ne(0).int().argmax(dim=1)
+
+    def segments(self) -> dict[str, Tensor | None]:
+        """The tokens that count, as fastpool's functions take them."""
+        if self.cu_seqlens is None:
+            if self.prompt is None:
+                return {"mask": self.mask}
+            return {"mask": self.mask, "starts": (self.begins() + self.prompt).clamp(max=self.hidden.shape[1])}
+        if self.prompt is None:
+            return {"cu_seqlens": self.cu_seqlens}
+        ends = self.cu_seqlens[1:]
+        return {"starts": torch.minimum(self.begins() + self.prompt, ends).to(ends.dtype), "ends": ends}
+
+    def positions(self) -> Tensor:
+        """[B, S] or [T], the place of each token in its text: 1, 2, 3, ... The prompt counts, pooled or not."""
+        rows = torch.arange(self.hidden.shape[-2], device=self.hidden.device)
+        if self.cu_seqlens is None:
+            begins = self.begins()[:, None]
+        else:
+            begins = self.cu_seqlens[torch.bucketize(rows, self.cu_seqlens[1:], right=True)]
+        return (rows + 1 - begins).to(accumulator(self.hidden.dtype))
+
+
+def _modes(module: nn.Module) -> tuple[str, ...]:
+    """fastpool's names of a Pooling's modes, in their order of concatenation."""
+    if hasattr(module, "pooling_mode"):  # from 5.4 on
+        named: Any = module.pooling_mode
+        return tuple(POOLING_MODES[name] for name in ((named,) if isinstance(named, str) else named))
+    return tuple(mode for flag, mode in POOLING_FLAGS.items() if getattr(module, flag))
+
+
+def _weighted(mode: str, batch: _Batch, token_weights_sum: Tensor) -> Tensor:
+    """A mean of tokens that WordWeights has multiplied by their weights: their sum, over the sum of the weights."""
+    hidden = batch.hidden * batch.positions()[..., None] if mode == "weighted_mean" else batch.hidden
+    total = functional.sum(hidden, **batch.segments(), out_dtype=accumulator(hidden.dtype))
+    divisor = token_weights_sum.to(torch.promote_types(total.dtype, token_weights_sum.dtype)).clamp(min=1e-9)[:, None]
+    result = total / (divisor.sqrt() if mode == "mean_sqrt_len" else divisor)
+    return result.to(torch.promote_types(batch.hidden.dtype, token_weights_sum.dtype))
+
+
+def _vector(mode: str, batch: _Batch, features: Features) -> Tensor:
+    if mode == "cls" and "cls_token_embeddings" in features:
+        cls_token: Tensor = features["cls_token_embeddings"]
+        return cls_token
+    if mode in ("mean", "mean_sqrt_len", "weighted_mean") and "token_weights_sum" in features:
+        return _weighted(mode, batch, features["token_weights_sum"])
+    # Without weights, fastpool would count positions from behind the prompt.
+    more = {"weights": batch.positions()} if mode == "weighted_mean" and batch.prompt is not None else {}
+    vector: Tensor = getattr(functional, mode)(batch.hidden, **batch.segments(), **more)
+    return vector
+
+
+def _pool(module: nn.Module, features: Features) -> Features:
+    """Pooling.forward: features["sentence_embedding"] [B, modes * H] from features["token_embeddings"]."""
+    batch = _Batch(module, features)
+    vectors = [_vector(mode, batch, features) for mode in _modes(module)]
+    features["sentence_embedding"] = torch.cat(vectors, dim=-1) if len(vectors) > 1 else vectors[0]
+    return features
+
+
+def _normalize(module: nn.Module, features: Features) -> Features:
+    """Normalize.forward: features[module_output_name] from features[module_input_name]."""
+    name: Any = getattr(module, "module_input_name", "sentence_embedding")  # before 6.0 it has no names
+    x = features.get(name)
+    if x is not None:
+        # Under autocast the dtype of their result is autocast's choice, and differs between devices.
+        device = x.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        out_dtype = nn.functional.normalize(x.new_empty(0, 1), dim=-1).dtype if autocast else None
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        features[getattr(module, "module_output_name", name)] = functional.l2_normalize(x, out_dtype=out_dtype)
+    return features
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    _logger.warning("%s: %s", _NAME, message)
+
+
+def _traced() -> bool:
+    """TorchScript and ONNX know torch's own operators only: there, their forward has to run."""
+    if not (torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()):  # type: ignore[attr-defined]  # not exported
+        return False
+    _log_once("torch.jit.trace and ONNX export record sentence-transformers' own pooling, not fastpool's")
+    return True
+
+
+def _overridden(kind: type, base: type, names: tuple[str, ...]) -> str:
+    """Those of the methods that a subclass does in its own way, of which fastpool knows nothing; "" if none."""
+    return ", ".join(name for name in names if getattr(kind, name, None) is not getattr(base, name, None))
+
+
+def _instance_forward(ours: Forward, module: nn.Module, features: Features, **kwargs: Any) -> Features:
+    if _traced():
+        theirs: Features = type(module).forward(module, features, **kwargs)
+        return theirs
+    return ours(module, features)
+
+
+def _class_forward(ours: Forward, base: Any) -> Any:
+    theirs = base.forward
+
+    @functools.wraps(theirs)
+    def forward(self: nn.Module, features: Features, **kwargs: Any) -> Features:
+        if type(self) is not base and (own := _overridden(type(self), base, _PARTS)):
+            _log_once(f"{type(self).__name__} keeps its own pooling: it overrides {own}")
+        elif not _traced():
+            return ours(self, features)
+        result: Features = theirs(self, features, **kwargs)
+        return result
+
+    forward.fastpool_replaces = theirs  # type: ignore[attr-defined]
+    return forward
+
+
+def _import(package: str) -> Any:
+    """The package, or None where this version of sentence-transformers has none of this name."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name == "sentence_transformers" or not package.startswith(f"{error.name}"):
+            raise  # it is not installed, or lacks something
+        return None
+
+
+@functools.cache
+def _replacements() -> dict[Any, Forward]:
+    """Their classes, each with what does its work. Raises RuntimeError where they are not as fastpool knows them."""
+    version: str = importlib.import_module("sentence_transformers").__version__
+
+    def expect(found: bool, but: str) -> None:
+        if not found:
+            raise RuntimeError(f"{_NAME}: sentence-transformers {version} is not as expected: {but}")
+
+    majors = tuple(map(str, _MAJORS))
+    expect(version.split(".")[0] in majors, f"fastpool knows the versions {', '.join(majors)}")
+    package: Any = next(filter(None, map(_import, _PACKAGES)), None)
+    expect(package is not None, f"there is no {' and no '.join(_PACKAGES)}")
+    for name in ("Pooling", "Normalize"):
+        kind = getattr(package, name, None)
+        expect(isinstance(kind, type) and hasattr(kind, "forward"), f"{package.__name__} has no class {name}")
+    modes = getattr(package.Pooling, "POOLING_MODES", ())
+    expect(set(modes) == set(POOLING_MODES), f"Pooling.POOLING_MODES is {', '.join(modes) or 'missing'}")
+    example = package.Pooling(1)
+    says = ("pooling_mode",) if hasattr(example, "pooling_mode") else tuple(POOLING_FLAGS)
+    for attribute in (*says, "include_prompt"):
+        expect(hasattr(example, attribute), f"a Pooling has no attribute {attribute}")
+    return {package.Pooling: _pool, package.Normalize: _normalize}
+
+
+def _is_patched(path: str, module: nn.Module) -> bool:
+    forward = vars(module).get("forward")
+    ours = isinstance(forward, functools.partial) and forward.func is _instance_forward
+    if forward is not None and not ours:
+        raise RuntimeError(f"{_NAME}: somebody else has replaced the forward of module {path!r}: {forward!r}")
+    return ours
+
+
+def _modules(model: Any) -> Iterator[tuple[str, nn.Module, Forward]]:
+    """Each Pooling and Normalize in a model, however deep, with what does its work."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{_NAME}: model must be a SentenceTransformer, got {type(model).__name__}")
+    for path, module in model.named_modules():
+        for base, ours in _replacements().items():
+            if isinstance(module, base):
+                if own := _overridden(type(module), base, ("forward", *_PARTS)):
+                    raise RuntimeError(
+                        f"{_NAME}: module {path!r} is a {type(module).__name__}, which overrides {own} of "
+                        f"{base.__name__}: fastpool does not know what it does"
+                    )
+                yield path, module, ours
+
+
+def patch(model: Model) -> Model:
+    """Makes a model's Pooling and Normalize modules, however deep in it, run through fastpool. Returns the model.
+
+    Types and configurations stay, so the model saves, loads and prints as before; copies and pickles of it are patched
+    too, and loading such a pickle needs fastpool. torch.jit.trace and ONNX export record sentence-transformers' own
+    operators, and a warning in the log says so. Patching twice is patching once.
+
+    Args:
+        model: a sentence_transformers.SentenceTransformer, or any torch module that holds its modules.
+
+    Raises:
+        TypeError: it is no torch module.
+        ValueError: it holds neither a Pooling nor a Normalize.
+        RuntimeError: sentence-transformers is not as fastpool knows it (versions 3 to 6 are); a module is a subclass
+            with a forward of its own, or something else has replaced its forward. Nothing is patched then.
+
+    >>> model = patch(SentenceTransformer("all-MiniLM-L6-v2"))
+    """
+    found = list(_modules(model))
+    if not found:
+        raise ValueError(f"{_NAME}: the model holds neither a Pooling nor a Normalize of sentence-transformers")
+    todo = [(module, ours) for path, module, ours in found if not _is_patched(path, module)]
+    for module, ours in todo:
+        # Not a bound method: those are pickled by name, and that name is the class's own forward.
+        vars(module)["forward"] = functools.partial(_instance_forward, ours, module)
+    return model
+
+
+def unpatch(model: Model) -> Model:
+    """Undoes `patch`; a model that is not patched stays as it is. Returns the model. Raises what `patch` raises."""
+    for module in [module for path, module, _ in _modules(model) if _is_patched(path, module)]:
+        del vars(module)["forward"]
+    return model
+
+
+def install() -> None:
+    """Makes every Pooling and Normalize of this process run through fastpool, built before or after this call.
+
+    For programs that build their models themselves. It holds in this process only: start-up code of worker processes
+    has to call it too (models that were patched take it along). A subclass with a forward of its own keeps it, and one
+    that overrides parts of Pooling.forward does too, with a warning in the log. Installing twice is installing once.
+
+    Raises:
+        RuntimeError: sentence-transformers is not as fastpool knows it (versions 3 to 6 are); nothing is replaced then.
+    """
+    for base, ours in _replacements().items():
+        if not hasattr(base.forward, "fastpool_replaces"):
+            base.forward = _class_forward(ours, base)
+
+
+def uninstall() -> None:
+    """Undoes `install`; models that were patched stay patched."""
+    for base in _replacements():
+        base.forward = getattr(base.forward, "fastpool_replaces", base.forward)

@@ -1,0 +1,122 @@
+"""vLLM's CLS, LAST and MEAN pooling by fastpool, with the embedding head's truncation and normalisation in one pass.
+
+vLLM calls `register` in each of its processes, by the entry point `vllm.general_plugins`. It has no registry of pooling
+methods, so `forward` is replaced in the classes: objects, isinstance and everything else about them stay. Read against
+vLLM 0.32.0 and 0.33.0, vllm/model_executor/layers/pooler/seqwise.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..segments import FLOATS, accumulator
+from ._plugin import UnexpectedEngineError, expect_signature, start
+
+
+@cache
+def register() -> None:
+    """Makes fastpool pool for vLLM in this process; a second call does nothing.
+
+    Where FASTPOOL_VLLM=0 nothing happens; where vLLM is not as expected, nothing but a warning in the log.
+    """
+    start("vLLM", ("0.32", "0.33"), _attach)
+
+
+def _attach() -> None:
+    seqwise: Any = import_module("vllm.model_executor.layers.pooler.seqwise")
+    normalize: Any = import_module("vllm.model_executor.layers.pooler.activations").PoolerNormalize
+    cursor: Any = import_module("vllm.v1.pool.metadata").PoolingCursor
+    pooler, head = seqwise.SequencePooler, seqwise.EmbeddingPoolerHead
+    modes = {seqwise.CLSPool: "cls", seqwise.LastPool: "last", seqwise.MeanPool: "mean"}
+
+    for method in modes:
+        expect_signature(method.forward, method, "self", "hidden_states", "pooling_metadata")
+    expect_signature(pooler.__init__, pooler, "self", "pooling", "head")
+    expect_signature(pooler.forward, pooler, "self", "hidden_states", "pooling_metadata")
+    expect_signature(head.__init__, head, "self", "projector", "head_dtype", "activation")
+    expect_signature(head.forward, head, "self", "pooled_data", "pooling_metadata")
+    expect_signature(cursor.is_partial_prefill, cursor, "self")
+    names = {field.name for field in fields(cursor)}
+    if missing := {"first_token_indices_gpu", "last_token_indices_gpu"} - names:
+        raise UnexpectedEngineError(f"PoolingCursor has no {' and no '.join(sorted(missing))}")
+
+    def does_no_more_than_fastpool(given: Any) -> bool:
+        return (
+            type(given) is head
+            and given.projector is None
+            and (given.activation is None or type(given.activation) is normalize)
+            and (given.head_dtype is None or given.head_dtype in FLOATS)
+        )
+
+    theirs = pooler.forward
+
+    def forward(self: Any, hidden_states: Tensor, pooling_metadata: Any) -> Tensor | list[Tensor]:
+        mode = modes.get(type(self.pooling))
+        requests = len(pooling_metadata.pooling_params)
+        segments = len(pooling_metadata.get_pooling_cursor().first_token_indices_gpu)
+        if mode is None or requests != segments or not does_no_more_than_fastpool(self.head):
+            result: Tensor | list[Tensor] = theirs(self, hidden_states, pooling_metadata)
+            return result
+        return _embed(mode, hidden_states, pooling_metadata, self.head)
+
+    for method, mode in modes.items():
+        method.forward = _method_forward(mode)
+    pooler.forward = forward
+
+
+def _method_forward(mode: str) -> Callable[[Any, Tensor, Any], Tensor]:
+    def forward(self: Any, hidden_states: Tensor, pooling_metadata: Any) -> Tensor:
+        return _pool(mode, hidden_states, pooling_metadata, out_dtype=_pooled_dtype(mode, hidden_states))
+
+    return forward
+
+
+def _pooled_dtype(mode: str, hidden: Tensor) -> torch.dtype:
+    """What vLLM's method gives: a mean is float32 whatever the model's dtype."""
+    return torch.float32 if mode == "mean" else hidden.dtype
+
+
+def _pool(mode: str, hidden: Tensor, metadata: Any, **epilogue: Any) -> Tensor:
+    """[N, dim or H]; of every request the tokens of this step. Nothing is read back from the device.
+
+    Raises RuntimeError for a part of a prompt. The last token of a part is allowed: vLLM drops the result until the
+    prompt is complete.
+    """
+    cursor = metadata.get_pooling_cursor()
+    if mode != "last" and cursor.is_partial_prefill():
+        raise RuntimeError(f"partial prefill is not supported with {mode.upper()} pooling")
+    starts, ends = cursor.first_token_indices_gpu, cursor.last_token_indices_gpu + 1
+    result: Tensor = getattr(functional, mode)(hidden, starts=starts, ends=ends, **epilogue)
+    return result
+
+
+def _embed(mode: str, hidden: Tensor, metadata: Any, head: Any) -> Tensor | list[Tensor]:
+    """The pooling method and its head: [N, dim or H], or where requests ask for different things a list of vectors."""
+    width, out_dtype = hidden.shape[-1], head.head_dtype or _pooled_dtype(mode, hidden)
+    wanted = [
+        (
+            None if request.dimensions is None else min(request.dimensions, width),
+            head.activation is not None and bool(request.use_activation),
+        )
+        for request in metadata.pooling_params
+    ]
+    if len(set(wanted)) <= 1:
+        dim, normalize = wanted[0] if wanted else (None, False)
+        return _pool(mode, hidden, metadata, dim=dim, normalize=normalize, out_dtype=out_dtype)
+    # One pooling for all, in the accumulator's dtype: a request keeps the bits it has where all requests want the same.
+    vectors = list(_pool(mode, hidden, metadata, out_dtype=accumulator(hidden.dtype)).unbind())
+    for dim, normalize in set(wanted):
+        rows = [row for row, one in enumerate(wanted) if one == (dim, normalize)]
+        # Stacked by pointers: an index would have to be copied to the device.
+        alike = torch.stack([vectors[row] for row in rows])
+        if normalize:
+            alike = functional.l2_normalize(alike, dim=dim, out_dtype=out_dtype)
+        for row, vector in zip(rows, alike[:, :dim].to(out_dtype).unbind(), strict=True):
+            vectors[row] = vector
+    return vectors

@@ -1,0 +1,127 @@
+"""What pooling does a model want? `fastpool.PoolingConfig.from_pretrained(folder)` reads it from the model's files."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..nn import Pooling
+from ..segments import accumulator
+from .dense import Dense
+from .files import Folder
+from .read import Decision, Reader
+
+
+@dataclass(frozen=True)
+class PoolingConfig:
+    """The pooling that a model wants: modes side by side, Dense layers, truncation, L2 normalisation, in this order.
+
+    `decisions` says where each answer comes from and how sure it is: "stated" by the folder, "implied" by something
+    else in it, or "guessed". `warnings` says what contradicts what, and what a guess puts at risk.
+
+    >>> config = fastpool.PoolingConfig.from_pretrained("path/of/model")
+    >>> config.modes, config.normalize
+    (('mean',), True)
+    >>> embeddings = config.apply(hidden, mask)
+    """
+
+    modes: tuple[str, ...]  # fastpool's names
+    normalize: bool = False
+    dim: int | None = None  # columns to keep (Matryoshka)
+    width: int | None = None  # columns that token states must have, H
+    padding_side: str | None = None  # "left", "right"; None where the folder does not say
+    max_length: int | None = None  # tokens of a text
+    include_prompt: bool = True
+    prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    default_prompt_name: str | None = None
+    similarity: str | None = None  # "cosine", "dot", ...
+    dense: tuple[Dense, ...] = ()
+    architecture: str | None = None
+    decisions: tuple[Decision, ...] = field(default=(), hash=False)
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> "PoolingConfig":
+        """Reads a model's folder: modules.json and what it names, config_sentence_transformers.json, config.json,
+        tokenizer_config.json. Asks no network, executes nothing, reads no weights.
+
+        Without modules.json the architecture decides: the last token of a causal model, and for an encoder, of which
+        nobody can tell, the mean. A guess is a UserWarning.
+
+        Raises:
+            FileNotFoundError: no such folder, or a file is missing that has to be there.
+            ValueError: a file is malformed, or asks for what is not supported; names the file and the key.
+        """
+        reader = Reader(Folder(Path(folder)))
+        for guess in reader.guesses:
+            warnings.warn(f"{folder}: {guess}", UserWarning, stacklevel=2)
+        return cls(**reader.answers)
+
+    def decision(self, what: str) -> Decision:
+        """The decision about "modes", "normalize", ..."""
+        return next(decision for decision in self.decisions if decision.what == what)
+
+    def apply(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        starts: Tensor | None = None,
+        ends: Tensor | None = None,
+    ) -> Tensor:
+        """Token states to vectors, as the model wants it.
+
+        Takes the spellings of fastpool.mean and the like. Where `include_prompt` is False, the prompt is no part of
+        the vector: hand over `starts`, for each row the position of the first token behind the prompt (in packed
+        input its row number, with `ends`); without it, nothing is left out, which is right for texts without prompt.
+        Weights of weighted_mean then keep counting from the prompt, as in sentence-transformers.
+
+        Returns:
+            [B, D] in hidden's dtype; D is dim, the last Dense layer's width, or len(modes) * H. Everything before
+            stays in the accumulator's precision (float32; float64 for float64), so it is rounded once. Gradients flow
+            to hidden; Dense layers are constants.
+
+        Raises:
+            TypeError, ValueError: what the functions raise; ValueError for hidden of another width than `width`.
+        """
+        if isinstance(hidden, Tensor) and hidden.dim() > 0 and self.width not in (None, hidden.shape[-1]):
+            source = next((f" ({d.source})" for d in self.decisions if d.what == "width"), "")
+            raise ValueError(
+                f"fastpool.PoolingConfig.apply: hidden must have {self.width} columns, as the model says{source}, "
+                f"got {hidden.shape[-1]}"
+            )
+        bounds = {"lengths": lengths, "starts": starts, "ends": ends}
+        weights = None
+        if "weighted_mean" in self.modes and not self.include_prompt and starts is not None:
+            weights = _positions(hidden, mask)
+        if not self.dense:
+            pooling = Pooling(self.modes, dim=self.dim, normalize=self.normalize)
+            result: Tensor = pooling(hidden, mask, cu_seqlens, weights, **bounds)
+            return result
+        wide = accumulator(hidden.dtype) if isinstance(hidden, Tensor) else None
+        result = Pooling(self.modes, out_dtype=wide)(hidden, mask, cu_seqlens, weights, **bounds)
+        for dense in self.dense:
+            result = dense(result)
+        if self.normalize:
+            return functional.l2_normalize(result, dim=self.dim, out_dtype=hidden.dtype)
+        return result[..., : self.dim].to(hidden.dtype)
+
+
+def _positions(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, S]: 1, 2, 3, ... from the first real token of each row, prompt included."""
+    if hidden.dim() != 3:
+        raise ValueError(
+            "fastpool.PoolingConfig.apply: weighted_mean without the prompt needs padded [B, S, H] hidden, because its "
+            "weights count from the prompt's start, which packed starts do not tell"
+        )
+    counted = torch.arange(1, hidden.shape[1] + 1, device=hidden.device, dtype=accumulator(hidden.dtype))
+    if mask is None:
+        return counted.expand(hidden.shape[:2])
+    return counted - (mask != 0).int().argmax(dim=1, keepdim=True)

@@ -1,0 +1,268 @@
+"""What engines make of a model's folder: their setting for its pooling, and what they do without one.
+
+Facts as read in the sources named at each engine; a newer release may decide differently.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from .config import PoolingConfig
+from .files import Document, Folder
+from .read import POOLING_FLAGS, POOLING_MODES, is_bidirectional, is_decoder
+
+_OLD = "sentence_transformers.models."  # module types as releases before 5.4 wrote them
+_NEW = {
+    "Pooling": "sentence_transformers.sentence_transformer.modules.pooling.",
+    "Normalize": "sentence_transformers.base.modules.normalize.",
+    "Dense": "sentence_transformers.base.modules.dense.",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One engine's."""
+
+    engine: str
+    version: str
+    setting: str | None  # what gives the folder's pooling; None: not possible
+    by_itself: str  # what it does without the setting
+    differs: bool  # by itself it does not pool as the folder says
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A folder as engines see it, and what it wants."""
+
+    folder: Folder
+    wanted: PoolingConfig
+
+    @property
+    def transformer(self) -> Document:
+        return self.folder.optional("config.json")
+
+    def module(self, name: str, *prefixes: str) -> Document | None:
+        """The configuration of the first module of that class, if its type has one of the prefixes."""
+        for module in self.folder.modules() or []:
+            if module.type in [prefix + name for prefix in prefixes]:
+                return self.folder.optional(module.config)
+        return None
+
+
+@dataclass(frozen=True)
+class Own:
+    """What an engine does without a setting. Where it gives no sentence vectors, `pooling` has no modes."""
+
+    pooling: PoolingConfig
+    notes: tuple[str, ...] = ()
+
+
+def describe(pooling: PoolingConfig) -> str:
+    """mean + max, Dense to 768, first 256 columns, normalised"""
+    if not pooling.modes:
+        return "no sentence vectors"
+    steps = [" + ".join(pooling.modes) + ("" if pooling.include_prompt else " without the prompt")]
+    steps += [f"Dense to {dense.outputs}" for dense in pooling.dense]
+    if pooling.dim is not None:
+        steps.append(f"first {pooling.dim} columns")
+    return ", ".join([*steps, "normalised" if pooling.normalize else "not normalised"])
+
+
+def _differences(own: PoolingConfig, wanted: PoolingConfig) -> set[str]:
+    fields = ("modes", "normalize", "dim", "dense", "include_prompt")
+    return {field for field in fields if getattr(own, field) != getattr(wanted, field)}
+
+
+def _option(wanted: PoolingConfig, own: PoolingConfig, names: dict[str, str]) -> str | None:
+    """The engine's name for the mode; None if no option gives that pooling: engines have options for the mode, none for
+    the prompt or for Dense layers."""
+    if len(wanted.modes) != 1 or _differences(own, wanted) & {"dense", "include_prompt"}:
+        return None
+    return names.get(wanted.modes[0])
+
+
+def _matryoshka(option: str, wanted: PoolingConfig) -> str:
+    """vLLM and SGLang take the columns from requests, of models that allow it."""
+    if wanted.dim is None:
+        return ""
+    return f" {option} '{{\"is_matryoshka\": true}}'; in requests: {json.dumps({'dimensions': wanted.dim})}"
+
+
+# sentence-transformers 6.2.0, sentence_transformer/model.py: _load_default_modules, and encode, which truncates what
+# the modules gave.
+
+
+def _sentence_transformers(model: Model) -> Own:
+    wanted = model.wanted
+    if not model.folder.has("modules.json"):
+        causal = (wanted.architecture or "").endswith("ForCausalLM")
+        causal = causal and model.transformer.get("is_causal", bool) is not False
+        return Own(
+            replace(wanted, modes=("last" if causal else "mean",), normalize=False, dense=(), include_prompt=True),
+            ("modules.json is missing: it takes lasttoken for causal LMs, mean for all others",),
+        )
+    if wanted.normalize and wanted.dim is not None:
+        note = "it normalises, then truncates, and does not normalise again; encode(normalize_embeddings=True) does"
+        return Own(replace(wanted, normalize=False), (note,))
+    return Own(wanted)
+
+
+def _sentence_transformers_setting(wanted: PoolingConfig, own: PoolingConfig) -> str | None:
+    names = {ours: theirs for theirs, ours in POOLING_MODES.items()}
+    if not set(wanted.modes) <= set(names):
+        return None
+    modes = tuple(names[mode] for mode in wanted.modes)
+    prompt = "" if wanted.include_prompt else ", include_prompt=False"
+    steps = [f"Pooling({wanted.width or 'H'}, {modes if len(modes) > 1 else modes[0]!r}{prompt})"]
+    steps += [f"Dense({dense.inputs}, {dense.outputs}, ...)" for dense in wanted.dense]
+    setting = ", ".join([*steps, *(["Normalize()"] if wanted.normalize else [])])
+    if wanted.dim is None:
+        return setting
+    again = ", normalize_embeddings=True" if wanted.normalize else ""
+    return f"{setting}; encode(..., truncate_dim={wanted.dim}{again})"
+
+
+# vLLM 0.33.0, transformers_utils/config.py: get_pooling_config, parse_pooling_type, try_get_dense_modules;
+# config/model.py: __post_init__; models/*.py: default_pooling_type; layers/pooler/seqwise/heads.py.
+
+_VLLM_MODES = {"mean": "MEAN", "cls": "CLS", "last": "LAST"}
+_VLLM_NORMALIZE = "sentence_transformers.sentence_transformer.modules.normalize."
+
+
+def _vllm_default(model: Model) -> str:
+    """Of the architecture. Encoders are CLS, by class or as whatever the Transformers backend runs; decoders are LAST,
+    bidirectional or not."""
+    if model.wanted.architecture == "EmbeddingGemma2Model":
+        return "mean"
+    return "last" if is_decoder(model.transformer) else "cls"
+
+
+def _vllm(model: Model) -> Own:
+    default = _vllm_default(model)
+    pooling = model.module("Pooling", _OLD, _NEW["Pooling"])
+    known = model.wanted.dense if model.module("Dense", _OLD, _NEW["Dense"]) else ()
+    dense = tuple(replace(layer, residual=False) for layer in known)
+    plain = replace(model.wanted, modes=(default,), normalize=True, dim=None, dense=dense, include_prompt=True)
+    if pooling is None:
+        note = "no Pooling module that it knows in modules.json: the architecture decides, and vectors are normalised"
+        return Own(plain, (note,))
+    normalize = model.module("Normalize", _OLD, _NEW["Normalize"], _VLLM_NORMALIZE) is not None
+    mode: str | None = None
+    for key, value in pooling.values.items():  # the last key that it knows wins
+        if value is True or (key == "pooling_mode" and isinstance(value, str)):
+            word = (value if isinstance(value, str) else key.removeprefix("pooling_mode_")).partition("_")[0]
+            mode = {"mean": "mean", "cls": "cls", "lasttoken": "last"}.get(word, mode)
+    if mode is None:
+        note = f"it knows no {' + '.join(model.wanted.modes)}: the architecture decides"
+        return Own(replace(plain, normalize=normalize), (note,))
+    return Own(replace(plain, modes=(mode,), normalize=normalize))
+
+
+def _vllm_setting(wanted: PoolingConfig, own: PoolingConfig) -> str | None:
+    mode = _option(wanted, own, _VLLM_MODES)
+    pooler = {"seq_pooling_type": mode, "use_activation": wanted.normalize}
+    return mode and f"--pooler-config '{json.dumps(pooler)}'" + _matryoshka("--hf-overrides", wanted)
+
+
+# SGLang 0.5.23, srt/models/*.py: the Pooler of each class; srt/models/transformers.py: EmbeddingMixin, for all others;
+# models/gemma3_causal.py: EmbeddingGemmaModel, which reads Dense modules of the older type.
+
+_SGLANG_CLS = ("BertModel", "Contriever", "XLMRobertaModel", "Lfm2BidirectionalModel")
+
+
+def _sglang(model: Model) -> Own:
+    architecture = model.wanted.architecture or ""
+    embedding_gemma = architecture == "Gemma3TextModel" and is_bidirectional(model.transformer)
+    dense = model.wanted.dense if embedding_gemma and model.module("Dense", _OLD) else ()
+    if embedding_gemma or architecture == "EmbeddingGemma2Model":
+        mode = "mean"
+    elif architecture in _SGLANG_CLS or (model.transformer.get("pooling_type", str) or "").upper() == "CLS":
+        mode = "cls"
+    else:
+        mode = "last"
+    plain = replace(model.wanted, modes=(mode,), normalize=True, dim=None, dense=dense, include_prompt=True)
+    return Own(plain, ("the architecture decides; it reads no pooling configuration and has no option for one",))
+
+
+def _sglang_setting(wanted: PoolingConfig, own: PoolingConfig) -> str | None:
+    if _differences(own, wanted) - {"dim"}:
+        return None
+    return "--is-embedding" + _matryoshka("--json-model-override-args", wanted)
+
+
+# text-embeddings-inference 1.9.3, router/src/lib.rs: get_backend_model_type, PoolConfig; backends/src/lib.rs:
+# ModuleType; core/src/infer.rs, where requests normalise unless they say no.
+
+_TEI_MODES = {"mean": "mean", "cls": "cls", "last": "last-token"}
+_TEI_MODULES = tuple(_OLD + name for name in ("Dense", "Normalize", "Pooling", "Transformer"))
+
+
+def _tei(model: Model) -> Own:
+    known = all(module.type in _TEI_MODULES for module in model.folder.modules() or [])
+    dense = tuple(replace(layer, residual=False) for layer in model.wanted.dense) if known else ()
+    plain = replace(model.wanted, modes=(), normalize=True, dim=None, dense=dense, include_prompt=True)
+    notes = () if known else ("a module type of modules.json is new to it: it would apply no Dense layer",)
+    refuses = "it refuses to start without --pooling"
+    if not model.folder.has("1_Pooling/config.json"):
+        if "bert" in (model.transformer.get("model_type", str) or "").lower():
+            return Own(replace(plain, modes=("cls",)), ("1_Pooling/config.json is missing: cls it is", *notes))
+        return Own(plain, (f"1_Pooling/config.json is missing: {refuses}",))
+    flags = model.folder.document("1_Pooling/config.json").values
+    if not {"pooling_mode_cls_token", "pooling_mode_mean_tokens"} <= set(flags):
+        return Own(plain, (f"it reads the older pooling_mode_* keys only: {refuses}", *notes))
+    for key in ("pooling_mode_cls_token", "pooling_mode_mean_tokens", "pooling_mode_lasttoken"):
+        if flags.get(key):
+            return Own(replace(plain, modes=(POOLING_FLAGS[key],)), notes)
+    return Own(plain, (f"it knows no {' + '.join(model.wanted.modes)}: {refuses}", *notes))
+
+
+def _tei_setting(wanted: PoolingConfig, own: PoolingConfig) -> str | None:
+    mode = _option(wanted, own, _TEI_MODES)
+    request: dict[str, object] = {} if wanted.normalize else {"normalize": False}
+    if wanted.dim is not None:
+        request["dimensions"] = wanted.dim
+    return mode and f"--pooling {mode}" + (f"; in requests: {json.dumps(request)}" if request else "")
+
+
+# llama.cpp, conversion/base.py: _try_set_pooling_type (2bbcf7fc); src/llama-graph.cpp (00395eb2). Its server normalises
+# unless a request says no.
+
+_LLAMA_MODES = {"mean": "mean", "cls": "cls", "last": "last"}
+
+
+def _llama(model: Model) -> Own:
+    plain = replace(model.wanted, modes=(), normalize=True, dim=None, dense=(), include_prompt=True)
+    pooling = model.module("Pooling", _OLD)
+    if pooling is None:
+        return Own(plain, ("the converter finds no Pooling module of the older type: token vectors without --pooling",))
+    for key in ("pooling_mode_mean_tokens", "pooling_mode_cls_token", "pooling_mode_lasttoken"):
+        if key not in pooling.values:
+            return Own(plain, (f"the converter fails: {pooling.name} has no {key}",))
+        if pooling.values[key]:
+            return Own(replace(plain, modes=(POOLING_FLAGS[key],)))
+    return Own(plain, (f"the converter knows no {' + '.join(model.wanted.modes)}",))
+
+
+def _llama_setting(wanted: PoolingConfig, own: PoolingConfig) -> str | None:
+    mode = None if wanted.dim is not None else _option(wanted, own, _LLAMA_MODES)
+    return mode and f"--pooling {mode}" + ("" if wanted.normalize else " --embd-normalize -1")
+
+
+_ENGINES: tuple[tuple[str, str, Callable[[Model], Own], Callable[[PoolingConfig, PoolingConfig], str | None]], ...] = (
+    ("sentence-transformers", "6.2.0", _sentence_transformers, _sentence_transformers_setting),
+    ("vLLM", "0.33.0", _vllm, _vllm_setting),
+    ("SGLang", "0.5.23", _sglang, _sglang_setting),
+    ("text-embeddings-inference", "1.9.3", _tei, _tei_setting),
+    ("llama.cpp", "2bbcf7fc", _llama, _llama_setting),
+)
+
+
+def answers(folder: Folder, wanted: PoolingConfig) -> list[Answer]:
+    """Every engine's answer, in the order of the table above."""
+    model, found = Model(folder, wanted), []
+    for engine, version, decide, setting in _ENGINES:
+        own = decide(model)
+        differs = bool(_differences(own.pooling, wanted))
+        found.append(Answer(engine, version, setting(wanted, own.pooling), describe(own.pooling), differs, own.notes))
+    return found

@@ -1,0 +1,399 @@
+"""vLLM's pooling by fastpool, on vLLM's own classes where vLLM is installed (scripts/check_vllm.sh), else on stand-ins
+for them; the names of the tests say which.
+"""
+
+import importlib.util
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastpool
+from fastpool.integrations import vllm as plugin
+from fastpool.testing import same_bits
+
+REAL = importlib.util.find_spec("vllm") is not None
+MODES = {"MEAN": "mean", "CLS": "cls", "LAST": "last"}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LENGTHS = [7, 1, 130, 64, 33]
+WIDTH = 48
+modes = pytest.mark.parametrize("kind", MODES)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.fixture(params=["vllm" if REAL else "stand-in"])
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """vLLM's names as they are before `register`; put back afterwards."""
+    if not REAL:
+        spec = importlib.util.spec_from_file_location("vllm_stand_in", Path(__file__).parent / "stand_ins" / "vllm.py")
+        assert spec is not None
+        assert spec.loader is not None
+        stand_in = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(stand_in)
+        for name, module in stand_in.modules().items():
+            monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delenv("FASTPOOL_VLLM", raising=False)
+    pooler = "vllm.model_executor.layers.pooler"
+    names = SimpleNamespace(vllm=import_module("vllm"), methods=import_module(f"{pooler}.seqwise.methods"))
+    for module in (
+        f"{pooler}.seqwise",
+        f"{pooler}.activations",
+        "vllm.v1.pool.metadata",
+        "vllm.pooling_params",
+    ):
+        vars(names).update({n: v for n, v in vars(import_module(module)).items() if not n.startswith("_")})
+    for touched in (names.CLSPool, names.LastPool, names.MeanPool, names.SequencePooler):
+        monkeypatch.setattr(touched, "forward", touched.forward)
+    plugin.register.cache_clear()
+    yield names
+    plugin.register.cache_clear()
+
+
+@pytest.fixture
+def attached(engine: SimpleNamespace) -> SimpleNamespace:
+    plugin.register()
+    return engine
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
+    """What the plugin logs, whatever vLLM does with it."""
+    log, handler, records = logging.getLogger("vllm.fastpool"), logging.Handler(), list[logging.LogRecord]()
+    monkeypatch.setattr(handler, "emit", records.append)
+    monkeypatch.setattr(log, "handlers", [handler])
+    log.setLevel(logging.INFO)
+    yield records
+    log.setLevel(logging.NOTSET)
+
+
+def tokens(dtype: torch.dtype, lengths: list[int] = LENGTHS) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(sum(lengths), WIDTH, generator=generator) + 0.25).to(dtype)
+
+
+def metadata(
+    engine: Any, lengths: list[int] = LENGTHS, wanted: Any = None, prompts: Any = None, index: torch.dtype = torch.int32
+) -> Any:
+    """For requests that are scheduled `lengths` tokens of their `prompts`; `wanted`: (dimensions, use_activation)."""
+    scheduled, prompt_lens = torch.tensor(lengths, dtype=torch.int64), torch.tensor(prompts or lengths)
+    wanted = wanted or [(None, True)] * len(lengths)
+    made = engine.PoolingMetadata(
+        prompt_lens=prompt_lens.to(torch.int64),
+        prompt_token_ids=None,
+        prompt_token_ids_cpu=None,
+        pooling_params=[engine.PoolingParams(task="embed", dimensions=d, use_activation=a) for d, a in wanted],
+        pooling_states=[engine.PoolingStates() for _ in lengths],
+    )
+    made.build_pooling_cursor(
+        scheduled.numpy(), scheduled, torch.device("cpu"), torch.tensor(np.cumsum([0, *lengths]), dtype=index)
+    )
+    return made
+
+
+def embedder(engine: Any, kind: str, **head: Any) -> Any:
+    """What vLLM makes for the task `embed`: a float32 head that normalises, unless told otherwise."""
+    head = {"head_dtype": torch.float32, "activation": engine.PoolerNormalize()} | head
+    return engine.SequencePooler(engine.get_seq_pooling_method(kind), engine.EmbeddingPoolerHead(**head))
+
+
+def formula(kind: str, hidden: torch.Tensor, lengths: list[int] = LENGTHS) -> torch.Tensor:
+    """The pooling itself, in float64."""
+    texts = hidden.double().split(lengths)
+    return torch.stack([{"MEAN": text.mean(0), "CLS": text[0], "LAST": text[-1]}[kind] for text in texts])
+
+
+def directly(kind: str, hidden: torch.Tensor, lengths: list[int] = LENGTHS, **options: Any) -> torch.Tensor:
+    cu_seqlens = torch.tensor(np.cumsum([0, *lengths]))
+    return getattr(fastpool, MODES[kind])(hidden, cu_seqlens=cu_seqlens, **options)
+
+
+class Ops(TorchDispatchMode):
+    """The ops that reach the dispatcher, but for views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not any(a.alias_info is not None for a in op._schema.arguments):
+            self.names.append(op.overloadpacket._qualified_op_name)
+        return op(*args, **(kwargs or {}))
+
+
+# ---- the pooling methods
+
+
+@dtypes
+@modes
+def test_methods(attached: SimpleNamespace, kind: str, dtype: torch.dtype) -> None:
+    hidden = tokens(dtype)
+    method = attached.get_seq_pooling_method(kind)
+    assert isinstance(method, attached.SequencePoolingMethod)
+    out_dtype = torch.float32 if kind == "MEAN" else dtype
+    expected = directly(kind, hidden, out_dtype=out_dtype)
+    for index in (torch.int32, torch.int64):
+        assert same_bits(method(hidden, metadata(attached, index=index)), expected)
+    torch.testing.assert_close(expected.double(), formula(kind, hidden), rtol=1e-6, atol=1e-7)
+
+
+@dtypes
+@modes
+def test_methods_give_what_vllm_gave(
+    engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype
+) -> None:
+    # vLLM's own mean copies the lengths through pinned memory, which takes a GPU.
+    monkeypatch.setattr(engine.methods, "async_tensor_h2d", lambda x, device, dtype: x.to(device, dtype), raising=False)
+    hidden, given = tokens(dtype), metadata(engine)
+    method = engine.get_seq_pooling_method(kind)
+    before = method(hidden, given)
+    plugin.register()
+    after = method(hidden, given)
+    assert after.dtype == before.dtype
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["MEAN", "CLS"])
+def test_partial_prefill_is_refused(attached: SimpleNamespace, kind: str) -> None:
+    given = metadata(attached, [3, 4], prompts=[3, 9])
+    hidden = tokens(torch.bfloat16, [3, 4])
+    for call in (attached.get_seq_pooling_method(kind), embedder(attached, kind)):
+        with pytest.raises(RuntimeError, match=f"partial prefill.*{kind}"):
+            call(hidden, given)
+
+
+def test_last_of_a_part_of_a_prompt(attached: SimpleNamespace) -> None:
+    hidden = tokens(torch.bfloat16, [3, 4])
+    result = attached.LastPool()(hidden, metadata(attached, [3, 4], prompts=[3, 9]))
+    assert same_bits(result, hidden[[2, 6]])
+
+
+@modes
+def test_no_sequences_and_no_tokens(attached: SimpleNamespace, kind: str) -> None:
+    out_dtype = torch.float32 if kind == "MEAN" else torch.bfloat16
+    for hidden in (tokens(torch.bfloat16, []), tokens(torch.bfloat16, [4])):
+        pooled = attached.get_seq_pooling_method(kind)(hidden, metadata(attached, []))
+        assert (pooled.shape, pooled.dtype) == ((0, WIDTH), out_dtype)
+        assert embedder(attached, kind)(hidden, metadata(attached, [])).shape == (0, WIDTH)
+    empty = attached.get_seq_pooling_method(kind)(tokens(torch.bfloat16, []), metadata(attached, [0, 0]))
+    assert same_bits(empty, torch.zeros(2, WIDTH, dtype=out_dtype))
+
+
+@modes
+def test_a_group_of_a_batch(attached: SimpleNamespace, kind: str) -> None:
+    """DispatchPooler hands on a slice of the tokens and moves the indices; rows of nobody may follow."""
+    hidden = tokens(torch.bfloat16)
+    group = metadata(attached)[1:3]
+    shift = LENGTHS[0]
+    cursor = replace(
+        group.pooling_cursor,
+        first_token_indices_gpu=group.pooling_cursor.first_token_indices_gpu - shift,
+        last_token_indices_gpu=group.pooling_cursor.last_token_indices_gpu - shift,
+    )
+    result = embedder(attached, kind)(hidden[shift:], replace(group, pooling_cursor=cursor))
+    assert same_bits(result, embedder(attached, kind)(hidden, metadata(attached))[1:3])
+
+
+def test_what_vllm_patches_in_its_tests_stays(attached: SimpleNamespace) -> None:
+    assert attached.methods._MEAN_POOL_ACCUMULATION_CHUNK_BYTES > 0
+
+
+# ---- the pooling method and the head
+
+
+@pytest.mark.parametrize("head_dtype", [None, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dimensions", [None, 16, WIDTH, 1000])
+@pytest.mark.parametrize("normalize", [True, False])
+@modes
+def test_requests_that_want_the_same(
+    attached: SimpleNamespace, kind: str, normalize: bool, dimensions: int | None, head_dtype: torch.dtype | None
+) -> None:
+    hidden = tokens(torch.bfloat16)
+    dim = dimensions and min(dimensions, WIDTH)
+    out_dtype = head_dtype or (torch.float32 if kind == "MEAN" else torch.bfloat16)
+    pooler = embedder(attached, kind, head_dtype=head_dtype)
+    given = metadata(attached, wanted=[(dimensions, normalize)] * len(LENGTHS))
+    with Ops() as ops:
+        result = pooler(hidden, given)
+    assert ops.names == ["aten::add", f"fastpool::{MODES[kind]}"]
+    assert same_bits(result, directly(kind, hidden, dim=dim, normalize=normalize, out_dtype=out_dtype))
+    expected = formula(kind, hidden)[:, :dim]
+    if normalize:
+        expected /= expected.norm(dim=-1, keepdim=True)
+    rounding = {"rtol": 2**-8, "atol": 0.0} if out_dtype == torch.bfloat16 else {"rtol": 1e-6, "atol": 1e-7}
+    torch.testing.assert_close(result.double(), expected, **rounding)
+
+
+def test_a_head_without_activation(attached: SimpleNamespace) -> None:
+    hidden = tokens(torch.bfloat16)
+    result = embedder(attached, "MEAN", activation=None)(hidden, metadata(attached))
+    assert same_bits(result, directly("MEAN", hidden, out_dtype=torch.float32))
+
+
+@pytest.mark.parametrize("head_dtype", [torch.float32, torch.bfloat16], ids=str)
+@modes
+def test_requests_that_differ(attached: SimpleNamespace, kind: str, head_dtype: torch.dtype) -> None:
+    """Each request gets the bits that it gets among its likes, from one pooling and one normalisation per kind."""
+    hidden = tokens(torch.bfloat16)
+    wanted = [(16, True), (None, True), (16, False), (16, True), (WIDTH, None)]
+    pooler, given = embedder(attached, kind, head_dtype=head_dtype), metadata(attached, wanted=wanted)
+    with Ops() as ops:
+        result = pooler(hidden, given)
+    assert isinstance(result, list)
+    for row, one in enumerate(wanted):
+        assert same_bits(result[row], pooler(hidden, metadata(attached, wanted=[one] * len(LENGTHS)))[row])
+    assert ops.names.count(f"fastpool::{MODES[kind]}") == 1
+    assert ops.names.count("fastpool::l2_normalize") == 2
+    others = {"aten::add", "aten::stack", "aten::cat", "aten::_to_copy"}
+    assert set(ops.names) <= {f"fastpool::{MODES[kind]}", "fastpool::l2_normalize", *others}
+
+
+def test_the_batch_does_not_matter(attached: SimpleNamespace) -> None:
+    hidden, pooler = tokens(torch.bfloat16), embedder(attached, "MEAN")
+    together = pooler(hidden, metadata(attached))
+    for row, text in enumerate(hidden.split(LENGTHS)):
+        assert same_bits(pooler(text, metadata(attached, [len(text)]))[0], together[row])
+
+
+@pytest.mark.parametrize("wanted", [None, [(8, True), (None, False), (8, True), (None, True), (20, True)]])
+@modes
+def test_other_heads_are_vllms_own(attached: SimpleNamespace, kind: str, wanted: Any) -> None:
+    """A projector, another activation, a head or a pooling method of somebody else's: the head runs as it is."""
+    hidden, given = tokens(torch.bfloat16), metadata(attached, wanted=wanted)
+    pooled = directly(kind, hidden, out_dtype=torch.float32)
+
+    class Doubled(attached.EmbeddingPoolerHead):  # type: ignore[name-defined, misc]
+        def forward(self, pooled_data: Any, pooling_metadata: Any) -> Any:
+            return [2 * one for one in super().forward(pooled_data, pooling_metadata)]
+
+    class Halved(attached.MeanPool):  # type: ignore[name-defined, misc]
+        def forward(self, hidden_states: Any, pooling_metadata: Any) -> Any:
+            return super().forward(hidden_states, pooling_metadata) / 2
+
+    def finish(rows: torch.Tensor, normalize: bool = True, factor: float = 1.0) -> list[torch.Tensor]:
+        wants = [(p.dimensions, p.use_activation) for p in given.pooling_params]
+        cut = [row[:d] for row, (d, _) in zip(rows, wants, strict=True)]
+        return [
+            factor * (torch.nn.functional.normalize(row, dim=-1) if a and normalize else row)
+            for row, (_, a) in zip(cut, wants, strict=True)
+        ]
+
+    linear = torch.nn.Linear(WIDTH, 24).requires_grad_(False)
+    head = attached.EmbeddingPoolerHead(None, torch.float32, attached.PoolerNormalize())
+    doubled = Doubled(None, torch.float32, attached.PoolerNormalize())
+    method = attached.get_seq_pooling_method(kind)
+    cases = [
+        (embedder(attached, kind, projector=linear), finish(linear(pooled))),
+        (embedder(attached, kind, activation=attached.PoolerIdentity()), finish(pooled, normalize=False)),
+        (attached.SequencePooler(method, doubled), finish(pooled, factor=2.0)),
+        (attached.SequencePooler(Halved(), head), finish(directly("MEAN", hidden, out_dtype=torch.float32) / 2)),
+        (attached.SequencePooler(lambda h, m: pooled, head), finish(pooled)),
+    ]
+    for pooler, expected in cases:
+        for got, want in zip(pooler(hidden, given), expected, strict=True):
+            assert same_bits(got, want)
+
+
+def test_requests_must_match_sequences(attached: SimpleNamespace) -> None:
+    given = metadata(attached)
+    given.pooling_params.pop()
+    with pytest.raises(ValueError, match="length"):
+        embedder(attached, "MEAN")(tokens(torch.bfloat16), given)
+
+
+def test_inference_mode(attached: SimpleNamespace) -> None:
+    expected = directly("MEAN", tokens(torch.bfloat16), normalize=True, out_dtype=torch.float32)
+    with torch.inference_mode():
+        hidden, given = tokens(torch.bfloat16), metadata(attached)
+        mixed = metadata(attached, wanted=[(None, True), (8, True), *[(None, True)] * 3])
+        pooler = embedder(attached, "MEAN")
+        assert same_bits(pooler(hidden_states=hidden, pooling_metadata=given), expected)
+        assert same_bits(pooler(hidden, mixed)[2], expected[2])
+
+
+# ---- register
+
+
+def forwards(engine: SimpleNamespace) -> list[Any]:
+    return [t.forward for t in (engine.CLSPool, engine.LastPool, engine.MeanPool, engine.SequencePooler)]
+
+
+def test_register_twice(engine: SimpleNamespace, lines: list[logging.LogRecord]) -> None:
+    before = forwards(engine)
+    plugin.register()
+    first = forwards(engine)
+    plugin.register()
+    assert forwards(engine) == first
+    assert not set(first) & set(before)
+    (line,) = lines
+    assert line.levelno == logging.INFO
+    assert engine.vllm.__version__ in line.getMessage()
+
+
+def test_switched_off(engine: SimpleNamespace, lines: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTPOOL_VLLM", "0")
+    before = forwards(engine)
+    plugin.register()
+    assert forwards(engine) == before
+    assert not lines
+
+
+def _other(self: Any, hidden_states: Any, pooling_metadata: Any, more: Any = None) -> None: ...
+
+
+def _alike(self: Any, hidden_states: Any, pooling_metadata: Any) -> None: ...
+
+
+POOLER = "vllm.model_executor.layers.pooler"
+# What is changed, by its name in vLLM; to what (None: gone); what the line in the log says.
+UNEXPECTED: dict[str, tuple[str, str, Any, str]] = {
+    "older": ("vllm", "__version__", "0.3.20", "knows vLLM 0.32, 0.33, this is 0.3.20"),
+    "newer": ("vllm", "__version__", "0.34.0", "this is 0.34.0"),
+    "longer": ("vllm", "__version__", "0.330", "this is 0.330"),
+    "method": ("MeanPool", "forward", _other, "takes .*more.*expected"),
+    "pooler": ("SequencePooler", "forward", _other, "takes .*more.*expected"),
+    "head": ("EmbeddingPoolerHead", "forward", _other, "takes .*more.*expected"),
+    "head_options": ("EmbeddingPoolerHead", "__init__", _other, "takes .*more.*expected"),
+    "another_plugin": ("MeanPool", "forward", _alike, "replaced already, by"),
+    "cursor": ("PoolingCursor", "__dataclass_fields__", {}, "PoolingCursor has no first.*last_token_indices_gpu"),
+    "no_class": (f"{POOLER}.seqwise", "LastPool", None, "LastPool"),
+    "no_activation": (f"{POOLER}.activations", "PoolerNormalize", None, "PoolerNormalize"),
+    "no_module": ("modules", f"{POOLER}.seqwise", None, "seqwise"),
+}
+
+
+@pytest.mark.parametrize("case", UNEXPECTED)
+def test_not_as_expected(
+    engine: SimpleNamespace, lines: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    where, name, value, message = UNEXPECTED[case]
+    if where == "modules":
+        monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]  # an import of it fails
+    elif value is None:
+        monkeypatch.delattr(import_module(where), name)
+    else:
+        monkeypatch.setattr(getattr(engine, where), name, value)
+    before = forwards(engine)
+    plugin.register()
+    plugin.register()
+    assert forwards(engine) == before
+    (line,) = lines
+    assert line.levelno == logging.WARNING
+    assert line.getMessage().startswith("fastpool leaves vLLM's pooling as it is: ")
+    assert re.search(message, line.getMessage())
+
+
+def test_entry_point() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    module, _, function = project["entry-points"]["vllm.general_plugins"]["fastpool"].partition(":")
+    assert getattr(import_module(module), function) is plugin.register
