@@ -125,7 +125,7 @@ def test_normalize(dtype: torch.dtype) -> None:
         x = (torch.randn(5, 60, width) * scales).to(dtype).transpose(0, 1)
         for dim in {width, (width + 1) // 2}:
             gradient = torch.randn(60, 5, dim, dtype=accumulator(dtype))
-            gradient[::4] = -0.0  # what this leaves is 0, of a sign that tells how a sum is filled up
+            gradient[::4] = -0.0  # what this leaves is 0, of a sign that tells whether a sum of -0 is +0
             for eps in (0.0, 1e-12, 1e-3):
                 expected = reference.l2_normalize_backward(normalize_backward_call(gradient, x, eps))
                 for isa in native.info.isas():

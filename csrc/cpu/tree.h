@@ -7,28 +7,26 @@
 
 namespace fastpool::FASTPOOL_ISA {
 
-// Takes subtrees one after another; `merge(left, right)` joins two of a level. A missing right sibling is `nothing`.
+// Takes subtrees one after another; `merge(left, right)` joins two of a level. A missing right sibling is 0.
 template <class X, class Merge>
 struct Tree {
   Merge merge;
-  X nothing;
   X level[64];  // [k]: 2^k that have met, and wait for the next 2^k
   int64_t count = 0;
 
-  __attribute__((always_inline)) Tree(Merge m, X n) : merge(m), nothing(n) {}
   __attribute__((always_inline)) void add(X x) {
     int k = 0;
     for (int64_t bits = count++; bits & 1; bits >>= 1) x = merge(level[k++], x);
     level[k] = x;
   }
   __attribute__((always_inline)) X root() const {
-    X x = nothing;
-    for (int k = 0; count >> k > 0; ++k) x = count >> k & 1 ? merge(level[k], x) : merge(x, nothing);
+    X x{};
+    for (int k = 0; count >> k > 0; ++k) x = count >> k & 1 ? merge(level[k], x) : merge(x, X{});
     return x;
   }
 };
 
-// Of sums, one of each leaf; none of them is -0.
+// Of sums, one of each leaf.
 struct Add {
   template <class A>
   __attribute__((always_inline)) A operator()(A left, A right) const {
@@ -36,9 +34,7 @@ struct Add {
   }
 };
 template <class A>
-struct LeafTree : Tree<A, Add> {
-  __attribute__((always_inline)) LeafTree() : Tree<A, Add>(Add{}, A{}) {}
-};
+using LeafTree = Tree<A, Add>;
 
 // Of vectors of columns: two meet in the sums of neighbours, those of `left` before those of `right`.
 struct AddNeighbours {
@@ -59,8 +55,7 @@ FASTPOOL_INLINE A add_columns(int64_t dim, At at) {
   using V = typename Vec<A>::type;
   constexpr int lanes = Vec<A>::lanes, block = 8;  // vectors that meet in registers
   constexpr AddNeighbours merge;
-  const V nothing{};
-  Tree<V, AddNeighbours> blocks(merge, nothing);
+  Tree<V, AddNeighbours> blocks;
   const auto add = [&](V* s) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int half = block / 2; half > 0; half /= 2)
@@ -77,13 +72,13 @@ FASTPOOL_INLINE A add_columns(int64_t dim, At at) {
   }
   if (c < dim) {
     for (int v = 0; v < block; ++v, c += lanes) {
-      s[v] = c < dim ? at(c, dim - c < lanes ? static_cast<int>(dim - c) : lanes) : nothing;
-      for (int64_t i = c < dim ? dim - c : lanes; i < lanes; ++i) s[v][i] = nothing[0];
+      s[v] = c < dim ? at(c, dim - c < lanes ? static_cast<int>(dim - c) : lanes) : V{};
+      for (int64_t i = c < dim ? dim - c : lanes; i < lanes; ++i) s[v][i] = 0;
     }
     add(s);
   }
   V sum = blocks.root();
-  for (int n = lanes; n > 1; n /= 2) sum = merge(sum, nothing);
+  for (int n = lanes; n > 1; n /= 2) sum = merge(sum, V{});
   return sum[0] + A{};
 }
 
