@@ -102,10 +102,9 @@ def test_functions(name: str, arguments: dict[str, Any], error: type[Exception],
 @pytest.mark.parametrize("backend", cpu_backends())
 def test_what_no_schema_takes(backend: str) -> None:
     with fastpool.backend(backend):
-        with pytest.raises(
-            TypeError, match=r"fastpool.mean: .*'Optional\[int\]' for argument 'dim' .* found type 'float'"
-        ):
-            fastpool.mean(HIDDEN, dim=3.5)  # type: ignore[arg-type]  # on purpose
+        for dim in (3.5, "x"):
+            with pytest.raises(TypeError, match=f"fastpool.mean: dim must be an int, got {type(dim).__name__}"):
+                fastpool.mean(HIDDEN, dim=dim)  # type: ignore[arg-type]  # on purpose
         with pytest.raises(TypeError, match=r"fastpool.max: .*'bool' for argument 'normalize' .* found type 'str'"):
             fastpool.max(HIDDEN, normalize="l2")  # type: ignore[arg-type]  # on purpose
         with pytest.raises(TypeError, match=r"fastpool\.l2_normalize: eps must be a float, got str"):

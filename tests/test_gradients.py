@@ -333,3 +333,40 @@ def test_torch_func(called: Callable[..., Tensor]) -> None:
     ):
         got, expected = (transform(lambda x, f=f: f(x, mask))(hidden) for f in (called, eager_mean))
         assert torch.allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("called", [fastpool.mean, torch.ops.fastpool.mean, fastpool.nn.Pooling("mean")])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # as above
+def test_torch_func_around_what_is_recorded(called: Callable[..., Tensor]) -> None:
+    """A leaf outside a transform is recorded through it."""
+    func = torch.func
+    for transform in (
+        lambda f, x: func.vmap(lambda s: f(x * s).sum())(torch.arange(1.0, 4.0)),
+        lambda f, x: func.vmap(f)(x[None]),
+        lambda f, x: func.functionalize(f)(x),
+        lambda f, x: func.grad_and_value(lambda s: func.vmap(lambda t: f(x * t).sum())(s).sum())(torch.ones(2))[1],
+    ):
+        got = []
+        for function in (called, lambda y: y.mean(-2)):
+            x = torch.arange(24.0).view(2, 3, 4).requires_grad_()
+            result = transform(function, x)
+            assert result.requires_grad
+            (result.sum() + x.sum()).backward()
+            got.append(x.grad)
+        assert torch.allclose(*got)
+
+
+@pytest.mark.parametrize("mode", [*MODES, "l2_normalize"])
+def test_compiled_autograd(mode: str) -> None:
+    """Of what was recorded without a compiler."""
+    function, grads = getattr(fastpool, mode), []
+    for compiled in (False, True):
+        x = torch.arange(24.0).view(2, 3, 4).requires_grad_()
+        result = function(x, out_dtype=torch.float64).pow(2).sum()
+        if compiled:
+            with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+                result.backward()
+        else:
+            result.backward()
+        grads.append(x.grad)
+    assert same_bits(*grads)

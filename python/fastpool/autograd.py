@@ -24,7 +24,7 @@ from .segments import accumulator
 below_autograd = torch._C._AutoDispatchBelowAutograd  # while it lives, calls in this thread skip this file
 # Every call comes past these: looking them up costs as much as they do.
 _is_grad_enabled, _is_inference_mode = torch.is_grad_enabled, torch.is_inference_mode_enabled
-_is_compiling = torch.compiler.is_compiling
+_is_compiling, _is_transforming = torch.compiler.is_compiling, torch._C._are_functorch_transforms_active
 
 
 def records(*tensors: Tensor | None) -> bool:
@@ -50,6 +50,7 @@ def skips_autograd(hidden: Any, weights: Any = None) -> bool:
         or _is_inference_mode()
         or getattr(hidden, "requires_grad", True)
         or (weights is not None and getattr(weights, "requires_grad", True))
+        or _is_transforming()  # a wrapper of torch.func's does not tell what it wraps
         or forward_ad._current_level >= 0
     )
 
@@ -67,7 +68,15 @@ def _next_level() -> Iterator[None]:
         yield
 
 
-class _Once(_SingleLevelFunction):
+class _Function(_SingleLevelFunction):
+    """Compiled autograd asks for a key that torch gives to torch.autograd.Function alone."""
+
+    @staticmethod
+    def _compiled_autograd_key(ctx: Any) -> tuple[int]:
+        return (ctx._autograd_function_id,)
+
+
+class _Once(_Function):
     """A backward op whose own gradient is an error, when it is asked for."""
 
     @staticmethod
@@ -84,7 +93,7 @@ class _Once(_SingleLevelFunction):
         raise NotImplementedError(f"{ctx.name}: gradients of gradients are not implemented")
 
 
-class _Pool(_SingleLevelFunction):
+class _Pool(_Function):
     """A pooling op without normalisation."""
 
     @staticmethod
@@ -149,7 +158,7 @@ def _pool(
     return result
 
 
-class _Normalize(_SingleLevelFunction):
+class _Normalize(_Function):
     """l2_normalize."""
 
     @staticmethod
@@ -173,7 +182,7 @@ class _Normalize(_SingleLevelFunction):
         return of_x, None, None, None
 
 
-def _record(function: type[_SingleLevelFunction], *args: Any) -> Tensor:
+def _record(function: type[_Function], *args: Any) -> Tensor:
     """Applies a function for the level of torch.func's transforms that autograd is at, if there are any: this is a
     kernel of the Autograd key, where each level comes by itself."""
     with autograd_function.enable_single_level_autograd_function():  # type: ignore[attr-defined]  # not exported

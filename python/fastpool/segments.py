@@ -65,6 +65,11 @@ def _check_columns(op: str, name: str, x: Tensor, dim: int | None) -> None:
         f"{op}: {name} must be contiguous in its last dimension, got strides {list(x.stride())}",
     )
     _check(
+        dim is None or isinstance(dim, int | torch.SymInt),
+        TypeError,
+        f"{op}: dim must be an int, got {type(dim).__name__}",
+    )
+    _check(
         dim is None or 1 <= dim <= x.shape[-1],
         ValueError,
         f"{op}: dim must lie between 1 and the last dimension, {x.shape[-1]}, got {dim}",
