@@ -151,6 +151,23 @@ CASES = {
         ('--pooling mean; in requests: {"dimensions": 4}', "mean, normalised"),
         (None, "mean, normalised"),
     ),
+    "no mode is named": (
+        given(flags(), after=("Normalize",)),
+        ("Pooling(8, 'mean'), Normalize()", SAME),
+        ("--pooler-config '{\"seq_pooling_type\": \"MEAN\"" + NORMALIZED, "cls, normalised"),
+        (None, "cls, normalised"),
+        ("--pooling mean", "no sentence vectors"),
+        ("--pooling mean", "no sentence vectors"),
+    ),
+    "llama.cpp writes no pooling for a Llama": (
+        given(flags("lasttoken"), after=("Normalize",), config={"architectures": ["MistralForCausalLM"], "model_type":
+              "mistral", "hidden_size": 8}),
+        ("Pooling(8, 'lasttoken'), Normalize()", SAME),
+        ("--pooler-config '{\"seq_pooling_type\": \"LAST\"" + NORMALIZED, SAME),
+        ("--is-embedding", SAME),
+        ("--pooling last-token", SAME),
+        ("--pooling last", "no sentence vectors"),
+    ),
     "no modules, encoder": (
         given(None),
         ("Pooling(8, 'mean')", SAME),
@@ -207,6 +224,52 @@ def test_who_applies_dense_layers(tmp_path, new, config, residual, applied):
 
 
 @pytest.mark.parametrize(
+    ("changed", "possible"),
+    [
+        ({}, True),
+        ({"new": True}, False),
+        ({"config": BERT}, False),
+        ({"3_Dense__config": {**DENSE, "in_features": 4, "out_features": 8}}, False),  # with a bias
+        ({"3_Dense__config": {**DENSE, "in_features": 4, "out_features": 6, "bias": False}}, False),
+    ],
+)
+def test_llama_cpp_converts_the_dense_layers_of_embedding_gemma(tmp_path, changed, possible):
+    """With an option, and only what is two products with a matrix."""
+    files = {
+        "config": GEMMA,
+        "2_Dense__config": {**DENSE, "bias": False},
+        "3_Dense__config": {**DENSE, "in_features": 4, "out_features": 8, "bias": False},
+        **changed,
+    }
+    root = folder(tmp_path, flags("mean_tokens"), **files)
+    types = NEW if files.get("new") else {name: OLD + name for name in NEW}
+    paths = {
+        "": "Transformer",
+        "1_Pooling": "Pooling",
+        "2_Dense": "Dense",
+        "3_Dense": "Dense",
+        "4_Normalize": "Normalize",
+    }
+    (root / "modules.json").write_text(json.dumps([{"path": p, "type": types[name]} for p, name in paths.items()]))
+    found = answers(root)["llama.cpp"]
+    setting = "convert_hf_to_gguf.py --sentence-transformers-dense-modules; --pooling mean"
+    assert found.setting == (setting if possible else None)
+    assert found.differs
+    assert any("leaves Dense layers out" in note for note in found.notes) == possible
+
+
+def test_an_unknown_architecture_is_said_to_be(tmp_path):
+    """What vLLM does with it depends on what it is."""
+    found = answers(folder(tmp_path, None, config={"architectures": ["OtherModel"], "model_type": "other"}))
+    assert "OtherModel is not known here: cls if it is an encoder, else last" in found["vLLM"].notes
+
+
+def test_no_mode_is_not_an_unknown_mode(tmp_path):
+    for answer in answers(folder(tmp_path, flags())).values():
+        assert not any("knows no mean" in note for note in answer.notes), answer.engine
+
+
+@pytest.mark.parametrize(
     ("config", "vllm", "sglang"),
     [
         (BERT, "cls", "cls"),
@@ -258,6 +321,20 @@ def test_table(tmp_path, capsys, monkeypatch):
         assert text in out
     assert "modules.json [1]" not in out  # the mode is told by its own file
     assert "1_Pooling/config.json: pooling_mode" in out
+
+
+def test_a_model_s_text_does_nothing_to_the_terminal(tmp_path, capsys, monkeypatch):
+    """Neither escape sequences nor markup nor emoji codes; what is not Unicode stops nothing."""
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", "300")
+    config = {**BERT, "architectures": ["Bert\033]0;x\a\ud800:smile:[red]"]}
+    said = {"similarity_fn_name": "\033[2Jdot\u202e\ud800 :smile: [bold]"}
+    root = folder(tmp_path, flags("mean_tokens"), config=config, config_sentence_transformers=said)
+    assert main(["inspect", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert r"Bert\x1b]0;x\x07\ud800:smile:[red]" in out
+    assert r"\x1b[2Jdot\u202e\ud800 :smile: [bold]" in out
+    assert not {"\033", "\a", "\u202e", "\ud800"} & set(out)
 
 
 def test_a_guess_is_told_once(tmp_path, capsys):

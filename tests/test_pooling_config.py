@@ -11,6 +11,7 @@ import torch
 
 import fastpool
 from fastpool import PoolingConfig
+from fastpool.models.files import Folder
 
 OLD = "sentence_transformers.models."
 NEW = {
@@ -126,6 +127,20 @@ def test_a_tokenizer_without_a_limit(tmp_path, limit):
     assert PoolingConfig.from_pretrained(write(tmp_path, files)).max_length is None
 
 
+@pytest.mark.parametrize("limit", [-1, 0, "512", 512.5, True, float("nan")])
+def test_a_limit_that_is_none_stops_nobody(tmp_path, limit):
+    """Pooling does not depend on it."""
+    config = PoolingConfig.from_pretrained(write(tmp_path, model(MEAN, tokenizer_config={"model_max_length": limit})))
+    assert config.max_length is None
+    words = f"tokenizer_config.json: model_max_length must be a whole number above 0, got {limit!r}; it is left out"
+    assert config.warnings == (words,)
+
+
+def test_a_limit_as_a_float(tmp_path):
+    config = PoolingConfig.from_pretrained(write(tmp_path, model(MEAN, tokenizer_config={"model_max_length": 512.0})))
+    assert (config.max_length, type(config.max_length), config.warnings) == (512, int, ())
+
+
 @pytest.mark.parametrize(
     ("transformer", "mode", "certainty"),
     [
@@ -148,6 +163,65 @@ def test_without_modules(tmp_path, transformer, mode, certainty):
     assert any("search worse" in text for text in told) == (certainty == "guessed")
     assert caught[0].filename == __file__  # whoever asked
     assert {text.removeprefix(f"{tmp_path}: ") for text in told} <= set(config.warnings)
+
+
+CAUSAL = (
+    *(("GraniteModel", "granite"), ("CohereModel", "cohere"), ("Glm4Model", "glm4"), ("SmolLM3Model", "smollm3")),
+    *(("Qwen3NextModel", "qwen3_next"), ("GptOssModel", "gpt_oss"), ("DeepseekV3Model", "deepseek_v3")),
+    *(("OpenAIGPTLMHeadModel", "openai-gpt"), ("Qwen3VLForConditionalGeneration", "qwen3_vl"), ("NewLMHeadModel", "x")),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "mode", "words"),
+    [
+        *((name, family, "last", None) for name, family in CAUSAL),
+        ("MPNetModel", "mpnet", "mean", "MPNetModel may have been trained for mean or for cls"),
+        ("NewModel", "new", "mean", "NewModel may have been trained for mean or for cls"),
+        ("T5EncoderModel", "t5", "mean", "T5EncoderModel may have been trained for mean or for cls"),
+        ("XLMWithLMHeadModel", "xlm", "mean", "XLMWithLMHeadModel may have been trained for mean or for cls"),
+        ("OtherModel", "other", "mean", "OtherModel is not known here"),
+        ("OtherModel", None, "mean", "OtherModel is not known here"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_architectures(tmp_path, name, family, mode, words):
+    """Nothing is said about an architecture that is not known."""
+    transformer = {"architectures": [name], "model_type": family, "hidden_size": 8}
+    config = PoolingConfig.from_pretrained(write(tmp_path, {"config.json": transformer}))
+    assert config.modes == (mode,)
+    guess = [text for text in config.warnings if text.startswith("the pooling is a guess")]
+    assert bool(guess) == (words is not None)
+    assert words is None or words in guess[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "mode"), [(True, "mean"), ("all", "mean"), ("vision", "last"), (False, "last"), (None, "last")]
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_bidirectional_attention(tmp_path, said, mode):
+    """A bool in Gemma 3, a word in Gemma 4, where "vision" leaves text causal."""
+    transformer = {"architectures": ["Gemma4ForCausalLM"], "model_type": "gemma4_text"}
+    write(tmp_path, {"config.json": {**transformer, "use_bidirectional_attention": said}})
+    assert PoolingConfig.from_pretrained(tmp_path).modes == (mode,)
+
+
+@pytest.mark.parametrize("flags", [{}, {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": False}])
+def test_no_mode_is_mean(tmp_path, flags):
+    """As in sentence-transformers."""
+    config = PoolingConfig.from_pretrained(write(tmp_path, model({"word_embedding_dimension": 8, **flags})))
+    assert (config.modes, config.decision("modes").certainty) == (("mean",), "implied")
+    assert config.warnings == (
+        "1_Pooling/config.json: it names no pooling mode: mean, as sentence-transformers takes it",
+    )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_two_poolings_left_over(tmp_path):
+    poolings = {"1_Pooling/config.json": {"pooling_mode": "cls"}, "2_Pooling/config.json": MEAN}
+    config = PoolingConfig.from_pretrained(write(tmp_path, {"config.json": BERT, **poolings}))
+    assert config.modes == ("cls",)
+    assert any("1_Pooling, 2_Pooling are all there: the first is followed" in text for text in config.warnings)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -213,11 +287,17 @@ def dense(**changes: Any) -> dict[str, Any]:
             {**model(MEAN), "modules.json": [{"type": "a.Transformer"}, {"type": OLD + "Pooling", "path": "../x"}]},
             r"modules\.json \[1\]: path must be a folder inside the model's, got '\.\./x'",
         ),
+        (
+            {**model(MEAN), "modules.json": [{"type": "a.Transformer"}, {"type": OLD + "Pooling", "path": "x" * 256}]},
+            r"modules\.json \[1\]: path must be at most 255 bytes .*got 'x+'",
+        ),
+        (
+            {**model(MEAN), "modules.json": [{"type": "a.Transformer"}, {"type": OLD + "Pooling", "path": "\ud800\a"}]},
+            r"modules\.json \[1\]: path must be .*printable characters, got '\\ud800\\x07'",
+        ),
         (model({"pooling_mode": "median"}), r"1_Pooling/config\.json: pooling_mode must be one of cls, .*got 'median'"),
         (model({"pooling_mode": []}), r"1_Pooling/config\.json: pooling_mode must be .*got \[\]"),
         (model({"pooling_mode": 3}), r"1_Pooling/config\.json: pooling_mode must be .*got 3"),
-        (model({}), r"1_Pooling/config\.json: pooling_mode must be .*got none"),
-        (model({"pooling_mode_mean_tokens": False}), r"1_Pooling/config\.json: pooling_mode must be .*got none"),
         (model({"pooling_mode_mean_tokens": 1}), r"pooling_mode_mean_tokens must be true or false, got 1"),
         (model({"pooling_mode_median": True}), r"1_Pooling/config\.json: pooling_mode_median is no pooling mode"),
         (model({**MEAN, "embedding_dimension": "8"}), r"embedding_dimension must be a whole number, got '8'"),
@@ -228,13 +308,15 @@ def dense(**changes: Any) -> dict[str, Any]:
         (model(MEAN, config={"architectures": ["NVEmbedModel"]}), r"config\.json: architectures: .*latent attention"),
         (model(MEAN, config={"hidden_size": 0}), r"config\.json: hidden_size must be a whole number above 0, got 0"),
         (model(MEAN, tokenizer_config={"padding_side": "up"}), r"tokenizer_config\.json: padding_side .*got 'up'"),
-        (model(MEAN, tokenizer_config={"model_max_length": "x"}), r"config\.json: model_max_length .*got 'x'"),
+        (model(MEAN, config={"use_bidirectional_attention": 1}), r"use_bidirectional_attention must be .*got 1"),
+        (model(MEAN, config={"use_bidirectional_attention": "x"}), r"use_bidirectional_attention must be .*got 'x'"),
         (model(MEAN, config_sentence_transformers={"truncate_dim": 9}), r"truncate_dim must be at most 8.*got 9"),
         (model(MEAN, config_sentence_transformers={"truncate_dim": 0}), r"truncate_dim must be .*above 0, got 0"),
         (model(MEAN, config_sentence_transformers={"prompts": {"a": 1}}), r"prompts must be an object of strings"),
         (model(MEAN, config_sentence_transformers={"default_prompt_name": "q"}), r"default_prompt_name .*got 'q'"),
         (dense(activation_function="os.system"), r"2_Dense/config\.json: activation_function .*got 'os\.system'"),
         (dense(activation_function="torch.nn.modules.activation.Softmax"), r"activation_function must be one of"),
+        (dense(activation_function="torch.nnevil.ReLU"), r"activation_function must be .*got 'torch\.nnevil\.ReLU'"),
         (dense(in_features=9), r"2_Dense/config\.json: in_features must be 8, .*got 9"),
         (dense(out_features=None), r"2_Dense/config\.json: out_features must be .*got nothing"),
         (dense(module_input_name="token_embeddings"), r"module_input_name must be 'sentence_embedding'"),
@@ -256,6 +338,30 @@ def test_not_a_model(tmp_path):
         PoolingConfig.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         PoolingConfig.from_pretrained(tmp_path / "modules.json")
+
+
+@pytest.mark.parametrize("name", ["modules.json", "tokenizer_config.json", "1_Pooling/config.json"])
+@pytest.mark.parametrize(("what", "words"), [("link", "a broken link"), ("folder", "a folder")])
+def test_what_is_no_file(tmp_path, name, what, words):
+    """It is not taken for missing: a guess would follow."""
+    write(tmp_path, model(MEAN))
+    (tmp_path / name).unlink(missing_ok=True)
+    if what == "link":
+        (tmp_path / name).symlink_to(tmp_path / "nothing")
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}: expected a file, got {words}"):
+        PoolingConfig.from_pretrained(tmp_path)
+
+
+def test_names_stay_in_the_folder(tmp_path):
+    folder = Folder(write(tmp_path / "model", model(MEAN)))
+    write(tmp_path, {"other.json": {}})
+    for name in (str(tmp_path / "other.json"), "../other.json", "1_Pooling/../../other.json"):
+        for ask in (folder.has, folder.path):
+            with pytest.raises(ValueError, match="expected a name inside the model's folder"):
+                ask(name)
+    assert folder.path("") == folder.root
 
 
 def test_is_a_value(tmp_path):
@@ -315,6 +421,13 @@ def test_apply_leaves_the_prompt_out():
     torch.testing.assert_close(weighted.apply(hidden, starts=starts), expected, rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="weighted_mean without the prompt needs padded"):
         weighted.apply(hidden[0], starts=torch.tensor([2]), ends=torch.tensor([6]))
+    # What is no tensor, or no mask, is refused by the functions.
+    with pytest.raises(TypeError, match="hidden"):
+        weighted.apply([1], starts=starts)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="mask"):
+        weighted.apply(hidden, [1], starts=starts)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mask"):
+        weighted.apply(hidden, torch.ones(6), starts=starts)
 
 
 ACTIVATIONS = {
@@ -375,6 +488,35 @@ def test_dense_weights_that_do_not_fit(tmp_path):
     torch.save({"linear.weight": torch.zeros(4, 8)}, tmp_path / "2_Dense/pytorch_model.bin")
     with pytest.raises(ValueError, match=r"linear\.bias must have shape \(4,\), .*got nothing"):
         PoolingConfig.from_pretrained(tmp_path).apply(*tokens())
+
+
+@pytest.mark.parametrize("stored", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 64, "list", "tensor"])
+def test_dense_weights_that_are_none(tmp_path, stored, content):
+    pytest.importorskip("safetensors")
+    write(tmp_path, dense())
+    path = tmp_path / "2_Dense" / stored
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save([1] if content == "list" else torch.zeros(4, 8), path)
+    words = rf"^2_Dense/{re.escape(stored)}: expected the weights of a Dense layer.*, got "
+    with pytest.raises(ValueError, match=words):
+        PoolingConfig.from_pretrained(tmp_path).apply(*tokens())
+
+
+def test_dense_in_the_model_s_own_folder(tmp_path):
+    files = {**model(MEAN), "config.json": {**BERT, **DENSE, "bias": False}}
+    files["modules.json"] = [*modules("Transformer", "Pooling"), {"type": OLD + "Dense", "path": ""}]
+    config = PoolingConfig.from_pretrained(write(tmp_path, files))
+    hidden, mask = tokens()
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: model\.safetensors and pytorch_model\.bin are missing"):
+        config.apply(hidden, mask)
+    torch.save({"linear.weight": torch.zeros(4, 9)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"^pytorch_model\.bin: linear\.weight .*as config\.json says"):
+        config.apply(hidden, mask)
+    torch.save({"linear.weight": torch.eye(8)[:4]}, tmp_path / "pytorch_model.bin")
+    torch.testing.assert_close(config.apply(hidden, mask), fastpool.mean(hidden, mask)[:, :4])
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "one", "two", "three", "four", "five", "query"]

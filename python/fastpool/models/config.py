@@ -51,7 +51,7 @@ class PoolingConfig:
         tokenizer_config.json. Asks no network, executes nothing, reads no weights.
 
         Without modules.json the architecture decides: the last token of a causal model, and for an encoder, of which
-        nobody can tell, the mean. A guess is a UserWarning.
+        nobody can tell, the mean, as for an architecture that is not known. A guess is a UserWarning.
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing that has to be there.
@@ -100,7 +100,7 @@ class PoolingConfig:
         bounds = {"lengths": lengths, "starts": starts, "ends": ends}
         weights = None
         if "weighted_mean" in self.modes and not self.include_prompt and starts is not None:
-            weights = _positions(hidden, mask)
+            weights = _positions(hidden, mask)  # of what is no tensor there are none: the functions refuse it
         if not self.dense:
             pooling = Pooling(self.modes, dim=self.dim, normalize=self.normalize)
             result: Tensor = pooling(hidden, mask, cu_seqlens, weights, **bounds)
@@ -114,8 +114,11 @@ class PoolingConfig:
         return result[..., : self.dim].to(hidden.dtype)
 
 
-def _positions(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """[B, S]: 1, 2, 3, ... from the first real token of each row, prompt included."""
+def _positions(hidden: Tensor, mask: Tensor | None) -> Tensor | None:
+    """[B, S]: 1, 2, 3, ... from the first real token of each row, prompt included. None for arguments that no function
+    takes."""
+    if not isinstance(hidden, Tensor) or not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
+        return None
     if hidden.dim() != 3:
         raise ValueError(
             "fastpool.PoolingConfig.apply: weighted_mean without the prompt needs padded [B, S, H] hidden, because its "

@@ -1,13 +1,15 @@
 """sentence-transformers' Dense module: what a model's folder says about it, and the layer itself."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .files import Document, Folder, Module
+from .files import Document, Folder, Module, inside
 
 # Named by their class in torch.nn, with its defaults, as sentence-transformers makes them. The folder's word is
 # looked up here and never imported.
@@ -47,6 +49,11 @@ class Dense:
             folder=folder,
         )
 
+    @property
+    def config(self) -> str:
+        """The name of its configuration file."""
+        return inside(self.name, "config.json")
+
     def __call__(self, x: Tensor) -> Tensor:
         weights = self._on(x.device, x.dtype)
         activation: torch.nn.Module = getattr(torch.nn, self.activation)()
@@ -78,30 +85,44 @@ class Dense:
             got = found.get(key)
             if not isinstance(got, Tensor) or got.shape != shape:
                 what = f"shape {tuple(got.shape)}" if isinstance(got, Tensor) else "nothing"
-                raise ValueError(f"{name}: {key} must have shape {shape}, as {self.name}/config.json says, got {what}")
+                raise ValueError(f"{name}: {key} must have shape {shape}, as {self.config} says, got {what}")
         return {key: found[key] for key in shapes}
 
     def _stored(self) -> tuple[str, dict[str, Any]]:
         if self.folder is None:
             raise ValueError(f"{self.name}: no folder to read the weights from; use PoolingConfig.from_pretrained")
-        name = f"{self.name}/model.safetensors"
+        name, other = inside(self.name, "model.safetensors"), inside(self.name, "pytorch_model.bin")
         if self.folder.has(name):
             try:
                 from safetensors.torch import load_file
             except ImportError:
                 raise ImportError(f"{name}: reading it needs safetensors: pip install safetensors") from None
-            return name, load_file(self.folder.path(name))
-        name = f"{self.name}/pytorch_model.bin"
-        if not self.folder.has(name):
-            raise FileNotFoundError(f"{self.folder.root}: {self.name}/model.safetensors and {name} are missing")
-        return name, torch.load(self.folder.path(name), map_location="cpu", weights_only=True)
+            return name, _loaded(name, load_file, self.folder.path(name))
+        if not self.folder.has(other):
+            raise FileNotFoundError(f"{self.folder.root}: {name} and {other} are missing")
+        load = partial(torch.load, map_location="cpu", weights_only=True)
+        return other, _loaded(other, load, self.folder.path(other))
+
+
+def _loaded(name: str, load: Callable[[Path], Any], path: Path) -> dict[str, Any]:
+    try:
+        found = load(path)
+    except OSError:
+        raise  # names the file itself
+    except Exception as error:  # of many kinds, and torch's advises to load it unsafely
+        raise ValueError(
+            f"{name}: expected the weights of a Dense layer, got what cannot be read ({type(error).__name__})"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{name}: expected the weights of a Dense layer by name, got {type(found).__name__}")
+    return found
 
 
 def _activation(document: Document) -> str:
     said = document.get("activation_function", str)
     if said is None:
         return "Tanh"  # sentence-transformers' default
-    package, _, name = said.rpartition(".")
-    if not package.startswith("torch.nn") or name not in _ACTIVATIONS:
+    name = said.rpartition(".")[2]
+    if not said.startswith("torch.nn.") or name not in _ACTIVATIONS:
         raise document.error("activation_function", f"one of torch.nn's {', '.join(_ACTIVATIONS)}")
     return name

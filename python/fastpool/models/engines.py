@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from .config import PoolingConfig
 from .files import Document, Folder
-from .read import POOLING_FLAGS, POOLING_MODES, is_bidirectional, is_decoder
+from .read import POOLING_FLAGS, POOLING_MODES, is_bidirectional, is_decoder, is_encoder
 
 _OLD = "sentence_transformers.models."  # module types as releases before 5.4 wrote them
 _NEW = {
@@ -89,6 +89,13 @@ def _matryoshka(option: str, wanted: PoolingConfig) -> str:
     return f" {option} '{{\"is_matryoshka\": true}}'; in requests: {json.dumps({'dimensions': wanted.dim})}"
 
 
+def _unknown(model: Model, pooling: Document) -> str:
+    """Why a Pooling module gives an engine no mode."""
+    if pooling.values.get("pooling_mode") or any(pooling.values.get(flag) for flag in POOLING_FLAGS):
+        return f"it knows no {' + '.join(model.wanted.modes)}"
+    return "the Pooling module names no mode"
+
+
 # sentence-transformers 6.2.0, sentence_transformer/model.py: _load_default_modules, and encode, which truncates what
 # the modules gave.
 
@@ -108,7 +115,8 @@ def _sentence_transformers(model: Model) -> Own:
     return Own(wanted)
 
 
-def _sentence_transformers_setting(wanted: PoolingConfig, own: PoolingConfig) -> str | None:
+def _sentence_transformers_setting(model: Model, own: PoolingConfig) -> str | None:
+    wanted = model.wanted
     names = {ours: theirs for theirs, ours in POOLING_MODES.items()}
     if not set(wanted.modes) <= set(names):
         return None
@@ -130,23 +138,28 @@ _VLLM_MODES = {"mean": "MEAN", "cls": "CLS", "last": "LAST"}
 _VLLM_NORMALIZE = "sentence_transformers.sentence_transformer.modules.normalize."
 
 
-def _vllm_default(model: Model) -> str:
-    """Of the architecture. Encoders are CLS, by class or as whatever the Transformers backend runs; decoders are LAST,
-    bidirectional or not."""
+def _vllm_default(model: Model) -> tuple[str, tuple[str, ...]]:
+    """Of the architecture, and what is to be said about it. Encoders are CLS, by class or as whatever the Transformers
+    backend runs; decoders are LAST, bidirectional or not."""
     if model.wanted.architecture == "EmbeddingGemma2Model":
-        return "mean"
-    return "last" if is_decoder(model.transformer) else "cls"
+        return "mean", ()
+    if is_decoder(model.transformer):
+        return "last", ()
+    if is_encoder(model.transformer):
+        return "cls", ()
+    note = f"{model.wanted.architecture or 'the architecture'} is not known here: cls if it is an encoder, else last"
+    return "cls", (note,)
 
 
 def _vllm(model: Model) -> Own:
-    default = _vllm_default(model)
+    default, notes = _vllm_default(model)
     pooling = model.module("Pooling", _OLD, _NEW["Pooling"])
     known = model.wanted.dense if model.module("Dense", _OLD, _NEW["Dense"]) else ()
     dense = tuple(replace(layer, residual=False) for layer in known)
     plain = replace(model.wanted, modes=(default,), normalize=True, dim=None, dense=dense, include_prompt=True)
     if pooling is None:
         note = "no Pooling module that it knows in modules.json: the architecture decides, and vectors are normalised"
-        return Own(plain, (note,))
+        return Own(plain, (note, *notes))
     normalize = model.module("Normalize", _OLD, _NEW["Normalize"], _VLLM_NORMALIZE) is not None
     mode: str | None = None
     for key, value in pooling.values.items():  # the last key that it knows wins
@@ -154,12 +167,13 @@ def _vllm(model: Model) -> Own:
             word = (value if isinstance(value, str) else key.removeprefix("pooling_mode_")).partition("_")[0]
             mode = {"mean": "mean", "cls": "cls", "lasttoken": "last"}.get(word, mode)
     if mode is None:
-        note = f"it knows no {' + '.join(model.wanted.modes)}: the architecture decides"
-        return Own(replace(plain, normalize=normalize), (note,))
+        note = f"{_unknown(model, pooling)}: the architecture decides"
+        return Own(replace(plain, normalize=normalize), (note, *notes))
     return Own(replace(plain, modes=(mode,), normalize=normalize))
 
 
-def _vllm_setting(wanted: PoolingConfig, own: PoolingConfig) -> str | None:
+def _vllm_setting(model: Model, own: PoolingConfig) -> str | None:
+    wanted = model.wanted
     mode = _option(wanted, own, _VLLM_MODES)
     pooler = {"seq_pooling_type": mode, "use_activation": wanted.normalize}
     return mode and f"--pooler-config '{json.dumps(pooler)}'" + _matryoshka("--hf-overrides", wanted)
@@ -185,10 +199,10 @@ def _sglang(model: Model) -> Own:
     return Own(plain, ("the architecture decides; it reads no pooling configuration and has no option for one",))
 
 
-def _sglang_setting(wanted: PoolingConfig, own: PoolingConfig) -> str | None:
-    if _differences(own, wanted) - {"dim"}:
+def _sglang_setting(model: Model, own: PoolingConfig) -> str | None:
+    if _differences(own, model.wanted) - {"dim"}:
         return None
-    return "--is-embedding" + _matryoshka("--json-model-override-args", wanted)
+    return "--is-embedding" + _matryoshka("--json-model-override-args", model.wanted)
 
 
 # text-embeddings-inference 1.9.3, router/src/lib.rs: get_backend_model_type, PoolConfig; backends/src/lib.rs:
@@ -208,16 +222,18 @@ def _tei(model: Model) -> Own:
         if "bert" in (model.transformer.get("model_type", str) or "").lower():
             return Own(replace(plain, modes=("cls",)), ("1_Pooling/config.json is missing: cls it is", *notes))
         return Own(plain, (f"1_Pooling/config.json is missing: {refuses}",))
-    flags = model.folder.document("1_Pooling/config.json").values
+    pooling = model.folder.document("1_Pooling/config.json")
+    flags = pooling.values
     if not {"pooling_mode_cls_token", "pooling_mode_mean_tokens"} <= set(flags):
         return Own(plain, (f"it reads the older pooling_mode_* keys only: {refuses}", *notes))
     for key in ("pooling_mode_cls_token", "pooling_mode_mean_tokens", "pooling_mode_lasttoken"):
         if flags.get(key):
             return Own(replace(plain, modes=(POOLING_FLAGS[key],)), notes)
-    return Own(plain, (f"it knows no {' + '.join(model.wanted.modes)}: {refuses}", *notes))
+    return Own(plain, (f"{_unknown(model, pooling)}: {refuses}", *notes))
 
 
-def _tei_setting(wanted: PoolingConfig, own: PoolingConfig) -> str | None:
+def _tei_setting(model: Model, own: PoolingConfig) -> str | None:
+    wanted = model.wanted
     mode = _option(wanted, own, _TEI_MODES)
     request: dict[str, object] = {} if wanted.normalize else {"normalize": False}
     if wanted.dim is not None:
@@ -225,10 +241,23 @@ def _tei_setting(wanted: PoolingConfig, own: PoolingConfig) -> str | None:
     return mode and f"--pooling {mode}" + (f"; in requests: {json.dumps(request)}" if request else "")
 
 
-# llama.cpp, conversion/base.py: _try_set_pooling_type (2bbcf7fc); src/llama-graph.cpp (00395eb2). Its server normalises
-# unless a request says no.
+# llama.cpp, conversion/base.py: _try_set_pooling_type, which conversion/llama.py never calls; conversion/gemma.py:
+# EmbeddingGemma (2bbcf7fc); src/llama-graph.cpp: build_dense_out (00395eb2). Its server normalises unless a request
+# says no.
 
 _LLAMA_MODES = {"mean": "mean", "cls": "cls", "last": "last"}
+_LLAMA_WITHOUT = ("llama", "mistral", "mixtral")  # the families of conversion/llama.py
+_LLAMA_DENSE = "--sentence-transformers-dense-modules"
+
+
+def _llama_dense(model: Model) -> bool:
+    """The converter has an option for the Dense layers: EmbeddingGemma's, which are two products with a matrix."""
+    dense, architecture = model.wanted.dense, model.wanted.architecture
+    if architecture != "Gemma3TextModel" or model.module("Dense", _OLD) is None or len(dense) != 2:
+        return False
+    if dense[0].name != "2_Dense" or dense[1].outputs != dense[0].inputs:
+        return False
+    return not any(layer.bias or layer.residual or layer.activation != "Identity" for layer in dense)
 
 
 def _llama(model: Model) -> Own:
@@ -236,20 +265,29 @@ def _llama(model: Model) -> Own:
     pooling = model.module("Pooling", _OLD)
     if pooling is None:
         return Own(plain, ("the converter finds no Pooling module of the older type: token vectors without --pooling",))
+    family = model.transformer.get("model_type", str)
+    if family in _LLAMA_WITHOUT:
+        return Own(plain, (f"the converter writes no pooling for {family}: token vectors without --pooling",))
+    notes = (f"the converter leaves Dense layers out without {_LLAMA_DENSE}",) if _llama_dense(model) else ()
     for key in ("pooling_mode_mean_tokens", "pooling_mode_cls_token", "pooling_mode_lasttoken"):
         if key not in pooling.values:
-            return Own(plain, (f"the converter fails: {pooling.name} has no {key}",))
+            return Own(plain, (f"the converter fails: {pooling.name} has no {key}", *notes))
         if pooling.values[key]:
-            return Own(replace(plain, modes=(POOLING_FLAGS[key],)))
-    return Own(plain, (f"the converter knows no {' + '.join(model.wanted.modes)}",))
+            return Own(replace(plain, modes=(POOLING_FLAGS[key],)), notes)
+    return Own(plain, (f"in the converter, {_unknown(model, pooling)}", *notes))
 
 
-def _llama_setting(wanted: PoolingConfig, own: PoolingConfig) -> str | None:
-    mode = None if wanted.dim is not None else _option(wanted, own, _LLAMA_MODES)
-    return mode and f"--pooling {mode}" + ("" if wanted.normalize else " --embd-normalize -1")
+def _llama_setting(model: Model, own: PoolingConfig) -> str | None:
+    wanted = model.wanted
+    if wanted.dim is not None:
+        return None
+    converted = _llama_dense(model)
+    mode = _option(wanted, replace(own, dense=wanted.dense) if converted else own, _LLAMA_MODES)
+    server = f"--pooling {mode}" + ("" if wanted.normalize else " --embd-normalize -1")
+    return mode and (f"convert_hf_to_gguf.py {_LLAMA_DENSE}; " if converted else "") + server
 
 
-_ENGINES: tuple[tuple[str, str, Callable[[Model], Own], Callable[[PoolingConfig, PoolingConfig], str | None]], ...] = (
+_ENGINES: tuple[tuple[str, str, Callable[[Model], Own], Callable[[Model, PoolingConfig], str | None]], ...] = (
     ("sentence-transformers", "6.2.0", _sentence_transformers, _sentence_transformers_setting),
     ("vLLM", "0.33.0", _vllm, _vllm_setting),
     ("SGLang", "0.5.23", _sglang, _sglang_setting),
@@ -264,5 +302,5 @@ def answers(folder: Folder, wanted: PoolingConfig) -> list[Answer]:
     for engine, version, decide, setting in _ENGINES:
         own = decide(model)
         differs = bool(_differences(own.pooling, wanted))
-        found.append(Answer(engine, version, setting(wanted, own.pooling), describe(own.pooling), differs, own.notes))
+        found.append(Answer(engine, version, setting(model, own.pooling), describe(own.pooling), differs, own.notes))
     return found

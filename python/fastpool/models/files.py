@@ -1,6 +1,7 @@
 """Reads a model folder: JSON only, nothing is executed, and every error names the file and the key."""
 
 import json
+import os.path
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -12,6 +13,11 @@ _WORDS = {bool: "true or false", int: "a whole number", str: "a string", list: "
 def _is(value: object, kind: type) -> bool:
     # A bool is an int for Python, not for JSON.
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def inside(folder: str, name: str) -> str:
+    """The name of a file in a folder of the model; "" is the model's own."""
+    return str(PurePosixPath(folder, name))
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Folder:
-    """A model folder; names in it are relative, with slashes.
+    """A model folder; names in it are relative, with slashes, and "" is the folder itself.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -63,14 +69,27 @@ class Folder:
             what = "is not a folder" if self.root.exists() else "does not exist"
             raise FileNotFoundError(f"{self.root} {what}; expected the folder of a model (nothing is downloaded)")
 
+    def _at(self, name: str) -> Path:
+        # Names come from the model's files, and the root of the file system is a name too.
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"{name!r}: expected a name inside the model's folder")
+        return self.root / name
+
     def has(self, name: str) -> bool:
-        return (self.root / name).is_file()
+        """Raises ValueError for what is there and no file: taken for missing, it would be answered by a guess."""
+        path = self._at(name)
+        if path.is_file():
+            return True
+        if os.path.lexists(path):
+            what = "a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "something else"
+            raise ValueError(f"{name}: expected a file, got {what}")
+        return False
 
     def path(self, name: str) -> Path:
-        """Of a file that has to be there."""
-        if not self.has(name):
+        """Of a file that has to be there, or of the folder."""
+        if PurePosixPath(name).parts and not self.has(name):
             raise FileNotFoundError(f"{self.root}: {name} is missing")
-        return self.root / name
+        return self._at(name)
 
     def _json(self, name: str, kind: type[T]) -> T:
         try:
@@ -113,6 +132,10 @@ class Module:
         path = entry.get("path", str) or ""
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise entry.error("path", "a folder inside the model's")
+        # The system's own error about a name that is too long would not name the key; and errors print names, so
+        # none may hold a terminal's escape sequence.
+        if len(path.encode(errors="surrogatepass")) > 255 or not path.isprintable():
+            raise entry.error("path", "at most 255 bytes of printable characters")
         return Module(entry, entry.need("type", str), path)
 
     @property
@@ -123,4 +146,4 @@ class Module:
     @property
     def config(self) -> str:
         """The name of its configuration file."""
-        return f"{self.path}/config.json" if self.path else "config.json"
+        return inside(self.path, "config.json")

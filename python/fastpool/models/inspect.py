@@ -69,29 +69,38 @@ def _words(value: Any) -> str:
     return str(value)
 
 
+def _visible(text: str) -> str:
+    """As it can stand in a terminal: what a model's files say may hold escape sequences, or not be Unicode."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def render(found: dict[str, Any]) -> None:
     """Prints what `collect` found."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
+
+    def text(*parts: str | tuple[str, str]) -> Text:
+        """Of strings and (string, colour); as a Text, so that nothing in them is markup or an emoji's code."""
+        return Text.assemble(*(_visible(p) if isinstance(p, str) else (_visible(p[0]), p[1]) for p in parts))
 
     console = Console()
-    console.print(f"[bold]{escape(found['model'])}[/bold]  {escape(found['architecture'] or '')}")
-    console.print(f"wants [bold]{escape(found['pooling'])}[/bold]\n")
+    console.print(text((found["model"], "bold"), "  ", found["architecture"] or ""))
+    console.print(text("wants ", (found["pooling"], "bold")), end="\n\n")
     said = Table("", "is", "says", "how sure")
     for one in found["decisions"]:
         colour = {"stated": "green", "implied": "yellow", "guessed": "red"}[one["certainty"]]
-        row = (one["what"], _words(one["value"]), one["source"])
-        said.add_row(*map(escape, row), f"[{colour}]{one['certainty']}[/{colour}]")
+        row = (one["what"], _words(one["value"]), one["source"], (one["certainty"], colour))
+        said.add_row(*map(text, row))
     console.print(said)
-    for text in found["warnings"]:
-        console.print(f"[yellow]warning:[/yellow] {escape(text)}")
+    for warning in found["warnings"]:
+        console.print(text(("warning:", "yellow"), " ", warning))
     table = Table("engine", "setting for this pooling", "by itself", show_lines=True)
     for one in found["engines"]:
-        itself = f"[red]differs:[/red] {escape(one['by_itself'])}" if one["differs"] else "the same"
-        notes = "".join(f"\n{escape(note)}" for note in one["notes"])
-        setting = "[red]not possible[/red]" if one["setting"] is None else escape(one["setting"])
-        table.add_row(f"{one['engine']}\n{one['version']}", setting, itself + notes)
+        itself = text(("differs:", "red"), " ", one["by_itself"]) if one["differs"] else text("the same")
+        setting = text(("not possible", "red") if one["setting"] is None else one["setting"])
+        by_itself = Text("\n").join([itself, *map(text, one["notes"])])
+        table.add_row(Text("\n").join([text(one["engine"]), text(one["version"])]), setting, by_itself)
     console.print(table)
 
 

@@ -28,11 +28,23 @@ POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weighted_mean",
     "pooling_mode_lasttoken": "last",
 }
-# Decoders, for folders whose architecture is the bare model ("MistralModel") and not a causal LM by name.
+# Decoders by model_type, for folders whose architecture is the bare model ("MistralModel") and not a causal LM by name.
+# What is in neither list is not known, and said to be.
 _DECODERS = (
-    *("bloom", "codegen", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox"),
-    *("gptj", "llama", "mistral", "mixtral", "mpt", "olmo", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen2_moe"),
-    *("qwen3", "qwen3_moe", "stablelm", "starcoder2"),
+    *("apertus", "bloom", "chatglm", "codegen", "cohere", "cohere2", "dbrx", "deepseek_v2", "deepseek_v3", "exaone4"),
+    *("ernie4_5", "ernie4_5_moe", "falcon", "falcon_h1", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma4"),
+    *("gemma4_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj"),
+    *("granite", "granitemoe", "granitemoehybrid", "jamba", "llama", "llama4", "llama4_text", "mamba", "mamba2"),
+    *("ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder", "mpt", "nemotron", "nemotron_h", "olmo"),
+    *("olmo2", "olmo3", "olmoe", "openai-gpt", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_5_vl"),
+    *("qwen2_moe", "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_vl"),
+    *("qwen3_vl_moe", "seed_oss", "smollm3", "stablelm", "starcoder2", "xglm"),
+)
+# Encoders by model_type, besides all that have "bert" in it.
+_ENCODERS = (
+    *("big_bird", "canine", "data2vec-text", "electra", "ernie", "esm", "fnet", "funnel", "gte", "jina_embeddings_v3"),
+    *("layoutlm", "longformer", "luke", "mpnet", "mra", "mt5", "new", "nystromformer", "roformer", "t5", "umt5"),
+    *("xlm", "xlnet", "xmod", "yoso"),
 )
 # Where architectures write the width of their last hidden state; OPT projects from hidden_size to the first.
 _WIDTHS = ("word_embed_proj_dim", "hidden_size", "d_model", "n_embd", "dim")
@@ -52,15 +64,34 @@ class Decision:
     certainty: Certainty
 
 
+def _name(transformer: Document) -> str:
+    return str((transformer.get("architectures", list) or [""])[0])
+
+
 def is_decoder(transformer: Document) -> bool:
-    """Made for generating text, by the name of its architecture or by its family."""
-    architectures = transformer.get("architectures", list) or [""]
-    return str(architectures[0]).endswith("ForCausalLM") or transformer.get("model_type", str) in _DECODERS
+    """Known to be made for generating text, by the name of its architecture or by its family."""
+    name = _name(transformer)
+    if name.endswith("ForCausalLM") or transformer.get("model_type", str) in _DECODERS:
+        return True
+    return name.endswith("LMHeadModel") and not is_encoder(transformer)  # XLM's head, too, has that name
+
+
+def is_encoder(transformer: Document) -> bool:
+    """Known to be one, by its family. What is neither an encoder nor a decoder is not known."""
+    name, family = _name(transformer), transformer.get("model_type", str)
+    if name.endswith("ForCausalLM") or family in _DECODERS:
+        return False
+    return name.endswith(("ForMaskedLM", "EncoderModel")) or family in _ENCODERS or "bert" in (family or name).lower()
 
 
 def is_bidirectional(transformer: Document) -> bool:
     """The two ways in which a decoder whose tokens see the whole text says so."""
-    return transformer.get("is_causal", bool) is False or bool(transformer.get("use_bidirectional_attention", bool))
+    key = "use_bidirectional_attention"
+    said = transformer.values.get(key)
+    # Gemma 3 has a bool here, Gemma 4 "all", or "vision" for images only.
+    if not (said is None or isinstance(said, bool) or said in ("all", "vision")):
+        raise transformer.error(key, "true, false, 'all' or 'vision'")
+    return transformer.get("is_causal", bool) is False or said in (True, "all")
 
 
 class Reader:
@@ -85,7 +116,8 @@ class Reader:
         self.sentence = folder.optional("sentence_bert_config.json")
         self.model = folder.optional("config_sentence_transformers.json")
         self.architecture = self._architecture()
-        self.causal = is_decoder(self.transformer) and not is_bidirectional(self.transformer)
+        self.bidirectional = is_bidirectional(self.transformer)
+        self.causal = is_decoder(self.transformer) and not self.bidirectional
 
         self.pooling, dense, self.normalizer = self._after_the_transformer(modules or [])
         modes = self._modes()
@@ -183,6 +215,11 @@ class Reader:
         if left_over:
             document = self.folder.document(f"{left_over[0]}/config.json")
             self.pooling = document
+            if len(left_over) > 1:
+                self.warnings.append(
+                    f"modules.json is missing, and {', '.join(left_over)} are all there: the first is followed, though "
+                    "nothing says which one is the model's"
+                )
             self.warnings.append(
                 f"modules.json is missing: {document.name} is followed here, but sentence-transformers and vLLM do not "
                 "look at it and choose a pooling of their own"
@@ -197,13 +234,16 @@ class Reader:
         source = f"config.json: architectures ({self.architecture or 'none'})"
         if self.causal:  # no other token has seen the whole text
             return self._decide("modes", ("last",), source, "implied")
-        return self._guess(
-            "modes",
-            ("mean",),
-            source,
-            f"the pooling is a guess: {self.architecture or 'this model'} may have been trained for mean or for cls, "
-            "and nothing in the folder says which; the wrong one raises no error, it makes search worse",
-        )
+        name = self.architecture or "this model"
+        if is_encoder(self.transformer) or self.bidirectional:
+            why = f"{name} may have been trained for mean or for cls, and nothing in the folder says which"
+        else:
+            why = (
+                f"mean, although {name} is not known here; an encoder may have been trained for mean or for cls, a "
+                "causal model wants last, and nothing in the folder says which"
+            )
+        worse = "the wrong one raises no error, it makes search worse"
+        return self._guess("modes", ("mean",), source, f"the pooling is a guess: {why}; {worse}")
 
     def _modes_of(self, document: Document, certainty: Certainty) -> tuple[str, ...]:
         for key in document.values:
@@ -213,10 +253,10 @@ class Reader:
         said = document.values.get("pooling_mode")
         if said is None:
             if not flags:
-                raise ValueError(
-                    f"{document.name}: pooling_mode must be one of {', '.join(POOLING_MODES)}, or one of "
-                    f"{', '.join(POOLING_FLAGS)} true, got none"
+                self.warnings.append(
+                    f"{document.name}: it names no pooling mode: mean, as sentence-transformers takes it"
                 )
+                return self._decide("modes", ("mean",), f"{document.name}: no pooling_mode", "implied")
             keys = ", ".join(key for key, mode in POOLING_FLAGS.items() if mode in flags)
             return self._decide("modes", flags, f"{document.name}: {keys}", certainty)
         names = said if isinstance(said, list) else [said]
@@ -260,7 +300,7 @@ class Reader:
         for layer in layers:
             if width not in (None, layer.inputs):
                 raise ValueError(
-                    f"{layer.name}/config.json: in_features must be {width}, the columns before it, got {layer.inputs}"
+                    f"{layer.config}: in_features must be {width}, the columns before it, got {layer.inputs}"
                 )
             width = layer.outputs
         return self._decide("dense", layers, "modules.json", "stated") if layers else ()
@@ -303,11 +343,13 @@ class Reader:
     def _max_length(self) -> int | None:
         for document, key in ((self.sentence, "max_seq_length"), (self.tokenizer, "model_max_length")):
             value = document.values.get(key)
-            # A tokenizer without a limit has 1e30 here, which may come as a float.
-            if isinstance(value, int | float) and value >= _NO_LIMIT:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is None or (number and value >= _NO_LIMIT):
                 continue
-            if document.positive(key) is not None:
-                return self._stated("max_length", document, key, int)
+            if number and value >= 1 and value == int(value):  # some write 512.0
+                return self._decide("max_length", int(value), f"{document.name}: {key}", "stated")
+            # Pooling does not depend on it, so it stops nobody.
+            self.warnings.append(f"{document.error(key, 'a whole number above 0')}; it is left out")
         return None
 
     def _contradictions(self) -> None:
