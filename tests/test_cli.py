@@ -106,6 +106,24 @@ def test_demo_says_what_is_missing(monkeypatch, capsys):
     assert err == 'fastpool demo: rich not installed: pip install "fastpool[demo]"\n'
 
 
+def test_inspect_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["inspect", "model"]) == 2
+    expected = 'fastpool inspect: rich not installed: pip install "fastpool[doctor]", or --json\n'
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(("command", "module"), [("inspect", "models.inspect"), ("doctor", "doctor.run")])
+def test_a_package_that_reading_a_model_needs_is_named(command, module, monkeypatch, capsys):
+    def needs(*arguments):
+        raise ImportError("reading it needs safetensors")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.import_module(f"fastpool.{module}"), "run", needs)
+    assert main([command, "model", "--json"]) == 2
+    assert capsys.readouterr().err == f"fastpool {command}: reading it needs safetensors\n"
+
+
 @pytest.fixture(scope="module")
 def docs() -> list[corpus.Doc]:
     return corpus.collect()

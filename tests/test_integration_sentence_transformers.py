@@ -2,6 +2,7 @@
 
 import copy
 import filecmp
+import functools
 import logging
 import pickle
 import subprocess
@@ -151,6 +152,28 @@ def test_install(encoder: Path) -> None:
         assert (encode(before)[1], encode(after)[1]) == ([], 2 * ["mean", "l2_normalize"])
     assert same_bits(encode(before)[0], theirs)
     assert modules.Pooling.forward.__module__ == modules.Pooling.__module__
+
+
+@pytest.mark.parametrize("wraps", [True, False])
+def test_uninstall_leaves_another_wrapper_alone(wraps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = modules.Pooling.forward
+    install()
+    installed = modules.Pooling.forward
+
+    def wrapper(self: Any, features: Any, **kwargs: Any) -> Any:
+        return installed(self, features, **kwargs)
+
+    another = functools.wraps(installed)(wrapper) if wraps else wrapper
+    with monkeypatch.context() as change:
+        change.setattr(modules.Pooling, "forward", another)
+        with pytest.raises(RuntimeError, match=r"somebody else has replaced Pooling\.forward since install"):
+            uninstall()
+        assert modules.Pooling.forward is another
+        with Calls() as calls:
+            run(nn.Sequential(modules.Pooling(1), modules.Normalize()), padded([THREE]))
+        assert calls.names == ["mean", "l2_normalize"]  # nothing is undone by halves
+    uninstall()
+    assert modules.Pooling.forward is theirs
 
 
 def test_modules_deep_in_a_model(encoder: Path) -> None:

@@ -42,7 +42,11 @@ def test_pooling(mode: Any, layout: str, dtype: torch.dtype) -> None:
     assert_same(*both(LAYOUTS[layout](texts(dtype)), mode))
 
 
-@pytest.mark.parametrize("prompt", [0, 3, torch.tensor([3]), torch.tensor([3] * 3)], ids=["0", "3", "[1]", "[B]"])
+@pytest.mark.parametrize(
+    "prompt",
+    [0, 3, 2.5, torch.tensor([3]), torch.tensor([3] * 3), torch.tensor([[3]] * 3)],
+    ids=["0", "3", "2.5", "[1]", "[B]", "[B, 1]"],
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mode", [*MODES, MODES], ids=str)
 def test_a_prompt_is_left_out(mode: Any, layout: str, prompt: Any) -> None:
@@ -193,6 +197,15 @@ def test_prompts_of_different_lengths() -> None:
         features = {**layout([THREE, THREE]), "prompt_length": torch.tensor([1, 2])}
         theirs, ours = both(features, "mean", include_prompt=False)
         assert (theirs.tolist(), ours.tolist()) == ([[3], [3]], [[3], [4]])
+
+
+@pytest.mark.parametrize("prompt", [-1, torch.tensor([-1])], ids=str)
+@pytest.mark.parametrize("layout", ["right", "left", "packed"])
+def test_a_negative_prompt(layout: str, prompt: Any) -> None:
+    features = {**LAYOUTS[layout]([THREE, THREE]), "prompt_length": prompt}
+    theirs, ours = both(features, "mean", include_prompt=False)
+    assert (layout == "right") == (theirs.tolist() == [[0], [0]])
+    torch.testing.assert_close(ours, torch.full((2, 1), 7 / 3))
 
 
 def test_long_packed_texts() -> None:

@@ -250,6 +250,7 @@ UNEXPECTED: dict[str, tuple[str, str, Any, str]] = {
     "signature": ("pooler", "pool_hidden_states", _more_parameters, "takes .*more.*expected"),
     "another_plugin": ("pooler", "pool_hidden_states", _patched_by_another, "replaced already, by"),
     "mode": ("pooler", "PoolingType", OneMore, "PoolingType has LAST, CLS, MEAN, MAX"),
+    "no_enum": ("pooler", "PoolingType", object(), "TypeError: 'object' object is not iterable"),
     "no_registry": ("hook_registry", "HookRegistry", None, "HookRegistry"),
 }
 

@@ -365,6 +365,7 @@ UNEXPECTED: dict[str, tuple[str, str, Any, str]] = {
     "head_options": ("EmbeddingPoolerHead", "__init__", _other, "takes .*more.*expected"),
     "another_plugin": ("MeanPool", "forward", _alike, "replaced already, by"),
     "cursor": ("PoolingCursor", "__dataclass_fields__", {}, "PoolingCursor has no first.*last_token_indices_gpu"),
+    "no_dataclass": ("PoolingCursor", "__dataclass_fields__", None, "TypeError: must be called with a dataclass"),
     "no_class": (f"{POOLER}.seqwise", "LastPool", None, "LastPool"),
     "no_activation": (f"{POOLER}.activations", "PoolerNormalize", None, "PoolerNormalize"),
     "no_module": ("modules", f"{POOLER}.seqwise", None, "seqwise"),
@@ -379,7 +380,7 @@ def test_not_as_expected(
     if where == "modules":
         monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]  # an import of it fails
     elif value is None:
-        monkeypatch.delattr(import_module(where), name)
+        monkeypatch.delattr(getattr(engine, where, None) or import_module(where), name)
     else:
         monkeypatch.setattr(getattr(engine, where), name, value)
     before = forwards(engine)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,13 +104,13 @@ def _env(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     if not arguments.json and importlib.util.find_spec("rich") is None:
-        print('fastpool inspect: rich not installed: pip install "fastpool[demo]", or --json', file=sys.stderr)
+        print('fastpool inspect: rich not installed: pip install "fastpool[doctor]", or --json', file=sys.stderr)
         return 2
     from .models.inspect import run
 
     try:
         run(arguments.model, arguments.json)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"fastpool inspect: {error}", file=sys.stderr)
         return 2
     return 0
@@ -125,8 +126,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     try:
         return run(arguments.model, arguments.pairs, arguments.json, arguments.plot)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"fastpool doctor: {error}", file=sys.stderr)
+        return 2
+    except Exception:  # a bug, but 1, with which Python would exit, means that another pooling is better
+        traceback.print_exc()
         return 2
 
 

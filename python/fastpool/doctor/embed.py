@@ -17,6 +17,11 @@ Modes = tuple[str, ...]  # one, or several whose vectors stand side by side
 _BATCH = 32
 
 
+def _told(error: Exception) -> str:
+    """On one line, with its type: the text of a KeyError or an AttributeError alone says little."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def candidates(config: PoolingConfig) -> list[Modes]:
     """Every mode by itself, and the configured ones where they are several.
 
@@ -42,14 +47,19 @@ def load(folder: Path) -> Any:
     # Before the imports below, which read them once.
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # for whoever has imported them before
     try:
-        return SentenceTransformer(str(folder)).eval()
+        from sentence_transformers import SentenceTransformer, __version__
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # for whoever has imported them before
+        model = SentenceTransformer(str(folder)).eval()
     except Exception as error:  # each architecture, tokenizer and file format has its own
-        raise ValueError(f"{folder}: sentence-transformers cannot load it: {error}") from error
+        raise ValueError(f"{folder}: sentence-transformers cannot load it: {_told(error)}") from error
+    if not hasattr(model, "preprocess"):
+        raise ValueError(
+            f'expected sentence-transformers 6.2 or later, got {__version__}: pip install "fastpool[doctor]"'
+        )
+    return model
 
 
 @torch.inference_mode()
@@ -62,7 +72,8 @@ def vectors(
     time are held. `advance` hears of each batch's texts.
 
     Raises:
-        ValueError: what `candidates` raises; the model's first module gives no token states.
+        ValueError: what `candidates` raises; the model does not run on the texts; its first module gives no token
+            states.
     """
     found: dict[Modes, Tensor] = {}
     modes = candidates(config)
@@ -71,9 +82,7 @@ def vectors(
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     for at in range(0, len(order), _BATCH):
         indices = order[at : at + _BATCH]
-        batch = model.preprocess([texts[i] for i in indices], prompt=prompt)
-        batch = {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-        features = model[0](batch)
+        features = _run(model, [texts[i] for i in indices], prompt)
         for one in modes:
             pooled = _pool(replace(config, modes=one, normalize=False), features)
             if one not in found:
@@ -81,6 +90,17 @@ def vectors(
             found[one][indices] = pooled.cpu()
         advance(len(indices))
     return found
+
+
+def _run(model: Any, texts: list[str], prompt: str | None) -> Mapping[str, Any]:
+    try:
+        batch = model.preprocess(texts, prompt=prompt)
+        batch = {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        features: Mapping[str, Any] = model[0](batch)
+    except Exception as error:  # positions that it does not have, memory, a tokenizer's own
+        longest = max(map(len, texts))
+        raise ValueError(f"the model does not run on texts of up to {longest} characters: {_told(error)}") from error
+    return features
 
 
 def _pool(config: PoolingConfig, features: Mapping[str, Any]) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import functional
 from ..models import PoolingConfig
 from .embed import Modes
-from .pairs import SEED, Pairs
+from .pairs import FEWEST, SEED, Pairs
 
 _RESAMPLES = 2000
 # Every other pooling is held against the configured one: at 95 % a dozen comparisons would cry wolf every other time.
@@ -64,15 +64,16 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)  # a row is itself
 class Row:
-    """One pooling: mean similarities, and how well they separate."""
+    """One pooling: mean similarities, and how well they separate. Scores may fall on one side of the middle of their
+    range: what compares related with unrelated pairs is None then."""
 
     modes: Modes
     normalize: bool
     similarities: Tensor  # [pairs]
-    related: float
-    unrelated: float
-    cohens_d: float
-    auc: float
+    related: float | None
+    unrelated: float | None
+    cohens_d: float | None
+    auc: float | None
     spearman: float | None  # where there are scores
     interval: Interval  # of what decides
     difference: Interval  # of it, this row's minus the configured one's
@@ -80,7 +81,9 @@ class Row:
     @property
     def decides(self) -> float:
         """Spearman where there are scores, else AUC."""
-        return self.auc if self.spearman is None else self.spearman
+        figure = self.auc if self.spearman is None else self.spearman
+        assert figure is not None  # without scores there are pairs of both kinds
+        return figure
 
     @property
     def name(self) -> str:
@@ -117,17 +120,15 @@ class Measured:
         return [row for row in self.rows if row not in apart]
 
 
-def _resampled(figure: Callable[[Tensor], Tensor], related: Tensor, unrelated: Tensor) -> Tensor:
-    """`figure` of pairs drawn with replacement, as many of either kind as there are. The same draws on every call, so
+def _resampled(figure: Callable[[Tensor], Tensor], *kinds: Tensor) -> Tensor:
+    """`figure` of pairs drawn with replacement, as many of each kind as there are. The same draws on every call, so
     that the difference of two poolings is taken draw by draw."""
     generator = torch.Generator().manual_seed(SEED)
-    at_once = max(1, _AT_ONCE // (len(related) + len(unrelated)))
+    at_once = max(1, _AT_ONCE // sum(map(len, kinds)))
     figures = []
     for done in range(0, _RESAMPLES, at_once):
         count = min(at_once, _RESAMPLES - done)
-        drawn = [
-            kind[torch.randint(len(kind), (count, len(kind)), generator=generator)] for kind in (related, unrelated)
-        ]
+        drawn = [kind[torch.randint(len(kind), (count, len(kind)), generator=generator)] for kind in kinds]
         figures.append(figure(torch.cat(drawn, dim=-1)))
     return torch.cat(figures)
 
@@ -136,7 +137,8 @@ def measure(pairs: Pairs, vectors: Mapping[Modes, Tensor], at: Mapping[str, int]
     """Every pooling of `vectors`, whose row `at[text]` is a text's: normalised, where the dot product is the cosine,
     and as it is.
 
-    The configured one counts as normalised too where the model says that its vectors are compared by cosine.
+    The configured one counts as normalised too where its vectors are compared by cosine, which sentence-transformers
+    takes for a model that says nothing else.
 
     Raises:
         ValueError: a similarity is not finite.
@@ -145,6 +147,8 @@ def measure(pairs: Pairs, vectors: Mapping[Modes, Tensor], at: Mapping[str, int]
     is_related = torch.tensor(pairs.related)
     related, unrelated = is_related.nonzero().squeeze(1), (~is_related).nonzero().squeeze(1)
     scores = torch.tensor(pairs.scores, dtype=torch.float64)
+    kinds = [torch.arange(len(scores))] if pairs.kind == "scores" else [related, unrelated]
+    both = min(len(related), len(unrelated)) >= FEWEST
 
     measures = {}
     for modes, vector in vectors.items():
@@ -159,18 +163,18 @@ def measure(pairs: Pairs, vectors: Mapping[Modes, Tensor], at: Mapping[str, int]
                     return spearman(similarity[drawn], scores[drawn])
                 return auc(similarity[drawn[..., : len(related)]], similarity[drawn[..., len(related) :]])
 
-            measures[modes, normalize] = similarity, _resampled(figure, related, unrelated)
+            measures[modes, normalize] = similarity, _resampled(figure, *kinds)
 
-    configured = (config.modes, config.normalize or config.similarity == "cosine")
+    configured = (config.modes, config.normalize or config.similarity in (None, "cosine"))
     _, configured_samples = measures[configured]
     rows = {
         pooling: Row(
             *pooling,
             similarity,
-            related=similarity[related].mean().item(),
-            unrelated=similarity[unrelated].mean().item(),
-            cohens_d=cohens_d(similarity[related], similarity[unrelated]),
-            auc=auc(similarity[related], similarity[unrelated]).item(),
+            related=similarity[related].mean().item() if both else None,
+            unrelated=similarity[unrelated].mean().item() if both else None,
+            cohens_d=cohens_d(similarity[related], similarity[unrelated]) if both else None,
+            auc=auc(similarity[related], similarity[unrelated]).item() if both else None,
             spearman=spearman(similarity, scores).item() if pairs.kind == "scores" else None,
             interval=Interval.of(samples),
             difference=Interval.of(samples - configured_samples),

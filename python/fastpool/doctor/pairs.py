@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 SEED = 0
 OWN = Path(__file__).parent / "pairs.tsv"
-_FEWEST = 8  # of either kind; what is measured on fewer says nothing
+FEWEST = 8  # of either kind; what is measured on fewer says nothing
 
 Kind = Literal["pairs", "labels", "scores"]
 
@@ -50,6 +51,9 @@ def _checked(row: _Row) -> _Row:
     for name, text in (("a", row.a), ("b", row.b)):
         if not text.strip():
             raise ValueError(f"expected two texts, got an empty text_{name}")
+        # JSON can name half of a surrogate pair, which no tokenizer takes.
+        if half := re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"text_{name} holds {half[0]!r}, which is no character")
     if not math.isfinite(row.value) or (row.key == "label" and row.value not in (0, 1)):
         raise ValueError(f"{row.key} must be {'0 or 1' if row.key == 'label' else 'a number'}, got {row.value}")
     return row
@@ -130,7 +134,7 @@ def read(path: Path | None = None) -> Pairs:
 
     Raises:
         OSError: no such file.
-        ValueError: it is malformed, or holds too few pairs; names the file, the line and what was expected.
+        ValueError: it is malformed, or holds too few pairs or scores; names the file, the line and what was expected.
     """
     rows = _rows(path or OWN)
     if rows and rows[0].key is not None:
@@ -149,10 +153,16 @@ def read(path: Path | None = None) -> Pairs:
         [row.b for row in rows],
         [row.value for row in rows],
     )
-    related = sum(pairs.related)
-    if min(related, len(rows) - related) < _FEWEST:
+    related, different = sum(pairs.related), len(set(pairs.scores))
+    if kind == "scores":  # ranks need no two kinds
+        if len(rows) < 2 * FEWEST or different < 2:
+            raise ValueError(
+                f"{pairs.source}: expected at least {2 * FEWEST} pairs and 2 different scores, got {len(rows)} and "
+                f"{different}"
+            )
+    elif min(related, len(rows) - related) < FEWEST:
         raise ValueError(
-            f"{pairs.source}: expected at least {_FEWEST} related and {_FEWEST} unrelated pairs, got {related} and "
+            f"{pairs.source}: expected at least {FEWEST} related and {FEWEST} unrelated pairs, got {related} and "
             f"{len(rows) - related}"
         )
     return pairs

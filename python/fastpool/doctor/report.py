@@ -24,6 +24,17 @@ def _change(row: Row, own: Row) -> str:
     return "normalised" if row.normalize else "not normalised"
 
 
+def _source(config: PoolingConfig, what: str, own: Row) -> str:
+    """Where the configured row's modes or normalisation come from; the latter from what vectors are compared by, where
+    the model itself does not normalise."""
+    if what == "normalize" and own.normalize and not config.normalize:
+        if config.similarity is None:
+            return "no similarity_fn_name, for which sentence-transformers takes cosine (implied)"
+        what = "similarity"
+    said = config.decision(what)
+    return f"{said.source} ({said.certainty})"
+
+
 @contextmanager
 def progress(texts: int, shown: bool) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal's stderr, gone in the end; gives what it is to be advanced with."""
@@ -48,7 +59,7 @@ def verdict(measured: Measured, config: PoolingConfig) -> list[str]:
         first, *others = measured.better
         more = f"{first.difference.low:.3f} to {first.difference.high:.3f} more"
         changed = [what for what in ("modes", "normalize") if getattr(first, what) != getattr(own, what)]
-        sources = [f"{said.source} ({said.certainty})" for said in map(config.decision, changed)]
+        sources = [_source(config, what, own) for what in changed]
         lines = [
             f"The configured pooling is NOT the best here. {own.name}: {told}. {first.name}: {name} "
             f"{first.decides:.3f}, {more}.",
@@ -132,7 +143,8 @@ def render(model: str, measured: Measured, config: PoolingConfig) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for row in measured.rows:
         own = row is measured.configured
-        cells = [f"{row.related:.4g}", f"{row.unrelated:.4g}", f"{row.cohens_d:.2f}", f"{row.auc:.3f}"]
+        figures = [(row.related, ".4g"), (row.unrelated, ".4g"), (row.cohens_d, ".2f"), (row.auc, ".3f")]
+        cells = ["-" if figure is None else format(figure, digits) for figure, digits in figures]
         if row.spearman is not None:
             cells.append(f"{row.spearman:.3f}")
         cells.append("" if own else f"{row.difference.low:+.3f} to {row.difference.high:+.3f}")
@@ -147,7 +159,8 @@ def render(model: str, measured: Measured, config: PoolingConfig) -> None:
     for line in verdict(measured, config):
         console.print(escape(line))
     if measured.configured.normalize and not config.normalize:
-        console.print("\nThe model does not normalise, but asks for cosine, which does: the normalised row is its own.")
+        cosine = "asks for cosine" if config.similarity else "names no similarity: sentence-transformers takes cosine"
+        console.print(f"\nThe model does not normalise, but {cosine}, which does: the normalised row is its own.")
     for warning in config.warnings:
         console.print(f"\n[yellow]Its folder:[/yellow] {escape(warning)}")
 
@@ -184,5 +197,6 @@ def plot(path: Path, model: str, measured: Measured) -> None:
     for panel, label in zip(panels[-1], ("cosine", "dot product"), strict=True):
         panel.set_xlabel(label)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.suptitle(f"{model}: how each pooling separates {len(is_related)} pairs")
+    # A folder's name may hold dollars, which are no formula.
+    figure.suptitle(f"{model}: how each pooling separates {len(is_related)} pairs", parse_math=False)
     figure.savefig(path, dpi=120)

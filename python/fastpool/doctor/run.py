@@ -21,6 +21,8 @@ def run(model: str, file: Path | None = None, as_json: bool = False, picture: Pa
     # Before the minutes that a large model may take.
     if picture is not None and (picture.suffix not in _PICTURES or not picture.parent.is_dir()):
         raise ValueError(f"--plot: expected one of {', '.join(_PICTURES)} in a folder that is there, got {picture}")
+    if picture is not None and picture.is_dir():
+        raise ValueError(f"--plot: expected a file, got the folder {picture}")
     folder = folder_of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the report prints them

@@ -41,7 +41,9 @@ def start(engine: str, known: tuple[str, ...], attach: Callable[[], None]) -> No
         if not any(version == one or version.startswith(f"{one}.") for one in known):
             raise UnexpectedEngineError(f"fastpool knows {engine} {', '.join(known)}, this is {version}")
         attach()
-    except (UnexpectedEngineError, ImportError, AttributeError) as error:
-        log.warning("fastpool leaves %s's pooling as it is: %s (%s=0 turns it off)", engine, error, variable)
+    except Exception as error:  # an engine that looks different must still start, whatever looking at it raises
+        kind = "" if isinstance(error, UnexpectedEngineError) else f"{type(error).__name__}: "
+        why = kind + " ".join(str(error).split())
+        log.warning("fastpool leaves %s's pooling as it is: %s (%s=0 turns it off)", engine, why, variable)
     else:
         log.info("fastpool does the CLS, LAST and MEAN pooling of %s %s (%s=0 turns it off)", engine, version, variable)

@@ -27,7 +27,15 @@ _logger = logging.getLogger(_NAME)
 # Where Pooling and Normalize are: from 5.4 on, and before.
 _PACKAGES = ("sentence_transformers.sentence_transformer.modules", "sentence_transformers.models")
 _MAJORS = range(3, 7)  # major versions that have been read and run
+_installed: dict[Any, Any] = {}  # their classes, each with the forward that `install` gave it
 _PARTS = ("_forward_padded", "_forward_flattened")  # what their Pooling.forward is made of, from 5.4 on
+
+
+def _prompt_length(given: Any) -> int | Tensor | None:
+    """The tokens to leave out at each text's beginning: of every text, or [B] or [1]. Below 0 is 0: none."""
+    if isinstance(given, Tensor):
+        return given.flatten().long().clamp(min=0)  # training gives [B, 1] too
+    return None if given is None else max(int(given), 0)
 
 
 class _Batch:
@@ -44,7 +52,7 @@ class _Batch:
         mask = features.get("attention_mask")
         # A mask of other tokens than these (a model that adds or merges some) says nothing about them.
         self.mask: Tensor | None = mask if mask is not None and mask.shape[-1] == hidden.shape[1] else None
-        self.prompt: int | Tensor | None = None if module.include_prompt else features.get("prompt_length")
+        self.prompt = None if module.include_prompt else _prompt_length(features.get("prompt_length"))
 
     def begins(self) -> Tensor:
         """[B], the row of each text's first token, its prompt included."""
@@ -272,10 +280,21 @@ def install() -> None:
     """
     for base, ours in _replacements().items():
         if not hasattr(base.forward, "fastpool_replaces"):
-            base.forward = _class_forward(ours, base)
+            base.forward = _installed[base] = _class_forward(ours, base)
 
 
 def uninstall() -> None:
-    """Undoes `install`; models that were patched stay patched."""
-    for base in _replacements():
-        base.forward = getattr(base.forward, "fastpool_replaces", base.forward)
+    """Undoes `install`; models that were patched stay patched.
+
+    Raises:
+        RuntimeError: somebody else has replaced a forward since `install`, maybe by one that calls fastpool's. Taking
+            theirs away would undo what is not ours, so nothing is undone.
+    """
+    for base, ours in _installed.items():
+        if base.forward not in (ours, ours.fastpool_replaces):
+            raise RuntimeError(
+                f"{_NAME}: somebody else has replaced {base.__name__}.forward since install: {base.forward!r}"
+            )
+    for base, ours in _installed.items():
+        base.forward = ours.fastpool_replaces
+    _installed.clear()
