@@ -146,9 +146,11 @@ def chunk(rows: int, strips: int, tile_rows: int, processors: int) -> int:
     return max(1, -(-rows // (programs * tile_rows))) * tile_rows
 
 
-def scan(mean: int) -> tuple[int, int]:
-    """Mask elements that `prepare` looks at in one go, and its threads: a program has a segment to itself."""
-    return (1024, 128) if mean <= 1024 else (8192, 512)
+def scan(mean: int, weighted: bool) -> tuple[int, int]:
+    """Mask elements that `prepare` looks at in one go, eight a thread, and its threads: a program has a segment to
+    itself. Half as many where sums of weights take registers."""
+    threads = 128 if mean <= 1024 else MOST_THREADS // 2 if weighted else MOST_THREADS
+    return 8 * threads, threads
 
 
 @lru_cache(maxsize=4096)

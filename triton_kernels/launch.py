@@ -252,7 +252,7 @@ def plan_pool_backward(call: PoolBackwardCall, device: Device) -> list[Launch]:
 
     columns, _ = config.tile(dim, element_size)
     levels = (-(-dim // columns) - 1).bit_length()
-    size, threads = config.scan(rows if padded else -(-rows // batch))
+    size, threads = config.scan(rows if padded else -(-rows // batch), family is WEIGHTED)
     launches = [
         planned(
             backward.prepare_kernel, (batch, 1, 1), threads, result=call.result if call.of_weights else None, dim=dim,
