@@ -36,7 +36,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
     def to(columns: int, rows: int, tiles: int = 1, scan: int = 64) -> None:
         monkeypatch.setattr(config, "tile", lambda width, element_size: (columns, rows))
         monkeypatch.setattr(config, "chunk", lambda *shape: rows * tiles)
-        monkeypatch.setattr(config, "scan", lambda mean: (scan, 32))
+        monkeypatch.setattr(config, "scan", lambda mean, weighted: (scan, 32))
 
     return to
 
