@@ -97,19 +97,9 @@ class _Pool(_Function):
     """A pooling op without normalisation."""
 
     @staticmethod
-    def forward(
-        mode: str,
-        hidden: Tensor,
-        mask: Tensor | None,
-        cu_seqlens: Tensor | None,
-        weights: Tensor | None,
-        starts: Tensor | None,
-        ends: Tensor | None,
-        dim: int | None,
-        out_dtype: torch.dtype | None,
-    ) -> Tensor:
+    def forward(*args: Any) -> Tensor:  # as _pool's
         with _next_level():
-            return _pool(mode, hidden, mask, cu_seqlens, weights, starts, ends, dim, out_dtype)
+            return _pool(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

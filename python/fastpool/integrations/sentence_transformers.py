@@ -171,7 +171,7 @@ def _class_forward(ours: Forward, base: Any) -> Any:
         result: Features = theirs(self, features, **kwargs)
         return result
 
-    forward.fastpool_replaces = theirs  # type: ignore[attr-defined]
+    forward.fastpool_replaces = theirs  # type: ignore[attr-defined]  # a function's type has no attributes
     return forward
 
 

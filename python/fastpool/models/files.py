@@ -38,7 +38,7 @@ class Document:
             return None
         if not _is(value, kind):
             raise self.error(key, _WORDS[kind])
-        return value  # type: ignore[no-any-return]
+        return value  # type: ignore[no-any-return]  # its type was checked above
 
     def need(self, key: str, kind: type[T]) -> T:
         """The same, and it has to be there."""
