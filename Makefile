@@ -12,7 +12,7 @@ CPP = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp csrc/cuda/* tes
   tests/cpp/cuda_host/*.cpp)
 PY = setup.py python tests benchmarks examples triton_kernels
 
-.PHONY: demo test lint format bench sanitize aot gpu clean
+.PHONY: demo test lint format bench report sanitize aot gpu clean
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +48,10 @@ format: $(VENV)/extra-lint
 
 bench: $(VENV)/extra-bench
 	$(BIN)/python benchmarks/run.py $(BENCH)
+
+# docs/benchmarks.md and README's figures, from the result files under benchmarks/results/.
+report: $(VENV)/extra-bench
+	$(BIN)/python benchmarks/report.py
 
 # Addresses and undefined behaviour, then races: over the kernels alone, in their test program (without torch's OpenMP,
 # whose barriers the thread sanitizer does not know); then the whole library, inside Python, over the error table and the

@@ -1,79 +1,162 @@
-"""What fastpool promises on CPUs, and whether a run bears it out."""
+"""What fastpool promises, and whether a run bears it out: for each backend by itself, in each spelling."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
-from providers import BMM, COMPILED, EMBEDDING_BAG, FASTPOOL_PACKED, FASTPOOL_PADDED, SENTENCE_TRANSFORMERS, Provider
-from samples import Result
+from providers import BACKENDS, FASTPOOL, LAYOUTS, Provider
+from samples import Outcome, Result
 
-# The goals are about bytes that come from memory. Caches are cold here at any size; below this, fixed costs show.
+SMALL_BYTES = 8e6
+# On CPUs caches are cold at any size; below this, fixed costs show.
 LARGE_BYTES = 16 << 20
 TINY_LIMIT = 4.0  # additions of four elements
 
 
 @dataclass(frozen=True)
-class Goal:
-    """A limit on a ratio; `below` says on which side of it a value should be."""
+class Measured:
+    """A provider's outcome on a case, and what else of the run a goal may look at."""
 
+    provider: str
+    outcome: Outcome
+    result: Result
+    results: dict[str, Result]
+    empty_replay_us: float | None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A limit on a value; `below` says on which side of it the value should be."""
+
+    device: str
     name: str
     limit: float
     below: bool
-    value: Callable[[Result], float | None]
+    applies: Callable[[Result], bool]
+    value: Callable[[Measured], float | None]
 
     @property
     def text(self) -> str:
-        return f"{'≤' if self.below else '≥'} {self.limit:g}x"
+        return f"{self.name} {'≤' if self.below else '≥'} {self.limit:g}"
 
     def met(self, value: float) -> bool:
         return value <= self.limit if self.below else value >= self.limit
 
 
-def _over_floor(provider: Provider) -> Goal:
-    return Goal(f"{provider.name} / floor", 1.15, True, lambda result: result.over_floor(provider))
+def allowance(lengths: list[int], width: int) -> int:
+    """Temporary bytes within the goals: O(result), and partial results of long texts. In numbers: a float32 row for
+    each text and for each 32 tokens, and room for counters and for what the allocator rounds up."""
+    rows = sum(1 + length // 32 for length in lengths)
+    return 4 * width * rows + 32 * rows + (64 << 10)
 
 
-def _faster(than: Provider, limit: float) -> Goal:
-    return Goal(f"faster than {than.name}", limit, False, lambda result: result.times_faster(than))
+def _large(result: Result) -> bool:
+    return result.real_bytes >= LARGE_BYTES
+
+
+def _over_read(m: Measured) -> float | None:
+    return m.result.over_read(m.provider)
+
+
+def _times_faster(than: str, m: Measured) -> float | None:
+    """Given the same input as that peer."""
+    mine, theirs = m.result.over_read(m.provider), m.result.over_read(than)
+    return theirs / mine if mine and theirs and LAYOUTS[m.provider] == LAYOUTS[than] else None
+
+
+def _share(m: Measured) -> float | None:
+    return m.result.share(m.provider)
+
+
+def _over_empty(m: Measured) -> float | None:
+    replay = m.outcome.us.get("replay")
+    return replay.median / m.empty_replay_us if replay and m.empty_replay_us else None
+
+
+def _over_twin(m: Measured) -> float | None:
+    twin = m.results.get(m.result.twin)
+    other = twin.outcomes.get(m.provider) if twin else None
+    return m.outcome.best.median / other.best.median if m.outcome.best and other and other.best else None
+
+
+def _temporaries(m: Measured) -> float | None:
+    known = m.outcome.temporary_bytes
+    return None if known is None else known / m.result.allowance
+
+
+def _faster(than: str, limit: float) -> Goal:
+    return Goal("cpu", f"times faster than {than}, 16 MiB and more", limit, False, _large, partial(_times_faster, than))
+
+
+def _both(name: str, limit: float, applies: Callable[[Result], bool], value: Callable[[Measured], float | None]):
+    return [Goal(device, name, limit, True, applies, value) for device in BACKENDS]
 
 
 GOALS = (
-    _over_floor(FASTPOOL_PADDED),
-    _over_floor(FASTPOOL_PACKED),
-    _faster(EMBEDDING_BAG, 1.5),
-    _faster(BMM, 2.5),
-    _faster(COMPILED, 3),
-    _faster(SENTENCE_TRANSFORMERS, 15),
+    Goal("cpu", "time / one read, 16 MiB and more", 1.15, True, _large, _over_read),
+    _faster("embedding_bag", 1.5),
+    _faster("bmm", 2.5),
+    _faster("torch.compile", 3),
+    _faster("sentence-transformers", 15),
+    Goal("cuda", "share of the read stream, 100 MB and more", 0.95, False, lambda r: r.real_bytes >= 100e6, _share),
+    Goal("cuda", "share of the read stream, 30 to 60 MB", 0.75, False, lambda r: 30e6 <= r.real_bytes <= 60e6, _share),
+    Goal("cuda", "launches, below 8 MB", 1, True, lambda r: r.real_bytes < SMALL_BYTES, lambda m: m.outcome.launches),
+    Goal("cuda", "replay / empty replay, below 8 MB", 1.3, True, lambda r: r.real_bytes < SMALL_BYTES, _over_empty),
+    *_both("skewed lengths / level ones", 1.15, lambda r: "levelled" in r.twin, _over_twin),
+    *_both("half padding / none", 1.15, lambda r: bool(r.twin) and "levelled" not in r.twin, _over_twin),
+    *_both("temporaries / allowance", 1, lambda r: True, _temporaries),
 )
-
-
-def counts(result: Result) -> bool:
-    """Whether the goals are about this case."""
-    return result.real_bytes >= LARGE_BYTES
+_PROMISED = {"cpu": ("native",), "cuda": BACKENDS["cuda"]}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """In how many of the cases that count a goal was met, and the worst of them."""
+    """In how many of the measurements that count a backend met a goal, and the worst of them."""
 
     goal: str
+    backend: str
     met: int
     of: int
     worst: float
     where: str
 
 
-def verdicts(results: list[Result], tiny_us: dict[str, float]) -> list[Verdict]:
-    """One for every goal that a case of this run is about; `tiny_us` starts with its unit."""
+def verdicts(device: str, results: Iterable[Result], empty_replay_us: float | None = None) -> list[Verdict]:
+    """One for each goal and backend that this run says something about: of the shapes alone, the other suites walk
+    through extremes."""
+    by_name = {result.case: result for result in results if result.suite == "shapes"}
     found = []
-    for goal in GOALS:
-        values = {result.case.name: goal.value(result) for result in results if counts(result)}
-        known = {name: value for name, value in values.items() if value is not None}
-        if known:
-            worst = (max if goal.below else min)(known, key=lambda name: known[name])
-            met = sum(goal.met(value) for value in known.values())
-            found.append(Verdict(f"{goal.name} {goal.text}", met, len(known), known[worst], worst))
-    (unit, unit_us), *calls = tiny_us.items()
-    for call, us in calls:
-        ratio = us / unit_us
-        found.append(Verdict(f"{call} / {unit} ≤ {TINY_LIMIT:g}x", int(ratio <= TINY_LIMIT), 1, ratio, "1 x 16 x 384"))
+    for goal in (goal for goal in GOALS if goal.device == device):
+        for backend in _PROMISED[device]:
+            providers = [p for p in FASTPOOL if p.backend == backend]
+            values = _values(goal, providers, by_name, empty_replay_us)
+            if values:
+                worst = (max if goal.below else min)(values, key=lambda where: values[where])
+                met = sum(map(goal.met, values.values()))
+                found.append(Verdict(goal.text, backend, met, len(values), round(values[worst], 4), worst))
     return found
+
+
+def _values(
+    goal: Goal, providers: list[Provider], by_name: dict[str, Result], empty_replay_us: float | None
+) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for result in filter(goal.applies, by_name.values()):
+        for provider in (p.name for p in providers):
+            outcome = result.outcomes.get(provider)
+            if outcome is None or not outcome.us:
+                continue
+            value = goal.value(Measured(provider, outcome, result, by_name, empty_replay_us))
+            if value is not None:
+                values[f"{result.case}, {provider.partition(', ')[2]}"] = value
+    return values
+
+
+def tiny_verdicts(tiny_us: dict[str, float]) -> list[Verdict]:
+    """Of cpu.tiny, in one mode; it starts with its unit."""
+    (unit, unit_us), *calls = tiny_us.items()
+    ratios = {f"{call} / {unit} ≤ {TINY_LIMIT:g}": us / unit_us for call, us in calls}
+    return [
+        Verdict(goal, "native", int(ratio <= TINY_LIMIT), 1, round(ratio, 4), "1 x 16 x 384")
+        for goal, ratio in ratios.items()
+    ]

@@ -1,152 +1,191 @@
-"""How things are timed.
+"""One case after another: every provider checked, then timed in turn with all others.
 
-One thread, and the CPU time of that thread, so that other processes of the machine count as little as they can. The
-floor and all providers take turns in one loop, so that drift hits all alike. Before every sample a read of a buffer
-larger than the last cache evicts the data (a read: lines left dirty by a write would be billed to the next in turn),
-then a call on a tiny batch brings the code back, as in a loop that walks over fresh inputs. Every case is built several
-times, with other lengths: where in memory a batch happens to lie is worth 10 % of a read.
+What is timed on a case takes turns in one loop, so that drift hits all alike. How a sample is taken is the device's
+business: cpu.py and gpu.py.
 """
 
 import gc
 import time
-import timeit
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 import fastpool
-from cases import Case, build, exact, relative_error
-from floor import Floor
-from providers import FASTPOOL_PACKED, FASTPOOL_PADDED, Call, Provider
-from samples import Outcome, Result, Samples
+from cases import DTYPES, Batch, Case, build, exact, relative_error, reorder
+from fastpool.testing import same_bits
+from goals import allowance
+from providers import FASTPOOL, Call, Provider, backend_of, must_move
+from samples import Outcome, Result, Spread
 
-# The first is the unit.
-TINY_CALLS = ("add(a, b)", "mean(hidden, mask)", "mean(hidden, mask, normalize=True)")
-# Providers that take longer than this many seconds get fewer rounds a build: they are off by more than their noise.
-_SLOW = ((0.25, 1), (0.02, 3))
-BUILDS = 3
+Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Timer:
-    """One that takes turns: what is called before its sample, and the sample, which returns seconds."""
+class Turn:
+    """Something to be timed in turn with others: `sample` takes one, and gives seconds per call by column."""
 
-    prime: Callable[[], object]
-    sample: Callable[[], float]
+    name: str
     rounds: int
+    sample: Callable[[], dict[str, float]]
+    backend: str = "auto"
 
 
-class Bench:
-    """The settings of a run: the floor, the buffer that evicts the caches, the rounds for each build of a case."""
+class Device(Protocol):
+    """What measuring needs of a machine."""
 
-    def __init__(self, floor: Floor, cache_bytes: int, rounds: int) -> None:
-        self.floor = floor
-        self.rounds = rounds
-        self.buffer = torch.ones(max(3 * cache_bytes, 64 << 20) // 8, dtype=torch.int64)
+    device: torch.device
+    builds: int  # of each case, at other addresses
+    deadline: float  # of time.monotonic: from then on peers are left out
 
-    @torch.inference_mode()
-    def run(self, case: Case, providers: tuple[Provider, ...]) -> Result:
-        torch.set_num_threads(1)
-        torch.compiler.reset()  # each shape is compiled for itself, without the memory of an earlier one
-        seconds: defaultdict[str, list[float]] = defaultdict(list)
-        errors: defaultdict[str, list[float]] = defaultdict(list)
-        failures: dict[str, str] = {}
-        for seed in range(BUILDS):
-            batch, small = build(case, seed), build(Case(2, 4, case.width, case.dtype, False))
-            expected = exact(batch)
-            timers = {
-                name: Timer(partial(read, small.packed), partial(read, batch.packed), self.rounds)
-                for name, read in self.floor.readers.items()
-            }
-            for provider in providers:
-                try:
-                    prime, call = provider.prepare(small), provider.prepare(batch)
-                    prime()
-                    errors[provider.name].append(relative_error(call(), expected))
-                except Exception as error:  # a peer that cannot run here is a line of the report, not the end of it
-                    failures[provider.name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    def beside(self, case: Case, batch: Batch) -> list[Batch]:
+        """Further input for the calls of a sample."""
+
+    def readers(self, batches: Sequence[Batch]) -> list[Turn]:
+        """Ways to read the first one's real tokens once; column "read"."""
+
+    def turns(self, provider: Provider, calls: Sequence[Run], result: Result) -> list[Turn]:
+        """A provider's, with what can be said of its calls without timing them put into its outcome. `calls` are
+        those of the batch and of what stands beside it."""
+
+    def temporary_bytes(self, call: Call) -> int:
+        """What a call holds at its peak, without what it returns."""
+
+    def seconds(self, call: Run) -> float:
+        """Of a call, again and again on the same data: caches are as warm as they get."""
+
+    def free(self) -> None:
+        """Gives back what is not in use, after a case."""
+
+
+def words(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed"
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def skipped(case: Case, why: str = "") -> Result:
+    """A case of which nothing is measured (yet)."""
+    lengths = case.lengths()
+    row_bytes = case.width * DTYPES[case.dtype].itemsize
+    return Result(
+        case=case.name,
+        suite=case.suite,
+        dtype=case.dtype,
+        batch=case.batch,
+        width=case.width,
+        tokens=sum(lengths),
+        longest=max(lengths),
+        real_bytes=sum(lengths) * row_bytes,
+        padded_bytes=case.batch * (case.rows or max(lengths)) * row_bytes,
+        allowance=allowance(lengths, case.width),
+        twin=case.twin.name if case.twin else "",
+        failure=why,
+    )
+
+
+@torch.inference_mode()
+def measure(device: Device, case: Case, providers: Sequence[Provider], timed: bool = True) -> Result:
+    """Errors, bits and, where `timed`, times of every provider on one case."""
+    torch.compiler.reset()  # each shape is compiled for itself, without the memory of an earlier one
+    result = skipped(case)
+    seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    try:
+        for seed in range(device.builds if timed else 1):
+            _build_and_measure(device, case, seed, providers, timed, result, seconds)
+    except Exception as error:  # out of memory, above all: a line of the report, not the end of it
+        result.failure = words(error)
+    for (name, column), taken in seconds.items():
+        spread = Spread.of(taken)
+        if column != "read":
+            result.outcomes[name].us[column] = spread
+        elif result.read is None or spread.median < result.read.median:
+            result.reader, result.read = name, spread
+    device.free()
+    return result
+
+
+def _build_and_measure(
+    device: Device,
+    case: Case,
+    seed: int,
+    providers: Sequence[Provider],
+    timed: bool,
+    result: Result,
+    seconds: defaultdict[tuple[str, str], list[float]],
+) -> None:
+    batch = build(case, device.device, seed)
+    # For texts to have other neighbours and another place.
+    order = list(reversed(range(case.batch))) if case.batch > 1 else [0, 0]
+    expected, elsewhere = exact(batch), reorder(batch, order)
+    batches = [batch, *device.beside(case, batch)] if timed else [batch]
+    result.copies = len(batches)
+    turns = device.readers(batches) if timed else []
+    for provider in providers:
+        outcome = result.outcomes.setdefault(provider.name, Outcome(must_move=must_move(provider, batch)))
+        if outcome.failure:  # in an earlier build
+            continue
+        if time.monotonic() > device.deadline and provider not in FASTPOOL:
+            outcome.failure = "out of time"
+            continue
+        try:
+            with fastpool.backend(provider.backend):
+                outcome.backend, outcome.failure = backend_of(provider, batch)
+                if outcome.failure:
                     continue
-                slow = _cpu_seconds(call)
-                rounds = next((min(few, self.rounds) for limit, few in _SLOW if slow > limit), self.rounds)
-                timers[provider.name] = Timer(prime, partial(_cpu_seconds, call), rounds)
-            self._take_turns(timers, seconds)
-        samples = {name: Samples(tuple(taken)) for name, taken in seconds.items()}
-        outcomes = {
-            provider.name: Outcome(failure=failures[provider.name])
-            if provider.name in failures
-            else Outcome(samples[provider.name], torch.tensor(errors[provider.name]).max().item())  # NaN stays NaN
-            for provider in providers
-        }
-        reader = min(self.floor.readers, key=lambda name: samples[name].median)
-        return Result(case, batch.real_bytes, reader, samples[reader], outcomes)
+                calls = [provider.prepare(one, True) for one in batches]
+                _check(calls[0], provider.prepare(elsewhere, True), expected, order, outcome)
+                if timed:
+                    if outcome.temporary_bytes is None:
+                        outcome.temporary_bytes = device.temporary_bytes(calls[0])
+                    turns += device.turns(provider, calls, result)
+        except Exception as error:
+            outcome.failure = words(error)
+    del elsewhere
 
-    def _take_turns(self, timers: dict[str, Timer], seconds: defaultdict[str, list[float]]) -> None:
-        names = list(timers)
-        with no_collection():
-            for turn in range(self.rounds):
-                first = turn % len(names)  # nobody starts every round
-                for name in names[first:] + names[:first]:
-                    if turn < timers[name].rounds:
-                        self.floor.read(self.buffer)
-                        timers[name].prime()
-                        seconds[name].append(timers[name].sample())
+    def failed(turn: Turn, error: Exception) -> None:
+        if turn.name in result.outcomes:
+            result.outcomes[turn.name].failure = words(error)
 
-    @torch.inference_mode()
-    def threads(self, case: Case, rounds: int) -> dict[str, dict[int, float]]:
-        """Seconds of wall time on one and on two threads, the best of all rounds: what it takes with both cores free.
-
-        torch.sum of the same bytes stands beside fastpool, since memory may not give two cores twice the speed.
-        """
-        batch = build(case)
-        calls: dict[str, Call] = {
-            "torch.sum": batch.packed.view(-1).view(torch.int64).sum,
-            FASTPOOL_PADDED.name: FASTPOOL_PADDED.prepare(batch),
-            FASTPOOL_PACKED.name: FASTPOOL_PACKED.prepare(batch),
-        }
-        taken: dict[str, dict[int, list[float]]] = {name: {1: [], 2: []} for name in calls}
-        with no_collection():
-            for _ in range(rounds):
-                for threads in (1, 2):
-                    torch.set_num_threads(threads)
-                    for name, call in calls.items():
-                        self.buffer.sum()  # on these threads: evicts every core's caches and leaves the workers awake
-                        start = time.perf_counter()
-                        call()
-                        taken[name][threads].append(time.perf_counter() - start)
-        torch.set_num_threads(1)
-        return {
-            name: {threads: min(seconds) for threads, seconds in by_threads.items()}
-            for name, by_threads in taken.items()
-        }
+    take_turns(turns, seconds, failed)
 
 
-def tiny(repeats: int) -> dict[str, dict[str, float]]:
-    """Microseconds of a call from Python on 1 x 16 x 384 float32, caches warm, the best of many; by mode, by call."""
-    torch.set_num_threads(1)
-    inputs = {"hidden": torch.randn(1, 16, 384), "mask": torch.ones(1, 16, dtype=torch.int64)}
-    names = {"add": torch.add, "mean": fastpool.mean, "a": torch.randn(4), "b": torch.randn(4), **inputs}
-    timers = {call: timeit.Timer(call, globals=names) for call in TINY_CALLS}
-    results = {}
-    for label, inference in (("inference mode", True), ("gradients on", False)):
-        best = dict.fromkeys(timers, float("inf"))
-        with torch.inference_mode(inference):
-            for _ in range(repeats):
-                for call, timer in timers.items():
-                    best[call] = min(best[call], timer.timeit(2000) / 2000 * 1e6)
-        results[label] = best
-    return results
+def _check(call: Call, elsewhere: Call, expected: Tensor, order: list[int], outcome: Outcome) -> None:
+    """A provider's result against float64, and its bits against those at other places; the worst of all builds."""
+    pooled = call()
+    errors = [relative_error(pooled, expected)] + [outcome.error] * (outcome.same_bits is not None)
+    outcome.error = torch.tensor(errors, dtype=torch.float64).max().item()  # NaN stays NaN
+    outcome.same_bits = same_bits(elsewhere(), pooled[order]) and outcome.same_bits is not False
 
 
-def _cpu_seconds(call: Call) -> float:
-    start = time.thread_time()
-    result = call()
-    seconds = time.thread_time() - start
-    del result  # freed after the clock has stopped
-    return seconds
+def take_turns(
+    turns: Sequence[Turn],
+    seconds: defaultdict[tuple[str, str], list[float]],
+    failed: Callable[[Turn, Exception], None],
+) -> None:
+    """Adds samples, by name and column. One that fails is out."""
+    waiting = dict(enumerate(turns))
+    with no_collection():
+        for round_ in range(max((turn.rounds for turn in turns), default=0)):
+            order = list(waiting)
+            first = round_ % max(len(order), 1)  # nobody starts every round
+            for i in order[first:] + order[:first]:
+                turn = turns[i]
+                if round_ >= turn.rounds:
+                    continue
+                try:
+                    with fastpool.backend(turn.backend):
+                        sample = turn.sample()
+                except Exception as error:
+                    del waiting[i]
+                    failed(turn, error)
+                    continue
+                for column, taken in sample.items():
+                    seconds[turn.name, column].append(taken)
 
 
 @contextmanager

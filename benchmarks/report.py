@@ -1,113 +1,72 @@
-"""A run on a CPU as tables."""
+"""Writes docs/benchmarks.md, and the figures of README, from the committed result files.
 
+report.py            writes both
+report.py --check    writes nothing; exits with 1 where they are not what the result files say
+
+The newest result file of each folder of results/ counts.
+"""
+
+import argparse
 import re
+import sys
+from pathlib import Path
 
-from rich import box
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-import goals
-from providers import PROVIDERS
-from samples import Outcome, Result
+from record import RESULTS
+from written import ROOT, Run
 
-NOISY = 0.15  # an interquartile range above this share of the median is marked
-
-
-def table_of(title: str, *columns: str, caption: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left")
-    table.box = box.SIMPLE_HEAD
-    table.add_column(columns[0], no_wrap=True)
-    for column in columns[1:]:
-        table.add_column(column, justify="right")
-    return table
+REPORT, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+BEGIN, END = "<!-- benchmarks: written by benchmarks/report.py -->", "<!-- end of benchmarks -->"
 
 
-def _times(value: float) -> str:
-    return f"{value:.2f}x" if value < 9.995 else f"{value:.1f}x" if value < 99.95 else f"{value:.0f}x"
+def newest_of_each(results: Path) -> list[Run]:
+    """GPUs first."""
+    folders = [folder for folder in sorted(results.iterdir()) if list(folder.glob("*.json"))]
+    found = [max(map(Run, folder.glob("*.json")), key=lambda run: run.record["date"]) for folder in folders]
+    return sorted(found, key=lambda run: run.device != "cuda")
 
 
-def _in_lines(name: str) -> str:
-    """Broken into short lines, so that many columns fit."""
-    return re.sub(r"(?<=[_.-])|than | (?=/)", lambda cut: cut[0].strip() + "\n", name)
-
-
-def _cell(result: Result, outcome: Outcome | None) -> RenderableType:
-    if outcome is None:
-        return Text("-", style="dim")
-    if outcome.samples is None:
-        return Text(outcome.failure.split(":")[0], style="red")
-    noisy = "~" if outcome.samples.spread > NOISY else ""
-    times = Text(noisy + _times(outcome.samples.median / result.floor.median))
-    error = Text(f"\n{outcome.error:.1e}", style="dim")
-    if result.is_wrong(outcome):
-        error = Text(f"\nwrong: {outcome.error:.1e}", style="red")
-    return times + error
-
-
-def print_results(console: Console, dtype: str, results: list[Result]) -> None:
-    shown = [p for p in PROVIDERS if any(p.name in result.outcomes for result in results)]
-    table = table_of(
-        f"{dtype}: times the floor, error to float64 below",
-        "shape",
-        "floor ms",
-        "GB/s",
-        *(_in_lines(p.name.removesuffix(p.layout).strip()) + f"\n({p.layout})" for p in shown),
-        caption="* usual dtype at this size   ~ interquartile range above 15 %   wrong: error beyond rounding",
+def render(name: str, **values: object) -> str:
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        undefined=StrictUndefined,
+        autoescape=False,  # Markdown, of our own figures
+        trim_blocks=True,
     )
-    for result in results:
-        table.add_row(
-            result.case.shape + (" *" if result.case.native else ""),
-            f"{'~' if result.floor.spread > NOISY else ''}{1e3 * result.floor.median:.3f}",
-            f"{result.gigabytes_per_second:.1f}",
-            *(_cell(result, result.outcomes.get(p.name)) for p in shown),
-        )
-    console.print(table)
+    text = templates.get_template(name).render(values)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def print_goals(console: Console, results: list[Result], verdicts: list[goals.Verdict]) -> None:
-    table = table_of(
-        "goals",
-        "case",
-        *(f"{_in_lines(goal.name)}\n{goal.text}" for goal in goals.GOALS),
-        caption=f"dim: fewer than {goals.LARGE_BYTES >> 20} MiB of real tokens, outside the goals",
-    )
-    for result in results:
-        cells = []
-        for goal in goals.GOALS:
-            value = goal.value(result)
-            if value is None:
-                cells.append(Text("-", style="dim"))
-            elif not goals.counts(result):
-                cells.append(Text(f"{_times(value)}       ", style="dim"))
-            else:
-                met = goal.met(value)
-                cells.append(Text(f"{_times(value)} {'met   ' if met else 'missed'}", style="green" if met else "red"))
-        table.add_row(Text(result.case.name, style="" if goals.counts(result) else "dim"), *cells)
-    console.print(table)
-    table = table_of("goals, in short", "goal", "met", "worst", "where")
-    for verdict in verdicts:
-        share = Text(f"{verdict.met} of {verdict.of}", style="green" if verdict.met == verdict.of else "red")
-        table.add_row(verdict.goal, share, _times(verdict.worst), verdict.where)
-    console.print(table)
+def with_headline(text: str, figures: str) -> str:
+    """README with its block of figures replaced."""
+    block = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
+    if len(block.findall(text)) != 1:
+        raise ValueError(f"README needs one block between {BEGIN} and {END}")
+    return block.sub(lambda _: f"{BEGIN}\n{figures}{END}", text)
 
 
-def print_tiny(console: Console, tiny: dict[str, dict[str, float]]) -> None:
-    table = table_of("tiny: 1 x 16 x 384 float32 from Python, caches warm", "call", *tiny)
-    for call in next(iter(tiny.values())):
-        cells = [f"{times[call]:.2f} us  {times[call] / next(iter(times.values())):.2f}x" for times in tiny.values()]
-        table.add_row(call, *cells)
-    console.print(table)
+def wanted() -> dict[Path, str]:
+    """What the files should hold."""
+    runs = newest_of_each(RESULTS)
+    headline = render("readme.md", run=next(run for run in runs if run.device == "cpu"))
+    return {REPORT: render("report.md", runs=runs), README: with_headline(README.read_text(), headline)}
 
 
-def print_threads(console: Console, threads: dict[str, dict[str, dict[int, float]]]) -> None:
-    table = table_of(
-        "two threads: wall time, the best of all rounds", "case", "", "1 thread ms", "2 threads ms", "speed-up"
-    )
-    table.columns[1].justify = "left"
-    for case, calls in threads.items():
-        for name, seconds in calls.items():
-            one, two = seconds[1], seconds[2]
-            table.add_row(case, name, f"{1e3 * one:.3f}", f"{1e3 * two:.3f}", f"{one / two:.2f}x")
-            case = ""
-    console.print(table)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file is stale")
+    arguments = parser.parse_args()
+    texts = wanted()
+    stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
+    if arguments.check:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is not what the result files say: run python benchmarks/report.py")
+        sys.exit(bool(stale))
+    for path, text in texts.items():
+        path.write_text(text)
+        print(f"written: {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

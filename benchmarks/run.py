@@ -1,35 +1,192 @@
-"""The benchmark: what pooling costs above reading its input once.
+"""The benchmark: what pooling costs above reading its input once, on this machine.
 
-run.py                          every case, a few minutes; on a GPU where there is one, else on the CPU
-run.py --quick                  the usual dtypes, fewer rounds; on a GPU fewer cases, and no torch.compile
+run.py                          everything; on a GPU where there is one, else on the CPU
+run.py --quick                  fewer cases and rounds, no model
 run.py --filter "H1024 bf16"    the cases whose name holds this
+run.py --only shapes quality    these parts alone
 """
 
 import argparse
-import importlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+from fastpool.triton_kernels.config import slug
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import cpu
+import end_to_end
+import goals
+import gradients
+import growth
+import plots
+import quality
+import real_states
+import tables
+from cases import CASES, Case
+from cpu import Cpu
+from gpu import Gpu
+from gpu_turns import Cuda
+from machine import cores, describe_commit, describe_gpu, describe_machine, describe_versions, gpu_state
+from measure import Device, measure, skipped, words
+from providers import COMPILED, PROVIDERS, Provider
+from record import Record, load, result_path
+from samples import Result, Spread
+
+SUITES = tuple(dict.fromkeys(case.suite for case in CASES))
+PARTS = (*SUITES, "host", "gradients", "growth", "quality", "real-states", "end-to-end")
+_WITH_A_MODEL = ("real-states", "end-to-end")
+# Seconds on a GPU: when peers are left out, and when cases are.
+_LIMITS = {False: (300, 360), True: (30, 42)}
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds, about a minute")
-    parser.add_argument("--shapes", choices=("native", "all"), help="native: each shape in its usual dtype alone")
     parser.add_argument("--filter", default="", metavar="TEXT", help="cases whose name holds TEXT")
-    where = "write every figure there; on a GPU, without it, to results/<gpu>/<date>-<commit>.json"
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=None, metavar="PART", help=", ".join(PARTS))
+    where = "the result file; without it results/<machine>/<date>-<commit>.json"
     parser.add_argument("--json", type=Path, metavar="PATH", help=where)
     parser.add_argument("--commit", metavar="SHA", help="what was measured, where git cannot tell")
     return parser.parse_args(arguments)
+
+
+def chosen(arguments: argparse.Namespace) -> list[Case]:
+    return [
+        case
+        for case in CASES
+        if arguments.device in case.devices
+        and arguments.filter in case.name
+        and (case.quick or not arguments.quick)
+        and case.suite in (arguments.only or SUITES)
+    ]
+
+
+def providers_of(device: str, suite: str, quick: bool) -> list[Provider]:
+    """Errors along one long text are no business of torch.compile's, which would compile for each of them."""
+    without = {COMPILED} if suite == "length" or (quick and device == "cuda") else set()
+    return [provider for provider in PROVIDERS if device in provider.devices and provider not in without]
 
 
 def main() -> None:
     arguments = parse()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no GPU here")
-    # The peers of one may not be installed where the other runs.
-    importlib.import_module("run_gpu" if arguments.device == "cuda" else "run_cpu").main(arguments)
+    cases = chosen(arguments)
+    parts = arguments.only or [part for part in PARTS if part not in _WITH_A_MODEL or not arguments.quick]
+    if not cases and set(parts) <= set(SUITES):
+        raise SystemExit(f"no case's name holds {arguments.filter!r}; names: {', '.join(case.name for case in CASES)}")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=tables.WIDTH)
+    date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    commit = arguments.commit or describe_commit()
+    on_gpu = arguments.device == "cuda"
+    machine = {**describe_machine(), **(describe_gpu() if on_gpu else {})}
+    folder = str(slug(str(machine["gpu"]))) if on_gpu else "cpu"
+    path = arguments.json or result_path(folder, date, commit)
+    versions = describe_versions("triton", "sentence-transformers")
+    head = {"date": date, "commit": commit, "device": arguments.device, "machine": machine, "versions": versions}
+    record = Record(path, head)
+    (_run_on_gpu if on_gpu else _run_on_cpu)(console, record, cases, parts, arguments.quick)
+    for line in record.content["method"]:
+        console.print(line, style="dim", highlight=False, soft_wrap=True)
+    for written in (path, *plots.draw(load(path), path.with_suffix(""))):
+        console.print(f"written: {written}", highlight=False, soft_wrap=True)
+
+
+def _run_on_cpu(console: Console, record: Record, cases: list[Case], parts: Sequence[str], quick: bool) -> None:
+    device = Cpu(rounds=3 if quick else 11)
+    record.set(method=device.method)
+    results = walk(console, record, device, cases, quick)
+    found = goals.verdicts("cpu", results)
+    if "host" in parts:
+        tiny_us = cpu.tiny(repeats=10 if quick else 40)
+        found += goals.tiny_verdicts(tiny_us["inference mode"])
+        record.set(tiny_us=tiny_us)
+        tables.print_tiny(console, tiny_us)
+        if cores() > 1:
+            threads_ms = device.threads(rounds=21 if quick else 61)
+            record.set(threads_wall_ms=threads_ms)
+            tables.print_threads(console, threads_ms)
+    if "gradients" in parts:
+        by_memory = gradients.in_processes_of_their_own(rounds=3 if quick else 15)
+        record.set(gradients=by_memory)
+        for name, rows in by_memory.items():
+            console.print(name, style="bold")
+            gradients.print_gradients(console, rows)
+    record.set(goals=found)
+    tables.print_summary(console, "cpu", results)
+    tables.print_verdicts(console, "cpu", found)
+    record.set(load=os.getloadavg()[0])  # before the model takes all cores
+    _other_parts(console, record, device, parts, quick)
+
+
+def _run_on_gpu(console: Console, record: Record, cases: list[Case], parts: Sequence[str], quick: bool) -> None:
+    started = time.monotonic()
+    device = Cuda(Gpu(), rounds=9 if quick else 25, deadline=started + _LIMITS[quick][0])
+    rates: dict[str, float] = {}
+    empty: dict[str, Spread] = {}
+    failure = ""
+    try:
+        rates, empty = device.limits()
+    except Exception as error:
+        failure = words(error)
+    tables.print_limits(console, rates, empty, failure)
+    record.set(method=device.method, read_gb_per_s=rates, empty_us=empty, failure=failure, state=gpu_state())
+    results = walk(console, record, device, cases, quick, started + _LIMITS[quick][1])
+    found = goals.verdicts("cuda", results, empty["replay"].median if "replay" in empty else None)
+    record.set(goals=found)
+    tables.print_summary(console, "cuda", results)
+    tables.print_verdicts(console, "cuda", found)
+    _other_parts(console, record, device, parts, quick)
+    record.set(state_at_end=gpu_state())
+
+
+def walk(
+    console: Console, record: Record, device: Device, cases: list[Case], quick: bool, until: float = float("inf")
+) -> list[Result]:
+    """Every case, each printed and written as soon as it is there."""
+    results: list[Result] = []
+    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # Redrawn between cases only: a thread of its own would take turns with what is timed.
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
+        task = progress.add_task("", total=len(cases))
+        for case in cases:
+            progress.update(task, description=case.name, refresh=True)
+            if time.monotonic() < until:
+                providers = providers_of(device.device.type, case.suite, quick)
+                result = measure(device, case, providers, timed=case.suite != "length")
+            else:
+                result = skipped(case, "out of time")
+            results.append(result)
+            record.set(cases=results)
+            tables.print_result(console, device.device.type, result)
+            progress.update(task, advance=1, refresh=True)
+    return results
+
+
+def _other_parts(console: Console, record: Record, device: Device, parts: Sequence[str], quick: bool) -> None:
+    measures: dict[str, Callable[[], object]] = {
+        "growth": lambda: growth.measure(console, device, 1e6 if quick else 1e8),
+        "quality": lambda: quality.measure(console, device),
+        "real-states": lambda: real_states.measure(console, device),
+        "end-to-end": lambda: end_to_end.measure(console, device),
+    }
+    for part, run in measures.items():
+        if part in parts:
+            try:
+                record.set(**{part.replace("-", "_"): run()})
+                if part == "quality":
+                    record.set(quality_about={trial.name: trial.about for trial in quality.TRIALS})
+            except Exception as error:  # a package that is not there, or too little memory
+                record.set(**{f"{part.replace('-', '_')}_failure": words(error)})
+                console.print(f"{part} failed: {words(error)}", style="red", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

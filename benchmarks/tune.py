@@ -9,17 +9,19 @@ additions, so tuning cannot change a result. Entries are kept where they beat th
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from fastpool.triton_kernels import launch
 from fastpool.triton_kernels.config import TUNED, Config, Shape, candidates, heuristic, key, slug
 
 import fastpool
-from cases import Batch
-from cases_gpu import CASES, build
+from cases import SHAPES, Batch, build
 from fastpool.dispatch import BACKENDS
 from fastpool.segments import PoolCall
 from machine import describe_commit, describe_versions
@@ -64,7 +66,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("tune.py: torch sees no GPU here")
     from gpu import Gpu
-    from measure_gpu import copies_of, eager_turn, seconds_of, take_turns, time_call
+    from gpu_turns import copies_of, eager_turn, seconds_of, time_calls
+    from measure import take_turns
 
     out = arguments.out or TUNED / f"{slug(torch.cuda.get_device_name())}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +77,10 @@ def main() -> None:
     sizes = []
     chosen: list[Config] = []
     launch.choose = lambda shape, name: chosen[-1] if chosen else heuristic(shape)
-    for case in CASES:
-        if arguments.filter not in case.name:
+    for case in SHAPES:
+        if "cuda" not in case.devices or arguments.filter not in case.name:
             continue
-        batch = build(case)
+        batch = build(case, gpu.device)
         rotate = copies_of(batch, gpu)
         call = PoolCall("mean", batch.packed, cu_seqlens=batch.cu_seqlens)
         shape = launch.shape_of(call, case.width, device)
@@ -85,22 +88,23 @@ def main() -> None:
         def time(config: Config, rotate: list[Batch] = rotate) -> float:
             chosen[:] = [config]
             with fastpool.backend("triton"):
-                return time_call(_call, rotate, gpu, rounds=5).median
+                return time_calls([partial(_call, one) for one in rotate], gpu, rounds=5).median
 
         found = best(shape, time)
         chosen.clear()
         if found is not None:
             configs[key(shape)] = asdict(found)
         print(f"{case.name}: {found or 'the heuristic'}", flush=True)
-        runs = [lambda one=one: _call(one) for one in rotate]
+        runs = [partial(_call, one) for one in rotate]
         turns = []
         for backend in ("native", "triton"):
             if BACKENDS[backend].refuses(batch.packed) is None:
                 with fastpool.backend(backend):
-                    turns.append(eager_turn(backend, runs, seconds_of(gpu, runs[0]), 9, backend))
-        spreads = take_turns(gpu, turns, lambda turn, error: print(f"  {turn.name}: {error}"))
-        if len(spreads) == 4:  # both, on the device and on the host
-            sizes.append((batch.real_bytes, spreads["native", "eager"].median, spreads["triton", "eager"].median))
+                    turns.append(eager_turn(gpu, backend, runs, seconds_of(gpu, runs[0]), 9, backend))
+        seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        take_turns(turns, seconds, lambda turn, error: print(f"  {turn.name}: {error}"))
+        if len(seconds) == 4:  # both, on the device and on the host
+            sizes.append((batch.real_bytes, *(median(seconds[name, "eager"]) for name in ("native", "triton"))))
         found_all = {
             "native_below_bytes": crossover(sizes),
             "configs": configs,

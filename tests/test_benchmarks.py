@@ -1,73 +1,23 @@
-"""The benchmarks' formulas, cases, records and verdicts: all of them that needs no GPU and no quiet machine."""
+"""The benchmarks' cases, formulas, records and verdicts: all of them that needs no GPU and no quiet machine."""
 
-import argparse
-import io
 import json
 import random
-import sys
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from rich.console import Console
 
-import fastpool
-from fastpool.backends import triton as triton_backend
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import bench_gpu
 import cases
-import cases_gpu
-import goals_gpu
-import measure_gpu
+import goals
 import providers
-import providers_gpu
-import run
-import run_gpu
-import stream_gpu
-from gpu import Gpu
-from samples import WRONG_BEYOND
-from samples_gpu import Outcome, Result, Spread, from_json, to_json
+import stream
+from cases import Case
+from fastpool import backend
+from fastpool.backends import triton as triton_backend
+from measure import skipped
+from record import result_path
+from samples import WRONG_BEYOND, Outcome, Result, Spread, from_json, to_json
 
-TINY = cases_gpu.GpuCase("queries", 5, 24)
-
-
-class OnCpu(Gpu):
-    """Stands in for a GPU: everything runs, and figures mean nothing."""
-
-    def __init__(self) -> None:
-        self.device = torch.device("cpu")
-        self.cache_bytes = 1 << 13
-
-    def evict(self) -> None:
-        pass
-
-    def empty(self) -> None:
-        pass
-
-    def time(self, run: Callable[[], object], cold: bool, ahead: bool) -> tuple[float, float]:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start, 1e-6
-
-    def capture(self, calls: Sequence[Callable[[], object]], keep: bool = False) -> SimpleNamespace:
-        return SimpleNamespace(replay=lambda: [call() for call in calls])
-
-    def launches(self, call: Callable[[], object]) -> int:
-        return 1
-
-    def synchronizes(self, call: Callable[[], object]) -> bool:
-        return False
-
-    def temporary_bytes(self, call: Callable[[], object]) -> int:
-        return 0
-
-    def free(self) -> None:
-        pass
+TINY = Case("queries", 5, 24)
 
 
 # ---- cases
@@ -75,100 +25,116 @@ class OnCpu(Gpu):
 
 def test_mixes_are_what_they_say() -> None:
     generator = random.Random(1)
-    means = {name: sum(mix.draw(generator) for _ in range(20000)) / 20000 for name, mix in cases_gpu.MIXES.items()}
+    means = {name: sum(mix.draw(generator) for _ in range(20000)) / 20000 for name, mix in cases.MIXES.items()}
     assert means == pytest.approx({"queries": 8, "passages": 75, "chunks": 330, "documents": 1300}, rel=0.05)
 
 
-@pytest.mark.parametrize("case", cases_gpu.CASES, ids=lambda case: case.name)
-def test_lengths_are_reproducible_and_in_range(case: cases_gpu.GpuCase) -> None:
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_lengths_are_reproducible_and_in_range(case: Case) -> None:
     lengths = case.lengths()
     assert lengths == case.lengths()
     assert len(lengths) == case.batch
-    cap = (
-        8192
-        if case.mix == cases_gpu.SKEWED
-        else case.mix
-        if isinstance(case.mix, int)
-        else cases_gpu.MIXES[case.mix].cap
-    )
-    assert all(1 <= length <= cap for length in lengths)
+    assert min(lengths) >= 1
+    if not (case.level or case.largest):
+        cap = 8192 if case.mix == cases.SKEWED else case.mix if isinstance(case.mix, int) else cases.MIXES[case.mix].cap
+        assert max(lengths) <= cap
     if case.twin is not None:
         assert sum(case.twin.lengths()) == sum(lengths)
-        assert case.twin in cases_gpu.CASES
+        assert case.twin in cases.CASES
         assert case.twin.name != case.name
 
 
 def test_names_are_unique_and_seeds_pinned() -> None:
-    names = [case.name for case in cases_gpu.CASES]
+    names = [case.name for case in cases.CASES]
     assert len(set(names)) == len(names)
-    assert cases_gpu.GpuCase("queries", 6, 8).lengths() == [8, 9, 8, 12, 7, 5]
+    assert Case("queries", 6, 8).lengths() == [8, 9, 8, 12, 7, 5]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_quick_cases_come_with_their_twins(device: str) -> None:
+    """Or no goal about the two could be judged."""
+    here = [case for case in cases.CASES if device in case.devices]
+    for case in here:
+        assert case.twin is None or (case.twin in here and case.twin.quick == case.quick), case.name
+
+
+def test_the_skewed_suite_moves_tokens_only() -> None:
+    lengths = [case.lengths() for case in cases.SKEW]
+    assert len({sum(one) for one in lengths}) == 1
+    assert [max(one) / sum(one) for one in lengths] == pytest.approx([case.largest for case in cases.SKEW])
 
 
 def test_the_same_tokens_in_both_layouts_and_in_another_order() -> None:
-    batch = cases_gpu.build(TINY, "cpu")
+    batch = cases.build(TINY, "cpu")
     assert batch.cu_seqlens.dtype == torch.int32
     assert batch.cu_seqlens.diff().tolist() == TINY.lengths() == batch.mask.sum(1).tolist()
     assert torch.equal(batch.hidden[batch.mask.bool()], batch.packed)
     order = [4, 0, 0]
-    other = cases_gpu.reorder(batch, order)
+    other = cases.reorder(batch, order)
     assert torch.equal(other.hidden[other.mask.bool()], other.packed)
     assert torch.equal(cases.exact(other), cases.exact(batch)[order])
-    half = cases_gpu.build(cases_gpu.GpuCase(4, 3, 8, rows=8), "cpu")
+    half = cases.build(Case(4, 3, 8, rows=8), "cpu")
     assert half.hidden.shape == (3, 8, 8)
     assert half.mask.sum() == 12
 
 
 # ---- providers
 
+HERE = [p for p in providers.PROVIDERS if p.backend != "triton" and p.name != "segment_csr"]
+
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("mix", ["queries", 3, 1])
-def test_providers_compute_the_mean(mix: str | int, dtype: str) -> None:
-    """Each formula against float64, with the engines' int32 offsets; torch.compile's by the function it compiles."""
-    batch = cases_gpu.build(cases_gpu.GpuCase(mix, 7, 32, dtype), "cpu")
-    expected = cases.exact(batch)
-    calls = {p.name: p.prepare(batch) for p in providers_gpu.PEERS if p is not providers_gpu.COMPILED}
-    calls["compiled"] = lambda: providers.masked_mean(batch.hidden, batch.mask)
-    for provider in providers_gpu.FASTPOOL:
-        if provider.backend == "auto":
-            calls[provider.name] = provider.prepare(batch)
-    for name, call in calls.items():
-        assert cases.relative_error(call(), expected) <= WRONG_BEYOND[dtype], name
+@pytest.mark.parametrize("normalize", [False, True])
+def test_providers_compute_the_mean(mix: str | int, dtype: str, normalize: bool) -> None:
+    """Each formula against float64, with the engines' int32 offsets; torch.compile's by the function it compiles.
+
+    SGLang's, which is wrong in 16 bits, in float32 alone."""
+    batch = cases.build(Case(mix, 7, 32, dtype), "cpu")
+    expected = cases.exact(batch) if normalize else torch.stack([one.double().mean(0) for one in _texts(batch)])
+    for provider in HERE:
+        if (provider.name, dtype) in {("bare C loop", "fp16"), ("SGLang", "fp16"), ("SGLang", "bf16")}:
+            continue
+        with backend(provider.backend):
+            if provider is providers.COMPILED:
+                result = providers.masked_mean(batch.hidden, batch.mask, normalize)
+            else:
+                result = provider.prepare(batch, normalize)()
+        assert cases.relative_error(result, expected) <= WRONG_BEYOND[dtype], provider.name
+
+
+def _texts(batch: cases.Batch) -> tuple[torch.Tensor, ...]:
+    return batch.packed.split(batch.cu_seqlens.diff().tolist())
 
 
 def test_vllm_adds_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = cases_gpu.build(TINY, "cpu")
-    monkeypatch.setattr(providers_gpu, "_VLLM_CHUNK_BYTES", 3 * 4 * TINY.width)
-    assert cases.relative_error(providers_gpu.vllm(batch)(), cases.exact(batch)) < 1e-5
+    batch = cases.build(TINY, "cpu")
+    monkeypatch.setattr(providers, "_VLLM_CHUNK_BYTES", 3 * 4 * TINY.width)
+    assert cases.relative_error(providers.vllm(batch, True)(), cases.exact(batch)) < 1e-5
 
 
 def test_must_move() -> None:
-    batch = cases_gpu.build(cases_gpu.GpuCase(2, 3, 8, rows=5), "cpu")
-    by_name = {p.name: providers_gpu.must_move(p, batch) for p in providers_gpu.FASTPOOL}
+    batch = cases.build(Case(2, 3, 8, rows=5), "cpu")
+    moves = {p.name: providers.must_move(p, batch) for p in providers.FASTPOOL}
     tokens, result = 2 * 3 * 8 * 2, 3 * 8 * 2
-    assert by_name["fastpool auto, mask"] == tokens + result + 3 * 5 * 8
-    assert by_name["fastpool auto, lengths"] == by_name["fastpool auto, packed"] == tokens + result + 4 * 4
+    assert moves["fastpool native, mask"] == tokens + result + 3 * 5 * 8
+    assert moves["fastpool native, lengths"] == moves["fastpool native, packed"] == tokens + result + 4 * 4
 
 
-@pytest.fixture
-def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_backend, "refuses", lambda tensor: "no Triton today")
-
-
-@pytest.mark.usefixtures("without_triton")
-def test_a_backend_that_is_not_there_says_why() -> None:
-    batch = cases_gpu.build(TINY, "cpu")
-    triton = next(p for p in providers_gpu.FASTPOOL if p.backend == "triton")
-    with fastpool.backend("triton"):
-        served, reason = providers_gpu.backend_of(triton, batch)
+    batch = cases.build(TINY, "cpu")
+    triton = next(p for p in providers.FASTPOOL if p.backend == "triton")
+    with backend("triton"):
+        served, reason = providers.backend_of(triton, batch)
     assert (served, reason) == ("", "no Triton today")
-    assert providers_gpu.backend_of(providers_gpu.COMPILED, batch) == ("", "")
+    assert providers.backend_of(providers.COMPILED, batch) == ("", "")
 
 
 def test_readers_see_every_word() -> None:
     tensor = torch.randn(1003, 2).bfloat16()
-    assert stream_gpu.reads_all("torch.sum", tensor)
-    stream_gpu.READERS["torch.sum"](tensor)()
+    assert stream.reads_all("torch.sum", tensor)
+    stream.READERS["torch.sum"](tensor)()
 
 
 # ---- records
@@ -178,10 +144,10 @@ def outcome(us: float, **more: object) -> Outcome:
     return Outcome(us={"graph": Spread(us, us, us, us, 3)}, error=1e-3, launches=1, temporary_bytes=0, **more)
 
 
-def result(case: cases_gpu.GpuCase, read_us: float, **us: float) -> Result:
-    made = bench_gpu.skipped(case)
+def result(case: Case, read_us: float, **us: float) -> Result:
+    made = skipped(case)
     made.read, made.reader = Spread(read_us, read_us, read_us, read_us, 3), "torch.sum"
-    made.outcomes = {name.replace("_", " "): outcome(one, must_move=made.real_bytes) for name, one in us.items()}
+    made.outcomes = {name: outcome(one, must_move=made.real_bytes) for name, one in us.items()}
     return made
 
 
@@ -194,7 +160,13 @@ def test_records_come_back() -> None:
     assert again.read == made.read
     assert again.outcomes["SGLang"].error != again.outcomes["SGLang"].error  # NaN came back as NaN
     assert again.share("vLLM") == pytest.approx(2 / 3)
+    assert again.over_read("vLLM") == 1.5
     assert again.share("SGLang") is None
+
+
+def test_wrong_is_also_what_is_no_number() -> None:
+    made = result(TINY, 2.0)
+    assert [made.is_wrong(Outcome(error=error)) for error in (1e-3, 0.1, float("nan"))] == [False, True, True]
 
 
 def test_spreads() -> None:
@@ -202,33 +174,22 @@ def test_spreads() -> None:
     assert Spread.of([1e-6]) == Spread(1.0, 1.0, 1.0, 1.0, 1)
 
 
-def test_paths_name_the_gpu_the_day_and_the_commit() -> None:
-    path = run_gpu.result_path("NVIDIA H200", "2027-01-02T03:04:05Z", "0123456789abcdef+changes")
+def test_paths_name_the_machine_the_day_and_the_commit() -> None:
+    path = result_path("nvidia-h200", "2027-01-02T03:04:05Z", "0123456789abcdef+changes")
     assert path.parts[-4:] == ("benchmarks", "results", "nvidia-h200", "2027-01-02-01234567-changes.json")
-    assert run_gpu.result_path("NVIDIA H200", "2027-01-02T03:04:05Z", "unknown").name == "2027-01-02-unknown.json"
-
-
-def test_options() -> None:
-    assert run.parse([]).device == ("cuda" if torch.cuda.is_available() else "cpu")
-    quick = run_gpu.chosen(run.parse(["--device", "cuda", "--quick"]))
-    assert quick
-    assert all(case.quick for case in quick)
-    # A case and its twin come together, or neither goal about them could be judged.
-    assert all(case.twin is None or case.twin in quick for case in quick)
-    only = run_gpu.chosen(run.parse(["--filter", "H4096", "--shapes", "native"]))
-    assert {case.dtype for case in only} == {"bf16"}
+    assert result_path("cpu", "2027-01-02T03:04:05Z", "unknown").name == "2027-01-02-unknown.json"
 
 
 # ---- goals
 
 
-def goal(found: list[goals_gpu.Verdict], start: str, backend: str) -> goals_gpu.Verdict:
+def goal(found: list[goals.Verdict], start: str, backend: str) -> goals.Verdict:
     return next(v for v in found if v.goal.startswith(start) and v.backend == backend)
 
 
-def test_verdicts() -> None:
-    large, middle = cases_gpu.GpuCase(32768, 1, 4096), cases_gpu.GpuCase(512, 64, 768)
-    skewed, half = cases_gpu.GpuCase("skewed", 256, 1024), cases_gpu.GpuCase(256, 256, 1024, rows=512)
+def test_verdicts_on_gpus() -> None:
+    large, middle = Case(32768, 1, 4096), Case(512, 64, 768)
+    skewed, half = Case("skewed", 256, 1024), Case(256, 256, 1024, rows=512)
     assert skewed.twin is not None
     assert half.twin is not None
     small = result(TINY, 1.0)
@@ -238,7 +199,8 @@ def test_verdicts() -> None:
     small.outcomes["fastpool native, mask"].launches = 2
     small.outcomes["fastpool native, mask"].temporary_bytes = 2 * small.allowance
     name = "fastpool triton, mask"
-    found = goals_gpu.verdicts(
+    found = goals.verdicts(
+        "cuda",
         [
             result(large, 50.0, **{name: 52.0}),  # 0.96
             result(middle, 10.0, **{name: 14.0}),  # 0.71
@@ -246,6 +208,7 @@ def test_verdicts() -> None:
             result(skewed.twin, 50.0, **{name: 50.0}),
             result(half, 50.0, **{name: 50.0}),
             result(half.twin, 50.0, **{name: 49.0}),
+            result(cases.FILL[-1], 50.0, **{name: 500.0}),  # no shape: does not count
             small,
         ],
         empty_replay_us=3.5,
@@ -263,84 +226,27 @@ def test_verdicts() -> None:
     assert not [v for v in found if v.backend == "auto"]
 
 
+def test_verdicts_on_cpus() -> None:
+    large, small = Case(8192, 1, 4096), Case("queries", 32, 384, "fp32")
+    ours, reference = "fastpool native, packed", "fastpool reference, packed"
+    found = goals.verdicts(
+        "cpu",
+        [
+            result(large, 10.0, **{ours: 12.0, reference: 90.0, "embedding_bag": 24.0, "bmm": 13.0}),
+            result(small, 10.0, **{ours: 99.0}),
+        ],
+    )
+    read = goal(found, "time / one read", "native")
+    assert (read.met, read.of, read.worst, read.where) == (0, 1, 1.2, "8192 B1 H4096 bf16, packed")
+    faster = goal(found, "times faster than embedding_bag", "native")
+    assert (faster.met, faster.worst) == (1, 2.0)
+    assert not [v for v in found if "bmm" in v.goal]  # it takes padded batches, and none of ours did here
+    assert not [v for v in found if v.backend != "native"]
+    tiny = goals.tiny_verdicts({"add": 1.0, "mean": 3.9, "normalized": 4.5})
+    assert [(v.met, v.worst) for v in tiny] == [(1, 3.9), (0, 4.5)]
+
+
 def test_a_provider_without_figures_does_not_count() -> None:
-    failed = result(cases_gpu.GpuCase(32768, 1, 4096), 50.0)
+    failed = result(Case(32768, 1, 4096), 50.0)
     failed.outcomes["fastpool triton, mask"] = Outcome(failure="it broke", temporary_bytes=0)
-    assert goals_gpu.verdicts([failed], 1.0) == []
-
-
-# ---- measuring
-
-
-def test_copies_fill_the_cache_four_times() -> None:
-    gpu, batch = OnCpu(), cases_gpu.build(cases_gpu.GpuCase(16, 2, 64), "cpu")  # 4 KiB
-    copies = measure_gpu.copies_of(batch, gpu)
-    assert len(copies) == 4 * gpu.cache_bytes // batch.real_bytes == 8
-    assert len({one.packed.data_ptr() for one in copies}) == 8
-    gpu.cache_bytes = 1 << 40
-    assert len(measure_gpu.copies_of(batch, gpu)) == measure_gpu.MOST_COPIES
-    gpu.cache_bytes = 1
-    assert len(measure_gpu.copies_of(batch, gpu)) == 2
-    called: list[int] = []
-    spread = measure_gpu.time_call(lambda one: called.append(one.packed.data_ptr()), copies, gpu, rounds=5)
-    assert spread.rounds == 5
-    assert {called.count(one.packed.data_ptr()) for one in copies[1:]} == {3 * 6}  # 24 calls a sample, one to warm up
-
-
-# ---- the whole program, without a GPU
-
-
-@pytest.mark.usefixtures("without_triton")
-def test_the_program_survives_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs, checks, prints and writes; a provider that breaks, one that is wrong, a case that does not fit."""
-
-    def broken(batch: cases.Batch) -> providers.Call:
-        raise RuntimeError("out of luck\nmore")
-
-    def breaks_later(batch: cases.Batch) -> providers.Call:
-        calls = iter([batch.hidden[:, 0]] * 6)
-        return lambda: next(calls)
-
-    monkeypatch.setattr(run_gpu, "gpu_state", dict)
-    torch.set_num_threads(1)
-    path = tmp_path / "new" / "result.json"
-    console = Console(file=io.StringIO(), width=200)
-    wrong = providers.Provider("wrong", "padded", lambda batch: lambda: batch.hidden[:, 0].clone())
-    pooling = [p for p in (*providers_gpu.FASTPOOL, *providers_gpu.PEERS) if p is not providers_gpu.COMPILED]
-    pooling += [wrong, *(providers.Provider(f.__name__, "padded", f) for f in (broken, breaks_later))]
-    too_large = cases_gpu.GpuCase(1 << 40, 1, 1 << 20)
-    record = run_gpu.Record(path, {"date": "2027-01-02"})
-    run_gpu.measure(console, OnCpu(), [TINY, too_large], pooling, record, quick=True)
-
-    written = json.loads(path.read_text())
-    tiny, failed = (from_json(one) for one in written["cases"])
-    ours = tiny.outcomes["fastpool auto, packed"]
-    assert set(ours.us) == {"eager", "graph", "warm", "replay", "host"}
-    assert ours.same_bits is True
-    assert ours.backend == "native"
-    assert ours.error < WRONG_BEYOND["bf16"] < tiny.outcomes["wrong"].error
-    assert tiny.outcomes["broken"].failure == "RuntimeError: out of luck"
-    assert "StopIteration" in tiny.outcomes["breaks_later"].failure
-    assert tiny.outcomes["fastpool triton, mask"].failure == "no Triton today"
-    assert tiny.read is not None
-    assert failed.failure
-    assert written["empty_us"]["replay"]["rounds"] > 0
-    printed = console.file.getvalue()
-    for text in ("wrong: ", "broken: RuntimeError: out of luck", "failed: ", "goals", "SGLang"):
-        assert text in printed
-
-
-def test_the_cpu_benchmark_still_runs() -> None:
-    import goals
-    import report
-    from floor import build_floor
-    from measure import Bench
-
-    bench = Bench(build_floor(), cache_bytes=1 << 16, rounds=1)
-    taken = bench.run(cases.Case(2, 8, 16, "fp32", True), (providers.FASTPOOL_PADDED, providers.BMM))
-    assert taken.over_floor(providers.BMM)
-    assert set(taken.summary()["providers"]) == {"fastpool padded", "bmm"}
-    console = Console(file=io.StringIO(), width=140)
-    report.print_results(console, "fp32", [taken])
-    report.print_goals(console, [taken], goals.verdicts([taken], {"add": 1.0, "mean": 3.0}))
-    assert isinstance(run.parse(["--device", "cpu", "--quick"]), argparse.Namespace)
+    assert goals.verdicts("cuda", [failed], 1.0) == []

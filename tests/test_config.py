@@ -1,14 +1,11 @@
 """How work is cut up: the heuristic's choices, what was measured instead, and the tuner's own logic."""
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))  # programs beside each other, not a package
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 

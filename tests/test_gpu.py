@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +14,7 @@ from torch import Tensor
 import fastpool
 from fastpool.modes import MODES
 from fastpool.testing import DTYPES, SPELLINGS, same_bits, sequences, special_values, variants
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-from goals_gpu import allowance
+from goals import allowance
 from gpu import Gpu
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
@@ -100,6 +96,46 @@ def test_l2_normalize(backend: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.sanitized
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_l2_normalize_dims(backend: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for width in (130, 384, 9000):
+        x = torch.randn(5, 7, width, dtype=torch.float64, generator=generator).to(dtype)
+        dims = torch.randint(0, width + 1, (7, 5), generator=generator).T
+        x = torch.where(torch.arange(width) < dims[..., None], x, torch.nan)
+        for view, index in ((x, dims.int()), (x.transpose(0, 1), dims.T), (x[0, 0], dims[0, 0])):
+            result = fastpool.l2_normalize(moved(view), dims=moved(index))
+            with fastpool.backend("native"):
+                assert same_bits(result.cpu(), fastpool.l2_normalize(view, dims=index)), width
+
+
+@pytest.mark.sanitized
+def test_dims_outside_are_clamped(backend: str) -> None:
+    far = 2**62
+    x, dims = torch.randn(6, 48), torch.tensor([-5, 0, 49, far, -far, 7])
+    with fastpool.backend("native"):
+        wanted = fastpool.l2_normalize(x, dims=dims.clamp(0, 48))
+    assert same_bits(fastpool.l2_normalize(moved(x), dims=moved(dims)).cpu(), wanted)
+
+
+def test_dims_are_one_launch_and_nobody_waits(backend: str) -> None:
+    x = torch.randn(64, 1024, device=DEVICE)
+    dims = torch.randint(1, 1025, (64,), device=DEVICE)
+
+    def call() -> Tensor:
+        return fastpool.l2_normalize(x, dims=dims)
+
+    call()
+    assert Gpu().launches(call) in (1, None)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.sanitized
 def test_rows_wider_than_a_program(backend: str) -> None:
     arguments = SPELLINGS["packed"].make(sequences([300, 3], 20_000, torch.bfloat16), False)
     assert same_bits(pool("mean", arguments, normalize=True).cpu(), expected("mean", arguments, normalize=True))
@@ -157,6 +193,8 @@ def test_validation_where_asked(backend: str) -> None:
         fastpool.mean(hidden, lengths=lengths)
     with pytest.raises((ValueError, RuntimeError), match="ends must lie between 0 and 5"):
         torch.ops.fastpool.mean(hidden, ends=lengths)
+    with pytest.raises(ValueError, match=r"dims must lie between 0 and 8, got dims\[1\] = 9"):
+        fastpool.l2_normalize(hidden[0, :2], dims=lengths)
     code = (
         "import torch, fastpool\n"
         "fastpool.mean(torch.ones(9, 8, device='cuda'), cu_seqlens=torch.tensor([0, 5, 3], device='cuda'))"

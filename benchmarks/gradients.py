@@ -1,8 +1,9 @@
 """What gradients cost on a CPU above writing them once.
 
-backward.py                  milliseconds, medians: fastpool's backward ops, the floor, and the formula's backward
-backward.py --keep-memory    the same with malloc giving no memory back, so that no gradient meets a page for the first
-                             time: else most of the time is the system's, which clears that page
+gradients.py                  milliseconds, medians: fastpool's backward ops, the floor, and the formula's backward
+gradients.py --keep-memory    the same with malloc giving no memory back, so that no gradient meets a page for the first
+                              time: else most of the time is the system's, which clears that page
+gradients.py --json           for programs
 
 The floor is torch.zeros of hidden's shape: memory, and one write. Half of every batch is padding. On one thread it is
 the CPU time of that thread; on two, wall time.
@@ -10,18 +11,22 @@ the CPU time of that thread; on two, wall time.
 
 import argparse
 import ctypes
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
-import fastpool
 from machine import cores
 from measure import no_collection
+from tables import table_of
 
 MODES = ("mean", "max", "weighted_mean")
 SHAPES = (
@@ -104,26 +109,56 @@ def keep_memory() -> None:
     libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep-memory", action="store_true", help="measure without the system's page faults")
-    parser.add_argument("--rounds", type=int, default=15)
-    arguments = parser.parse_args()
-    if arguments.keep_memory:
-        keep_memory()
+def measure(rounds: int) -> list[dict[str, object]]:
+    """For each shape and number of threads, milliseconds by name."""
+    found: list[dict[str, object]] = []
     for shape in SHAPES:
         batch = build(*shape)
         calls = calls_of(batch)
         for threads in range(1, min(cores(), 2) + 1):
             torch.set_num_threads(threads)
             clock = time.thread_time if threads == 1 else time.perf_counter
-            taken = medians(calls, arguments.rounds, clock)
-            sizes, dtype = "x".join(map(str, batch.hidden.shape)), str(batch.hidden.dtype).removeprefix("torch.")
-            print(f"{shape[0]} {sizes} {dtype}, {threads} thread{'s' * (threads > 1)}")
-            for name, milliseconds in taken.items():
-                print(f"  {name:24} {milliseconds:8.2f} ms {milliseconds / taken['floor']:6.2f}")
+            ms = {name: round(one, 4) for name, one in medians(calls, rounds, clock).items()}
+            dtype = str(batch.hidden.dtype).removeprefix("torch.")
+            case = f"{shape[0]} {' x '.join(map(str, batch.hidden.shape))} {dtype}"
+            found.append({"case": case, "bytes": batch.hidden.nbytes, "threads": threads, "ms": ms})
+    return found
+
+
+def in_processes_of_their_own(rounds: int) -> dict[str, list[dict[str, object]]]:
+    """`measure` both ways: what malloc does is a matter of the whole process."""
+    found = {}
+    for name, options in {"memory kept": ["--keep-memory"], "fresh pages": []}.items():
+        command = [sys.executable, __file__, "--json", f"--rounds={rounds}", *options]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        found[name] = json.loads(output)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep-memory", action="store_true", help="measure without the system's page faults")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    if arguments.keep_memory:
+        keep_memory()
+    found = measure(arguments.rounds)
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        print_gradients(Console(), found)
+
+
+def print_gradients(console: Console, found: list[dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for one in found for name in one["ms"]))
+    table = table_of("gradients of hidden: ms, and multiples of the floor", "case", "threads", *names)
+    for one in found:
+        ms = one["ms"]
+        cells = [f"{ms[name]:.2f}\n{ms[name] / ms['floor']:.2f}x" if name in ms else "-" for name in names]
+        table.add_row(one["case"], str(one["threads"]), *cells)
+    console.print(table)
 
 
 if __name__ == "__main__":
-    print(f"fastpool {fastpool.__version__}, torch {torch.__version__}, {cores()} cores")
     main()

@@ -1,0 +1,257 @@
+"""The benchmark programs from end to end: on a CPU in earnest, and with a CPU that stands in for a GPU."""
+
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+
+import cases
+import cpu
+import end_to_end
+import gpu_turns
+import growth
+import measure
+import providers
+import quality
+import real_states
+import run
+import tables
+from cases import Case
+from cpu import Cpu
+from fastpool.backends import triton as triton_backend
+from gpu import Gpu
+from gpu_turns import Cuda
+from record import Record
+from samples import WRONG_BEYOND, from_json
+
+TINY = Case("queries", 5, 24)
+
+
+class OnCpu(Gpu):
+    """Stands in for a GPU: everything runs, and figures mean nothing."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self.cache_bytes = 1 << 13
+
+    def evict(self) -> None:
+        pass
+
+    def empty(self) -> None:
+        pass
+
+    def time(self, run: Callable[[], object], cold: bool, ahead: bool) -> tuple[float, float]:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start, 1e-6
+
+    def capture(self, calls: Sequence[Callable[[], object]], keep: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(replay=lambda: [call() for call in calls])
+
+    def launches(self, call: Callable[[], object]) -> int:
+        return 1
+
+    def synchronizes(self, call: Callable[[], object]) -> bool:
+        return False
+
+    def temporary_bytes(self, call: Callable[[], object]) -> int:
+        return 0
+
+    def free(self) -> None:
+        pass
+
+
+class QuickCpu(Cpu):
+    builds = 2
+
+    def __init__(self) -> None:
+        super().__init__(rounds=1)
+        self.buffer = torch.ones(8, dtype=torch.int64)
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def printed(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_copies_fill_the_cache_four_times() -> None:
+    gpu, batch = OnCpu(), cases.build(Case(16, 2, 64), "cpu")  # 4 KiB
+    copies = gpu_turns.copies_of(batch, gpu)
+    assert len(copies) == 4 * gpu.cache_bytes // batch.real_bytes == 8
+    assert len({one.packed.data_ptr() for one in copies}) == 8
+    gpu.cache_bytes = 1 << 40
+    assert len(gpu_turns.copies_of(batch, gpu)) == gpu_turns.MOST_COPIES
+    gpu.cache_bytes = 1
+    assert len(gpu_turns.copies_of(batch, gpu)) == 2
+
+
+def test_calls_take_turns_over_the_copies() -> None:
+    called: list[int] = []
+    calls = [lambda i=i: called.append(i) for i in range(8)]
+    spread = gpu_turns.time_calls(calls, OnCpu(), rounds=5)
+    assert spread.rounds == 5
+    assert {called.count(i) for i in range(1, 8)} == {3 * 6}  # 24 calls a sample, one to warm up
+
+
+def test_a_turn_that_fails_is_out() -> None:
+    seconds = measure.defaultdict(list)
+    failed: list[str] = []
+    samples = iter([{"x": 1.0}])
+    turns = [measure.Turn("good", 3, lambda: {"x": 2.0}), measure.Turn("bad", 3, lambda: next(samples))]
+    measure.take_turns(turns, seconds, lambda turn, error: failed.append(turn.name))
+    assert seconds == {("good", "x"): [2.0] * 3, ("bad", "x"): [1.0]}
+    assert failed == ["bad"]
+
+
+def test_options() -> None:
+    assert run.parse([]).device == ("cuda" if torch.cuda.is_available() else "cpu")
+    for device in ("cpu", "cuda"):
+        quick = run.chosen(run.parse(["--device", device, "--quick"]))
+        assert quick
+        assert all(case.quick and device in case.devices for case in quick)
+    only = run.chosen(run.parse(["--device", "cpu", "--filter", "H4096"]))
+    assert {case.width for case in only} == {4096}
+    assert {case.suite for case in run.chosen(run.parse(["--only", "fill", "quality"]))} == {"fill"}
+    with pytest.raises(SystemExit):
+        run.parse(["--only", "nothing"])
+
+
+def test_the_program_survives_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
+    """Runs, checks, prints and writes; a provider that breaks, one that is wrong, a case that does not fit."""
+
+    def broken(batch: cases.Batch, normalize: bool) -> providers.Call:
+        raise RuntimeError("out of luck\nmore")
+
+    def breaks_later(batch: cases.Batch, normalize: bool) -> providers.Call:
+        calls = iter([batch.hidden[:, 0]] * 6)
+        return lambda: next(calls)
+
+    wrong = providers.Provider("wrong", "padded", lambda batch, normalize: lambda: batch.hidden[:, 0].clone())
+    pooling = [p for p in providers.PROVIDERS if p is not providers.COMPILED]
+    pooling += [wrong, *(providers.Provider(f.__name__, "padded", f) for f in (broken, breaks_later))]
+    monkeypatch.setattr(triton_backend, "refuses", lambda tensor: "no Triton today")
+    monkeypatch.setattr(run, "providers_of", lambda *_: pooling)
+    path = tmp_path / "new" / "result.json"
+    record = Record(path, {"date": "2027-01-02"})
+    too_large = Case(1 << 40, 1, 1 << 20)
+    device = Cuda(OnCpu(), rounds=3)
+    rates, empty = device.limits()
+    assert "torch.sum" in rates
+    assert set(empty) == {"eager", "graph", "replay", "host"}
+    run.walk(console, record, device, [TINY, too_large], quick=True)
+
+    tiny, failed = (from_json(one) for one in json.loads(path.read_text())["cases"])
+    ours = tiny.outcomes["fastpool auto, packed"]
+    assert ours.same_bits is True
+    assert ours.backend == "native"
+    assert ours.error < WRONG_BEYOND["bf16"] < tiny.outcomes["wrong"].error
+    assert tiny.outcomes["broken"].failure == "RuntimeError: out of luck"
+    assert "StopIteration" in tiny.outcomes["breaks_later"].failure
+    assert tiny.outcomes["fastpool triton, mask"].failure == "no Triton today"
+    assert tiny.outcomes["segment_csr"].failure == "torch_scatter is not installed"
+    assert tiny.read is not None
+    assert failed.failure
+    # The stand-in is a "cpu" by name: the columns of a GPU are there all the same.
+    assert set(ours.us) == {"eager", "graph", "warm", "replay", "host"}
+    tables.print_result(console, "cuda", tiny)
+    for text in ("wrong: ", "broken: RuntimeError: out of luck", "failed: ", "SGLang"):
+        assert text in printed(console)
+
+
+def test_peers_are_left_out_when_time_is_up() -> None:
+    device = Cuda(OnCpu(), rounds=3, deadline=-math.inf)
+    pooling = [p for p in providers.PROVIDERS if p.name in ("bmm", "fastpool auto, mask")]
+    result = measure.measure(device, TINY, pooling)
+    assert result.outcomes["bmm"].failure == "out of time"
+    assert result.outcomes["fastpool auto, mask"].best
+
+
+def test_every_case_is_built_several_times_on_a_cpu(console: Console) -> None:
+    device = QuickCpu()
+    pooling = [p for p in providers.PROVIDERS if p.name in ("fastpool native, mask", "bmm", "bare C loop")]
+    result = measure.measure(device, TINY, pooling)
+    assert result.read is not None
+    for name in ("fastpool native, mask", "bmm", "bare C loop"):
+        assert result.outcomes[name].us["cpu"].rounds == 2, name
+        assert result.outcomes[name].error < WRONG_BEYOND["bf16"]
+    # One float32 tensor of the mask's size in bmm; fastpool needs nothing but its result.
+    assert result.outcomes["bmm"].temporary_bytes > result.outcomes["fastpool native, mask"].temporary_bytes == 0
+    untimed = measure.measure(device, TINY, pooling, timed=False)
+    assert untimed.outcomes["bmm"].us == {}
+    assert untimed.outcomes["bmm"].same_bits is not None
+    tables.print_result(console, "cpu", result)
+    tables.print_summary(console, "cpu", [result])
+    assert "bare C loop" in printed(console)
+
+
+def test_tiny_calls_and_two_threads(monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
+    monkeypatch.setattr(cpu, "_THREAD_CASES", (TINY,))
+    threads = QuickCpu().threads(rounds=1)
+    assert set(threads[TINY.name]["torch.sum"]) == {"1", "2"}
+    tiny = cpu.tiny(repeats=1)
+    assert set(tiny) == {"inference mode", "gradients on"}
+    tables.print_tiny(console, tiny)
+    tables.print_threads(console, threads)
+    assert "fastpool native, packed" in printed(console)
+
+
+def test_growth(monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
+    assert growth.steps(1e4) == [1000, 3000, 10_000]
+    monkeypatch.setattr(growth, "_ROWS", 2000)
+    found = growth.measure(console, QuickCpu(), 3000)
+    assert [set(step["us"]) for step in found] == [  # beyond memory, only what can read rows twice
+        {"fastpool native, packed", *growth._PEERS},
+        {"fastpool native, packed"},
+    ]
+
+
+def test_quality(console: Console) -> None:
+    """What is known of each: the table would be worthless if a provider that is wrong looked fine, or ours did not."""
+    found = quality.measure(console, QuickCpu())
+    for name, findings in found.items():
+        if name.startswith("fastpool"):
+            assert all(one.fine is not False for one in findings.values()), (name, findings)
+    assert (found["bmm"]["fp16 sums"].fine, found["bmm"]["fp16 sums"].gave) == (False, "inf")
+    assert found["model card"]["NaN in padding"].gave == "NaN"
+    assert found["bmm"]["counts"].fine is False
+    assert found["segment_reduce"]["long text"].fine is False
+    assert found["SGLang"]["neighbours"].fine is False
+    assert found["loop"]["empty text"].gave == "NaN"
+    assert found["embedding_bag"]["NaN in padding"].fine is None
+
+
+def test_real_states(monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
+    """With states that only look like a model's: the model itself is the next test's."""
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(length, 24, generator=generator) + 1 for length in (7, 30, 300)]
+    monkeypatch.setattr(real_states, "token_states", lambda: states)
+    found = real_states.measure(console, QuickCpu())
+    for dtype, half_ulp in (("bf16", 2**-9), ("fp16", 2**-12)):
+        largest = max(one.mean(0).abs().max().item() for one in states)
+        assert found[dtype]["fastpool native, packed"]["error"] <= 2 * half_ulp * largest
+        assert found[dtype]["SGLang"]["error"] > found[dtype]["fastpool native, packed"]["error"]
+        assert found[dtype]["SGLang"]["cosine"] < found[dtype]["fastpool native, packed"]["cosine"]
+
+
+@pytest.mark.model
+def test_end_to_end(monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
+    few = end_to_end.Workload("few", 6, 4, lambda docs: docs)
+    monkeypatch.setattr(end_to_end, "WORKLOADS", (few,))
+    (found,) = end_to_end.measure(console, QuickCpu(), rounds=1)
+    assert found["texts"] == 6
+    for way in ("own", "fastpool"):
+        assert 0 < found[way]["pooling_share"] < 1
+    assert found["least_cosine"] > 0.999999
+    assert found["largest_difference"] < 1e-6

@@ -1,0 +1,137 @@
+"""docs/benchmarks.md and README's figures are what the committed result files say."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import report
+import written
+from record import RESULTS, Record
+from samples import Outcome, Result, Spread
+from written import Run, between, markdown
+
+HEAD = {
+    "date": "2027-01-02T03:04:05Z",
+    "commit": "0123456789abcdef",
+    "device": "cpu",
+    "machine": {"cpu": "A CPU", "cores": 2, "caches_bytes": {"L2": 1 << 20}},
+    "versions": {"torch": "2.13.0", "triton": "unknown"},
+    "method": ["How."],
+}
+OURS, PEER = "fastpool native, packed", "embedding_bag"
+
+
+def spread(us: float) -> Spread:
+    return Spread(us, us, us, us, 3)
+
+
+def case(name: str, suite: str, us: dict[str, float], tokens: int = 8192, error: float = 1e-7) -> Result:
+    outcomes = {one: Outcome(us={"cpu": spread(taken)}, error=error, same_bits=True) for one, taken in us.items()}
+    size = tokens * 4096
+    return Result(
+        name, suite, "fp32", 1, 1024, tokens, tokens, size, 2 * size, 0, read=spread(100.0), outcomes=outcomes
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(written, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    return tmp_path / "results"
+
+
+def test_the_report_is_up_to_date() -> None:
+    for path, text in report.wanted().items():
+        assert path.read_text() == text, f"{path.name}: run python benchmarks/report.py"
+
+
+def test_results_are_committed_with_a_clean_commit_and_their_plots() -> None:
+    for run in report.newest_of_each(RESULTS):
+        assert re.fullmatch("[0-9a-f]{40}", run.record["commit"]), run.file
+        assert (run.record["quality"] and run.record["end_to_end"] is not None) or run.device == "cuda", run.file
+        for name in ("shapes", "fill", "skew", "error", "growth"):
+            for suffix in ("svg", "png"):
+                assert (run.path.with_suffix("") / f"{name}.{suffix}").exists(), (run.file, name)
+
+
+def test_the_newest_result_of_each_machine_counts_and_gpus_come_first(folder: Path) -> None:
+    for name, date, device in (
+        ("cpu/a.json", "2027-01-02T00:00:00Z", "cpu"),
+        ("cpu/b.json", "2027-01-01T00:00:00Z", "cpu"),
+        ("nvidia/c.json", "2026-01-01T00:00:00Z", "cuda"),
+    ):
+        Record(folder / name, {**HEAD, "date": date, "device": device}).set()
+    assert [run.path.name for run in report.newest_of_each(folder)] == ["c.json", "a.json"]
+
+
+def test_a_run_of_one_part_is_a_report_of_one_part(folder: Path) -> None:
+    record = Record(folder / "cpu" / "a.json", HEAD)
+    record.set(cases=[case("one", "fill", {OURS: 120.0, PEER: 240.0})])
+    text = report.render("report.md", runs=[Run(record.path)])
+    assert "| 50 % | 100 µs | 120 µs | 240 µs |" in text
+    assert "no GPU figures yet" in text
+    assert "triton" not in text  # of an unknown version
+    for heading in ("### Shapes", "### Cost", "### Gradients", "### Quality", "None"):
+        assert heading not in text
+
+
+def test_figures_are_those_of_the_file(folder: Path) -> None:
+    record = Record(folder / "cpu" / "a.json", HEAD)
+    small = case("small", "shapes", {OURS: 900.0, PEER: 910.0}, tokens=64)  # below 16 MiB: not in the headline
+    wrong = case("large", "shapes", {OURS: 110.0, PEER: 330.0})
+    wrong.outcomes[PEER].error = 1.0
+    mask = {"fastpool native, mask": 125.0, **dict.fromkeys(("bmm", "torch.compile", "sentence-transformers"), 1e3)}
+    padded = case("larger", "shapes", {**mask, OURS: 120.0, PEER: 240.0, "vLLM": 130.0})
+    calls = {"add": 1.0, "mean": 3.21, "normalized": 4.56}
+    steps = [
+        {"tokens": tokens, "bytes": tokens * 768, "us": {OURS: tokens * ns / 1e3}}
+        for tokens, ns in ((1000, 5), (3000, 2), (10**6, 7))
+    ]
+    quality = {OURS: {"sums": {"fine": True, "gave": "right"}}, PEER: {"sums": {"fine": False, "gave": "inf"}}}
+    record.set(
+        cases=[small, wrong, padded],
+        tiny_us={"inference mode": calls},
+        growth=steps,
+        quality=quality,
+        quality_about={"sums": "are sums"},
+    )
+    run = Run(record.path)
+    headline = report.render("readme.md", run=run)
+    assert "1.10 to 1.20 packed, 1.25 padded" in headline
+    assert "embedding_bag` on the same packed tokens | 2.0 to 3.0 times" in headline
+    assert "3.2; 4.6 with `normalize=True`" in headline
+    assert "2 batches" in headline
+    assert "(commit 01234567," in headline
+    text = report.render("report.md", runs=[run])
+    assert "| large | 33.6 MB | 336 | 1.10 | 3.30 (wrong) |" in text.replace("|  |", "|").replace("  ", " ")
+    assert "| 1,000,000 | 768 MB | 7 ms | 7 ns |" in text
+    assert "**inf**" in text
+    assert "- sums: are sums" in text
+    assert run.bends() is None  # nothing between a thousand tokens and the cache
+    run.record["growth"] = [*steps, {"tokens": 5000, "bytes": 3 << 20, "us": {OURS: 10.0}}]
+    run.record["machine"]["caches_bytes"] = {"L3": 8 << 20}
+    bends = run.bends()
+    assert bends is not None
+    assert (bends["inside"], bends["outside"], bends["cache"]) == ("2.0", "7.0", "8.39 MB")
+
+
+def test_words() -> None:
+    assert between([1.234, 1.111]) == "1.11 to 1.23"
+    assert between([125.4, 2.31]) == "2.3 to 125"
+    assert between([3.0, 3.0]) == "3.0"
+    assert markdown(["a", "b"], [(1, 2)]) == "| a | b |\n|---|---:|\n| 1 | 2 |"
+
+
+def test_the_readme_needs_its_block() -> None:
+    text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    assert report.with_headline(text, "new\n") == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
+    with pytest.raises(ValueError, match="one block"):
+        report.with_headline("nothing", "new")
+
+
+def test_what_was_written_is_what_is_read(folder: Path) -> None:
+    record = Record(folder / "cpu" / "a.json", HEAD)
+    record.set(cases=[], more=float("inf"))
+    assert json.loads(record.path.read_text())["more"] == "inf"
