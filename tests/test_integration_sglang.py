@@ -1,5 +1,5 @@
-"""SGLang's pooling by fastpool, on SGLang's own modules where it is installed, else on stand-ins for them; the names of
-the tests say which.
+"""SGLang's pooling by fastpool, on SGLang's own modules where it is installed (scripts/check_sglang.sh), else on
+stand-ins for them; the names of the tests say which.
 """
 
 import importlib.util

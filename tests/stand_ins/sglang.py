@@ -1,6 +1,6 @@
 """Stand-ins for what fastpool touches of SGLang 0.5.21 to 0.5.23: the same names, modules, signatures and results.
 
-Written from SGLang's interfaces, in the plainest words; the same tests run on SGLang itself where it is installed.
+Written from SGLang's interfaces, in the plainest words; scripts/check_sglang.sh runs the same tests on SGLang itself.
 """
 
 import functools

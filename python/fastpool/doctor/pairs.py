@@ -15,6 +15,13 @@ FEWEST = 8  # of either kind; what is measured on fewer says nothing
 
 Kind = Literal["pairs", "labels", "scores"]
 
+# What columns of texts are called: text_a, "Sentence 1", query. Nobody compares such words as texts.
+_COLUMN_NAME = re.compile(
+    r"[ab]|(anchor|answer|doc|document|hypothesis|input|passage|positive|premise|query|question|sent|sentence|source"
+    r"|string|target|text|title|word)[ _-]?[ab\d]?",
+    re.IGNORECASE,
+)
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -59,6 +66,20 @@ def _checked(row: _Row) -> _Row:
     return row
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_header(line: str) -> bool:
+    """A first line of names, and no number behind them: as a pair it would count for two related texts."""
+    names = [column.strip(' "') for column in line.rstrip("\r").split("\t")]
+    return len(names) in (2, 3) and all(map(_COLUMN_NAME.fullmatch, names[:2])) and not any(map(_is_number, names[2:]))
+
+
 def _tsv(line: str) -> _Row:
     columns = line.split("\t")
     if len(columns) not in (2, 3):
@@ -67,10 +88,9 @@ def _tsv(line: str) -> _Row:
         )
     if len(columns) == 2:
         return _Row(columns[0], columns[1])
-    try:
-        return _Row(columns[0], columns[1], "label or score", float(columns[2]))
-    except ValueError:
-        raise ValueError(f"label or score must be a number, got {columns[2]!r}") from None
+    if not _is_number(columns[2]):
+        raise ValueError(f"label or score must be a number, got {columns[2]!r}")
+    return _Row(columns[0], columns[1], "label or score", float(columns[2]))
 
 
 def _jsonl(line: str) -> _Row:
@@ -107,6 +127,8 @@ def _rows(path: Path) -> list[_Row]:
         if not line.strip():
             continue
         try:
+            if parse is _tsv and not rows and _is_header(line):
+                raise ValueError(f"expected pairs from the first line on, got the header row {line!r}")
             row = _checked(parse(line))
             if rows and row.key != rows[0].key:
                 raise ValueError(f"expected {rows[0].key or 'no label or score'}, as in the lines before")
@@ -125,8 +147,8 @@ def _with_unrelated(rows: Sequence[_Row], order: Sequence[int]) -> list[_Row]:
 
 
 def read(path: Path | None = None) -> Pairs:
-    """Pairs of a TSV file (text_a, text_b, maybe a label or score) or a JSONL one ({"a", "b", maybe "label" or
-    "score"}); without a path, our own.
+    """Pairs of a TSV file (text_a, text_b, maybe a label or score; no header row) or a JSONL one ({"a", "b", maybe
+    "label" or "score"}); without a path, our own.
 
     Labels are 1 for related and 0 for unrelated; in TSV, numbers that are all 0 or 1 are labels. With scores, what
     lies above the middle of their range is related. Without either the given pairs are related, and shuffled ones
