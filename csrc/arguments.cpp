@@ -62,6 +62,13 @@ void check_contiguous_columns(const Tensor& x, const char* name, const char* op)
   });
 }
 
+void check_device(const Tensor& t, const char* name, const Tensor& like, const char* input, const char* op) {
+  check(t.device() == like.device(), [&] {
+    return prefix(op) + ": " + name + " must be on " + input + "'s device, " + device_name(like.device()) + ", got " +
+           device_name(t.device());
+  });
+}
+
 // A gradient or a result, as autograd hands it to a backward op: of the accumulator, and contiguous.
 const void* dense(const Tensor& t, const char* name, const std::vector<int64_t>& shape, DType dtype, const Tensor& like,
                   const char* input, const char* op) {
@@ -70,10 +77,7 @@ const void* dense(const Tensor& t, const char* name, const std::vector<int64_t>&
   check(t.dtype() == expected, [&] {
     return prefix(op) + ": " + name + " must be " + dtype_name(expected) + ", got " + dtype_name(t.dtype());
   });
-  check(t.device() == like.device(), [&] {
-    return prefix(op) + ": " + name + " must be on " + input + "'s device, " + device_name(like.device()) + ", got " +
-           device_name(t.device());
-  });
+  check_device(t, name, like, input, op);
   const auto rank = static_cast<int64_t>(shape.size());
   bool same = t.dim() == rank, contiguous = true, empty = false;
   for (int64_t d = 0; same && d < rank; ++d) same = t.size(d) == shape[d], empty |= shape[d] == 0;
@@ -93,14 +97,18 @@ std::optional<int64_t> columns_of(const Tensor& gradient) {
   return gradient.size(gradient.dim() - 1);
 }
 
+void check_leading(const Tensor& t, const char* name, const Tensor& like, const char* input, const char* op) {
+  bool same = t.dim() == like.dim() - 1;
+  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == like.size(d);
+  check(same, [&] {
+    return prefix(op) + ": " + name + " must have " + input + "'s shape without its last dimension, " +
+           list(like.sizes(), like.dim() - 1) + ", got " + t.shape();
+  });
+}
+
 // [B, S] or [T], like hidden without its columns.
 PerToken per_token(const Tensor& t, const Tensor& hidden, const char* name, const char* op) {
-  bool same = t.dim() == hidden.dim() - 1;
-  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == hidden.size(d);
-  check(same, [&] {
-    return prefix(op) + ": " + name + " must have hidden's shape without its last dimension, " +
-           list(hidden.sizes(), hidden.dim() - 1) + ", got " + t.shape();
-  });
+  check_leading(t, name, hidden, "hidden", op);
   PerToken tokens;
   tokens.data = t.data();
   // An empty tensor may have no memory; it is present all the same.
@@ -111,17 +119,21 @@ PerToken per_token(const Tensor& t, const Tensor& hidden, const char* name, cons
   return tokens;
 }
 
-Indices indices(const Tensor& t, const char* name, const char* op) {
-  const int bytes = integer_bytes(t.dtype());
+// Of any shape; `stride` stays 1.
+Indices index_values(const Tensor& t, const char* name, const char* op) {
   check(t.dtype() == aoti_torch_dtype_int32() || t.dtype() == aoti_torch_dtype_int64(),
         [&] { return prefix(op) + ": " + name + " must be int32 or int64, got " + dtype_name(t.dtype()); });
-  check(t.dim() == 1, [&] { return prefix(op) + ": " + name + " must have one dimension, got shape " + t.shape(); });
   Indices indices;
   indices.data = t.data();
   static const int64_t none = 0;
   if (indices.data == nullptr) indices.data = &none;
+  indices.wide = integer_bytes(t.dtype()) == 8;
+  return indices;
+}
+Indices indices(const Tensor& t, const char* name, const char* op) {
+  Indices indices = index_values(t, name, op);
+  check(t.dim() == 1, [&] { return prefix(op) + ": " + name + " must have one dimension, got shape " + t.shape(); });
   indices.stride = t.stride(0);
-  indices.wide = bytes == 8;
   return indices;
 }
 
@@ -283,8 +295,9 @@ Tensor PoolArguments::output(const PoolCall& call) const {
 NormalizeArguments::NormalizeArguments(StableIValue* stack) {
   x = take_tensor(stack[0]);
   dim = take<std::optional<int64_t>>(stack[1]);
-  eps = take<double>(stack[2]);
-  out_dtype = take<std::optional<int32_t>>(stack[3]);
+  dims = take_optional_tensor(stack[2]);
+  eps = take<double>(stack[3]);
+  out_dtype = take<std::optional<int32_t>>(stack[4]);
 }
 
 NormalizeCall NormalizeArguments::call(const char* op) const {
@@ -306,6 +319,12 @@ NormalizeCall NormalizeArguments::call(const char* op) const {
   call.strides = x.strides();
   call.rows = 1;
   for (int d = 0; d < call.leading; ++d) call.rows *= x.size(d);
+  if (dims) {
+    check_device(dims, "dims", x, "x", op);
+    call.dims = index_values(dims, "dims", op);
+    check_leading(dims, "dims", x, "x", op);
+    call.dims_strides = dims.strides();
+  }
   return call;
 }
 
@@ -350,6 +369,7 @@ NormalizeBackwardArguments::NormalizeBackwardArguments(StableIValue* stack) {
   gradient = take_tensor(stack[0]);
   normalize.x = take_tensor(stack[1]);
   normalize.eps = take<double>(stack[2]);
+  normalize.dims = take_optional_tensor(stack[3]);
   normalize.dim = columns_of(gradient);
 }
 

@@ -100,7 +100,7 @@ struct PoolArguments {
 };
 
 struct NormalizeArguments {
-  Tensor x;
+  Tensor x, dims;
   std::optional<int64_t> dim;
   double eps = kNormEps;
   std::optional<int32_t> out_dtype;

@@ -54,12 +54,18 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = torch::stable::detail::from(out.release());
 }
 
+void check_dims(const NormalizeCall& call) {
+  const std::string wrong = cpu::check_dims(call);
+  check(wrong.empty(), [&] { return "fastpool.l2_normalize: " + wrong; });
+}
+
 void l2_normalize(StableIValue* stack, uint64_t, uint64_t) {
   if (redirected("l2_normalize", stack, false, 0)) return;
   const NormalizeArguments arguments(stack);
   NormalizeCall call = arguments.call("l2_normalize");
   Tensor out = arguments.output(call);
   call.out = out.mutable_data();
+  check_dims(call);
   cpu::l2_normalize(call, parallel());
   stack[0] = torch::stable::detail::from(out.release());
 }
@@ -85,6 +91,7 @@ void l2_normalize_backward(StableIValue* stack, uint64_t, uint64_t) {
   NormalizeBackwardCall call = arguments.call("l2_normalize");
   Tensor out = arguments.output();
   call.out = out.mutable_data();
+  check_dims(call.normalize);
   cpu::l2_normalize_backward(call, parallel());
   stack[0] = torch::stable::detail::from(out.release());
 }

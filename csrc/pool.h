@@ -32,7 +32,7 @@ enum class DType : int { float16 = 0, bfloat16, float32, float64 };
 constexpr int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 constexpr int64_t accumulator_size(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
 
-// [n] int32 or int64 values, any stride; absent when data is null.
+// int32 or int64 values, [n] of any stride; absent when data is null.
 struct Indices {
   const void* data = nullptr;
   int64_t stride = 1;
@@ -72,8 +72,30 @@ struct NormalizeCall {
   const void* x = nullptr;
   int leading = 0;  // leading dimensions
   const int64_t *sizes = nullptr, *strides = nullptr;
+  Indices dims;  // columns of each row that are used, the others 0; absent: dim
+  const int64_t* dims_strides = nullptr;
   void* out = nullptr;  // [rows, dim], contiguous
 };
+
+// Where row `row` has its own in a tensor of this leading shape.
+FASTPOOL_INLINE int64_t offset_of(int64_t row, int leading, const int64_t* sizes, const int64_t* strides) {
+  int64_t offset = 0;
+#if defined(__CUDACC__)
+#pragma unroll 1
+#endif
+  for (int d = leading - 1; d >= 0; --d) {
+    offset += row % sizes[d] * strides[d];
+    row /= sizes[d];
+  }
+  return offset;
+}
+
+// dims' value at this offset. A CPU has checked it, a GPU cannot without waiting: it is clamped, so that nothing is
+// read out of bounds.
+FASTPOOL_INLINE int64_t dim_at(const NormalizeCall& call, int64_t offset) {
+  const int64_t dim = call.dims[offset];
+  return dim < 0 ? 0 : dim > call.dim ? call.dim : dim;
+}
 
 // The gradient of a pooling call's hidden, or of its weights. `pool.hidden` is read for max and for weights alone, and
 // pool.out never. A token of several segments adds up their shares in the order of segments.

@@ -17,7 +17,9 @@ STABLE_TORCH_LIBRARY(fastpool, m) {
                                "ScalarType? out_dtype=None) -> Tensor";
     m.def(schema.c_str());
   }
-  m.def("l2_normalize(Tensor x, *, int? dim=None, float eps=1e-12, ScalarType? out_dtype=None) -> Tensor");
+  m.def(
+      "l2_normalize(Tensor x, *, int? dim=None, Tensor? dims=None, float eps=1e-12, ScalarType? out_dtype=None) -> "
+      "Tensor");
 }
 
 }  // namespace fastpool

@@ -1,6 +1,7 @@
 """The promise: one sequence, the same bits, wherever it stands and whoever adds it up."""
 
 import threading
+from itertools import product
 
 import pytest
 import torch
@@ -136,6 +137,40 @@ def test_l2_normalize(dtype: torch.dtype) -> None:
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
                 assert same_bits(fastpool.l2_normalize(x, dim=dim, eps=eps), expected), (isa, threads)
+
+
+@pytest.mark.parametrize("out_dtype", [None, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_l2_normalize_dims(dtype: torch.dtype, out_dtype: torch.dtype | None) -> None:
+    """A row has the bits of a call of its own for that many columns, and +0 behind them, whatever stands there: zeros
+    or NaN, a norm that overflows or is zero; dims of any stride."""
+    assert native.info is not None
+    generator = torch.Generator().manual_seed(3)
+    x = (torch.randn(4, 60, 133, dtype=torch.float64, generator=generator) * 3).to(dtype)
+    x[0, ::2] = 6e4 if dtype == torch.float16 else 3e38
+    x[1, ::5], x[2, ::7, 3] = 0.0, torch.nan
+    dims = torch.randint(0, 131, (60, 4), generator=generator).T
+    dims[:, :6] = torch.tensor([0, 1, 64, 127, 128, 130])
+    poisoned = torch.where(torch.arange(133) < dims[..., None], x, torch.nan)
+    rows = [
+        fastpool.l2_normalize(row[: int(n)], eps=0.0, out_dtype=out_dtype)
+        for row, n in zip(x.view(-1, 133), dims.flatten(), strict=True)
+    ]
+    expected = torch.stack([torch.nn.functional.pad(row, (0, 130 - len(row))) for row in rows]).view(4, 60, 130)
+    for backend, isas, threads in (("reference", [""], [1]), ("native", native.info.isas(), [1, 2, 3])):
+        for isa, count, index in product(isas, threads, (torch.int32, torch.int64)):
+            native.info.use_isa(isa)
+            torch.set_num_threads(count)
+            for views in (lambda y: y, lambda y: y.transpose(0, 1)):
+                with fastpool.backend(backend):
+                    result = fastpool.l2_normalize(
+                        views(poisoned), dim=130, dims=views(dims.to(index)), eps=0.0, out_dtype=out_dtype
+                    )
+                assert same_bits(result, views(expected)), (backend, isa, count)
+    one = fastpool.l2_normalize(poisoned[:2, 0], dims=dims[0, :1].expand(2), dim=130, eps=0.0, out_dtype=out_dtype)
+    assert same_bits(one[0], expected[0, 0])
+    one = fastpool.l2_normalize(poisoned[3, 9], dims=dims[3, 9], dim=130, eps=0.0, out_dtype=out_dtype)
+    assert same_bits(one, expected[3, 9])
 
 
 def test_flushed_subnormals_stay_alike() -> None:

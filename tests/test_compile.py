@@ -47,6 +47,21 @@ def test_whole_graph_and_its_gradient(mode: str, weighted: bool, spelling: str) 
         assert all(same_bits(a, b) for a, b in zip(results[:half], results[half:], strict=True))
 
 
+def test_whole_graph_of_dims_and_its_gradient() -> None:
+    compiled = torch.compile(
+        lambda x, dims: fastpool.l2_normalize(x * 2, dim=9, dims=dims), fullgraph=True, backend="aot_eager"
+    )
+    x, dims = torch.randn(4, 12), torch.tensor([9, 0, 3, 1])
+    results = []
+    for function in (compiled, lambda x, dims: fastpool.l2_normalize(x * 2, dim=9, dims=dims)):
+        leaf = x.clone().requires_grad_()
+        result = function(leaf, dims)
+        result.pow(3).sum().backward()
+        assert leaf.grad is not None
+        results.append((function(x, dims), result.detach(), leaf.grad))
+    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+
+
 def test_inductor_compiles_once_for_all_shapes() -> None:
     linear = torch.nn.Linear(8, 8)
     counter = CompileCounterWithBackend("inductor")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_host import NATIVE, ROOT, Host, build, hostile_calls, native
+from cuda_host import HOSTILE, NATIVE, ROOT, Host, build, hostile_calls, native
 from torch import Tensor
 
 import fastpool
@@ -207,6 +207,40 @@ def test_l2_normalize(host: Host, dtype: torch.dtype) -> None:
         assert same_bits(host.ops.l2_normalize(y, **more), NATIVE.l2_normalize(y, **more)), (y.shape, more)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_l2_normalize_dims(host: Host, dtype: torch.dtype) -> None:
+    """Of any stride, and what nobody may look at behind them; sizes around those of quads, warps and blocks."""
+    generator = torch.Generator().manual_seed(1)
+    for width, sizes in ((130, (0, 1, 3, 4, 5, 127, 128, 129, 130)), (9001, (0, 2, 8191, 8192, 8193, 9000))):
+        x = torch.randn(4, 3, width, dtype=torch.float64, generator=generator).to(dtype)
+        x[0, 0], x[1, 1] = torch.finfo(dtype).max / 8, 0.0
+        for columns in (width, width - 2):
+            known = torch.tensor([size for size in sizes if size <= columns])
+            dims = known[torch.randint(0, len(known), (3, 4), generator=generator)].T
+            poisoned = torch.where(torch.arange(width) < dims[..., None], x, torch.nan)
+            cases = ((poisoned, dims.int()), (poisoned.transpose(0, 1), dims.T), (poisoned[0, 0], dims[0, 0]))
+            for view, index in (*cases, (poisoned[:, 0], dims[:, 0]), (poisoned[:0], dims[:0])):
+                for more in ({}, {"eps": 0.0, "out_dtype": torch.bfloat16}):
+                    host.tune()
+                    found = host.ops.l2_normalize(view, dim=columns, dims=index, **more)
+                    assert same_bits(found, NATIVE.l2_normalize(view, dim=columns, dims=index, **more)), (width, more)
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
+def test_dims_are_clamped(host: Host, index: torch.dtype) -> None:
+    """Nobody has checked them here."""
+    hostile = [value for value in HOSTILE if index == torch.int64 or -(2**31) <= value < 2**31]
+    dims = torch.tensor(hostile, dtype=index)
+    around = torch.full((len(dims) + 2, 40), torch.nan)
+    x = around[1:-1, :34]
+    x[:, :32] = torch.arange(1.0, 33.0)
+    expected = NATIVE.l2_normalize(x, dim=32, dims=dims.clamp(0, 32))
+    assert same_bits(host.ops.l2_normalize(x, dim=32, dims=dims), expected)
+    gradient = torch.randn(len(dims), 32)
+    expected = NATIVE._l2_normalize_backward(gradient, x, 1e-12, dims.clamp(0, 32))
+    assert same_bits(host.ops._l2_normalize_backward(gradient, x, 1e-12, dims), expected)
+
+
 @pytest.mark.parametrize("mode", ["mean", "max"])
 def test_norm_overflows(host: Host, mode: str) -> None:
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
@@ -224,11 +258,12 @@ def test_errors_are_the_same(host: Host) -> None:
         {"hidden": hidden, "mask": hidden[..., 0]},
         {"hidden": hidden, "dim": 9},
     )
-    for arguments in wrong:
+    of_dims = [{"dims": torch.ones(2)}, {"dims": torch.ones(2).int()}, {"dims": torch.ones(2, 8).int()}]
+    for op, arguments in [("mean", one) for one in wrong] + [("l2_normalize", {"x": hidden, **one}) for one in of_dims]:
         messages = []
         for ops in (host.ops, NATIVE):
             with pytest.raises(RuntimeError) as caught:
-                ops.mean(**arguments)
+                getattr(ops, op)(**arguments)
             messages.append(str(caught.value).splitlines()[0])
         assert messages[0] == messages[1]
 
@@ -308,8 +343,10 @@ for dtype in DTYPES:
             for mode, weighted in variants():
                 run(i, mode, SPELLINGS[name].make(batch, weighted))
         x = torch.randn(3, width).to(dtype)
-        host.ops.l2_normalize(x)
-        host.ops._l2_normalize_backward(torch.ones(3, width // 2 + 1, dtype=accumulator(dtype)), x, 1e-12)
+        gradient = torch.ones(3, width // 2 + 1, dtype=accumulator(dtype))
+        for dims in (None, torch.tensor([0, -9, width // 2]), torch.tensor([width, 2**31 - 1, 1]).int()):
+            host.ops.l2_normalize(x, dims=dims)
+            host.ops._l2_normalize_backward(gradient, x, 1e-12, dims)
 print("calls:", calls)
 """
 

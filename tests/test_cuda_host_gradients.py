@@ -235,6 +235,32 @@ def test_l2_normalize(host: Host, dtype: torch.dtype) -> None:
                 assert same_bits(found, NATIVE._l2_normalize_backward(gradient, y, eps)), (y.shape, dim)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_l2_normalize_dims(host: Host, dtype: torch.dtype) -> None:
+    """Behind them neither x nor the gradient shows."""
+    generator = torch.Generator().manual_seed(1)
+    for width, sizes in ((130, (0, 1, 3, 4, 5, 127, 128, 129, 130)), (9001, (0, 2, 8191, 8192, 8193, 9000))):
+        x = torch.randn(4, 3, width, dtype=torch.float64, generator=generator).to(dtype)
+        x[0, 0], x[1, 1] = torch.finfo(dtype).max / 8, 0.0
+        for columns in (width, width - 2):
+            known = torch.tensor([size for size in sizes if size <= columns])
+            dims = known[torch.randint(0, len(known), (3, 4), generator=generator)].T
+            used = torch.arange(width) < dims[..., None]
+            poisoned = torch.where(used, x, torch.nan)
+            gradient = torch.randn(4, 3, columns, generator=generator, dtype=torch.float64).to(accumulator(dtype))
+            gradient = torch.where(used[..., :columns], gradient, torch.nan).contiguous()
+            for view, index, of in (
+                (poisoned, dims.int(), gradient),
+                (poisoned.transpose(0, 1), dims.T, gradient.transpose(0, 1).contiguous()),
+                (poisoned[0, 0], dims[0, 0], gradient[0, 0]),
+            ):
+                for eps in (1e-12, 0.0):
+                    host.tune()
+                    found = host.ops._l2_normalize_backward(of, view, eps, index)
+                    with fastpool.backend("reference"):
+                        assert same_bits(found, NATIVE._l2_normalize_backward(of, view, eps, index)), (width, columns)
+
+
 def test_signs_of_zero(host: Host) -> None:
     """A sum over columns is never -0."""
     for dim in (1, 2, 3, 4, 5, 64, 100, 128, 129, 512, 4096, 8192, 8193):

@@ -12,7 +12,8 @@ import torch
 import fastpool
 from fastpool import dispatch
 from fastpool.backends import native, reference, triton
-from fastpool.segments import PoolCall
+from fastpool.segments import NormalizeCall, PoolCall
+from fastpool.testing import same_bits
 
 HIDDEN = torch.randn(2, 5, 8)
 
@@ -189,12 +190,27 @@ with fastpool.backend("triton"):
 
 def test_values_are_checked_where_asked() -> None:
     """On a device that is no CPU, values are checked only when asked: there the check synchronises."""
-    wrong = PoolCall("mean", HIDDEN, starts=torch.tensor([0, 9]))
-    with pytest.raises(ValueError, match="starts must lie between"):
-        dispatch.check(wrong)
-    elsewhere = PoolCall("mean", HIDDEN.to("meta"), starts=torch.tensor([0, 9], device="meta"))
-    dispatch.check(elsewhere)
-    fastpool.validate()
-    # A meta tensor has no values to check, which shows that they were asked for.
-    with pytest.raises((NotImplementedError, RuntimeError)):
+    for words, call in (
+        ("starts must lie between", lambda x, index: PoolCall("mean", x, starts=index)),
+        ("dims must lie between", lambda x, index: NormalizeCall(x[:, 0], dims=index)),
+    ):
+        index = torch.tensor([0, 9])
+        with pytest.raises(ValueError, match=words):
+            dispatch.check(call(HIDDEN, index))
+        elsewhere = call(HIDDEN.to("meta"), index.to("meta"))
         dispatch.check(elsewhere)
+        fastpool.validate()
+        # A meta tensor has no values to check, which shows that they were asked for.
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            dispatch.check(elsewhere)
+        fastpool.validate(False)
+
+
+def test_python_hands_native_every_argument() -> None:
+    """As on a GPU, where calls come past Python's dispatch before they are native's."""
+    ops, x, dims = torch.ops.fastpool, torch.randn(3, 8), torch.tensor([5, 0, 2])
+    more = {"dim": 6, "dims": dims, "eps": 2.0, "out_dtype": torch.float64}
+    with fastpool.backend("native"):
+        assert same_bits(ops._python_l2_normalize(x, **more), ops.l2_normalize(x, **more))
+        given = (torch.randn(3, 6), x, 2.0, dims)
+        assert same_bits(ops._python__l2_normalize_backward(*given), ops._l2_normalize_backward(*given))

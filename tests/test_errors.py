@@ -152,6 +152,54 @@ def test_l2_normalize(call: Callable[[], object], error: type[Exception], words:
     assert str(caught.value).startswith("fastpool.l2_normalize: ")
 
 
+X = torch.randn(2, 3, 8)
+# name, arguments, error, words
+DIMS_TABLE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("float dims", {"dims": torch.ones(2, 3)}, TypeError, "dims must be int32 or int64, got float32"),
+    ("short dims", {"dims": torch.ones(2, 3).short()}, TypeError, "dims must be int32 or int64, got int16"),
+    ("dims of one row", {"dims": index(1, 2, 3)}, ValueError, r"dims must have x's shape without its last dimension, \[2, 3\], got \[3\]"),
+    ("dims of columns", {"dims": torch.ones(2, 3, 8).int()}, ValueError, r"\[2, 3\], got \[2, 3, 8\]"),
+    ("0-d dims", {"dims": torch.tensor(3)}, ValueError, r"\[2, 3\], got \[\]"),
+    ("dims beyond columns", {"dims": index(8, 0, 1, 9, 8, 8).view(2, 3)}, ValueError, r"dims must lie between 0 and 8, got dims\[1, 0\] = 9"),
+    ("dims beyond dim", {"dims": index(4, 5, 1, 9, 8, 8).view(2, 3).int(), "dim": 4}, ValueError, r"dims must lie between 0 and 4, got dims\[0, 1\] = 5"),
+    ("negative dims", {"dims": index(4, 5, 1, 0, 8, -1).view(2, 3)}, ValueError, r"got dims\[1, 2\] = -1"),
+    ("enormous dims", {"dims": index(2**62).expand(2, 3)}, ValueError, r"got dims\[0, 0\] = 4611686018427387904"),
+    ("dims of a vector", {"x": X[0, 0], "dims": torch.tensor(9)}, ValueError, r"dims must lie between 0 and 8, got dims\[\] = 9"),
+    ("dims of no columns", {"x": X[..., :0], "dims": torch.ones(2, 3).int()}, ValueError, r"dims must lie between 0 and 0, got dims\[0, 0\] = 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", cpu_backends())
+@pytest.mark.parametrize(("name", "arguments", "error", "words"), DIMS_TABLE, ids=ids)
+def test_dims(name: str, arguments: dict[str, Any], error: type[Exception], words: str, backend: str) -> None:
+    """By the function, where gradients are recorded too, by the raw op and by that of the gradient."""
+    arguments = dict(arguments)
+    x = arguments.pop("x", X)
+    dims, dim = arguments["dims"], arguments.get("dim", x.shape[-1])
+    with fastpool.backend(backend):
+        with pytest.raises(error, match=words) as proper:
+            fastpool.l2_normalize(x, **arguments)
+        assert str(proper.value).startswith("fastpool.l2_normalize: ")
+        with pytest.raises(error, match=words):
+            fastpool.l2_normalize(x.detach().requires_grad_(), **arguments)
+        for call in (
+            lambda: torch.ops.fastpool.l2_normalize(x, **arguments),
+            lambda: torch.ops.fastpool._l2_normalize_backward(torch.ones(*x.shape[:-1], dim), x, 1e-12, dims),
+        ):
+            with pytest.raises((RuntimeError, error)) as raw:
+                call()
+            assert str(raw.value).splitlines()[0] == str(proper.value)
+
+
+@pytest.mark.parametrize("backend", cpu_backends())
+def test_what_are_no_dims(backend: str) -> None:
+    with fastpool.backend(backend):
+        with pytest.raises(TypeError, match=r"fastpool\.l2_normalize: dims must be a torch.Tensor, got list"):
+            fastpool.l2_normalize(X[0], dims=[1, 2, 3])  # type: ignore[arg-type]  # on purpose
+        with pytest.raises(ValueError, match=r"fastpool\.l2_normalize: dims must be on x's device, cpu, got meta"):
+            fastpool.l2_normalize(X[0], dims=torch.ones(3, dtype=torch.int32, device="meta"))
+
+
 def test_nested() -> None:
     jagged = torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(2, 4)], layout=torch.jagged)
     with pytest.raises(ValueError, match="a nested hidden says itself where segments start and end"):

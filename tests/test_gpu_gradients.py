@@ -79,6 +79,23 @@ def test_gradient_of_l2_normalize(backend: str, dtype: torch.dtype) -> None:
         assert same_bits(*results)
 
 
+@pytest.mark.sanitized
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradient_of_l2_normalize_dims(backend: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for width in (130, 384, 9001):
+        x = torch.randn(30, width, generator=generator).to(dtype)
+        dims = torch.randint(0, width + 1, (30,), generator=generator)
+        results = []
+        for name, device in ((backend, DEVICE), ("reference", "cpu")):
+            leaf = moved(x, device).requires_grad_()
+            with fastpool.backend(name):
+                fastpool.l2_normalize(leaf, dims=moved(dims, device)).backward(torch.ones_like(leaf))
+            assert leaf.grad is not None
+            results.append(leaf.grad.cpu())
+        assert same_bits(*results), width
+
+
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 @pytest.mark.parametrize("mode", ["mean", "max", "weighted_mean", "last"])
 def test_a_graph_of_gradients_sees_new_lengths(backend: str, mode: str, layout: str) -> None:

@@ -68,6 +68,15 @@ def test_gradcheck_l2_normalize() -> None:
                 assert torch.autograd.gradcheck(lambda y, more=more: fastpool.l2_normalize(y, **more), (view,))
 
 
+def test_gradcheck_dims() -> None:
+    x = torch.randn(2, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    dims = torch.tensor([[6, 1, 0], [3, 2, 4]])
+    for more, most in (({}, 6), ({"dim": 4}, 4), ({"eps": 100.0}, 6)):
+        cut = dims.clamp(max=most)
+        with fastpool.backend("reference"):
+            assert torch.autograd.gradcheck(lambda y, m=more, d=cut: fastpool.l2_normalize(y, dims=d, **m), (x,))
+
+
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -230,6 +239,31 @@ def test_l2_normalize(dtype: torch.dtype, backend: str) -> None:
             got, expected = (of(name, fastpool.l2_normalize, {"x": view}, **more) for name in (backend, "reference"))
             assert same_bits(got[0], expected[0]), more
             assert got[0].shape == view.shape
+
+
+@pytest.mark.parametrize("backend", cpu_backends())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dims(dtype: torch.dtype, backend: str) -> None:
+    """A row has the gradient of a call of its own for that many columns, and +0 behind them, where neither x nor the
+    gradient is looked at."""
+    x = torch.randn(3, 5, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(dtype)
+    x[0, 1], x[1, 1] = 0.0, 6e4 if dtype == torch.float16 else 3e38
+    dims = torch.tensor([[33, 1, 0], [7, 33, 16], [32, 17, 33], [2, 0, 31], [33, 33, 8]]).T
+    used = torch.arange(40) < dims[..., None]
+    gradient = batch_gradient(torch.empty(3, 5, 33, dtype=dtype))
+    expected = torch.zeros_like(x)
+    for at in range(15):
+        row, n = x.view(-1, 40)[at], int(dims.flatten()[at])
+        if n > 0:
+            with fastpool.backend("reference"):
+                (alone,) = gradients(fastpool.l2_normalize, {"x": row[:n]}, gradient.view(-1, 33)[at, :n])
+            expected.view(-1, 40)[at, :n] = alone
+    poisoned = {"x": torch.where(used, x, torch.nan)}
+    nothing = torch.where(used[..., :33], gradient, torch.nan)
+    with fastpool.backend(backend):
+        for index in (dims, dims.int()):
+            (got,) = gradients(fastpool.l2_normalize, poisoned, nothing, dim=33, dims=index)
+            assert same_bits(got, expected)
 
 
 @pytest.mark.parametrize("backend", cpu_backends())

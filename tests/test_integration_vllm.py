@@ -122,11 +122,19 @@ class Ops(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: list[str] = []
+        self.called: list[tuple[str, dict[str, Any]]] = []
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.called]
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        """The keyword arguments of its calls."""
+        return [options for called, options in self.called if called == name]
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not any(a.alias_info is not None for a in op._schema.arguments):
-            self.names.append(op.overloadpacket._qualified_op_name)
+            self.called.append((op.overloadpacket._qualified_op_name, kwargs or {}))
         return op(*args, **(kwargs or {}))
 
 
@@ -239,22 +247,71 @@ def test_a_head_without_activation(attached: SimpleNamespace) -> None:
     assert same_bits(result, directly("MEAN", hidden, out_dtype=torch.float32))
 
 
-@pytest.mark.parametrize("head_dtype", [torch.float32, torch.bfloat16], ids=str)
+# What requests want, (dimensions, use_activation), and how many rows of it are normalised to sizes of their own.
+MIXES: dict[str, tuple[list[tuple[int | None, bool | None]], bool]] = {
+    "everything": ([(16, True), (None, True), (16, False), (16, True), (WIDTH, None)], True),
+    "sizes": ([(16, True), (None, True), (7, True), (1, True), (1000, True)], True),
+    "sizes_alone": ([(16, False), (None, False), (7, False), (1, False), (1000, False)], False),
+    "activation": ([(16, True), (16, False), (16, True), (16, None), (16, True)], False),
+    "others_sizes": ([(16, True), (None, False), (16, True), (3, False), (16, True)], False),
+    "one_size_twice": ([(None, True), (WIDTH, True), (None, True), (1000, True), (None, True)], False),
+}
+
+
+@pytest.mark.parametrize("head_dtype", [None, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mix", MIXES)
+@dtypes
 @modes
-def test_requests_that_differ(attached: SimpleNamespace, kind: str, head_dtype: torch.dtype) -> None:
-    """Each request gets the bits that it gets among its likes, from one pooling and one normalisation per kind."""
-    hidden = tokens(torch.bfloat16)
-    wanted = [(16, True), (None, True), (16, False), (16, True), (WIDTH, None)]
+def test_requests_that_differ(
+    attached: SimpleNamespace, kind: str, dtype: torch.dtype, mix: str, head_dtype: torch.dtype | None
+) -> None:
+    """Each request gets the bits that it gets among its likes, and its size, from one pooling and one normalisation."""
+    hidden, (wanted, dims) = tokens(dtype), MIXES[mix]
     pooler, given = embedder(attached, kind, head_dtype=head_dtype), metadata(attached, wanted=wanted)
     with Ops() as ops:
         result = pooler(hidden, given)
     assert isinstance(result, list)
     for row, one in enumerate(wanted):
+        assert result[row].shape == (min(one[0] or WIDTH, WIDTH),)
         assert same_bits(result[row], pooler(hidden, metadata(attached, wanted=[one] * len(LENGTHS)))[row])
-    assert ops.names.count(f"fastpool::{MODES[kind]}") == 1
-    assert ops.names.count("fastpool::l2_normalize") == 2
-    others = {"aten::add", "aten::stack", "aten::cat", "aten::_to_copy"}
-    assert set(ops.names) <= {f"fastpool::{MODES[kind]}", "fastpool::l2_normalize", *others}
+    normalizes = [bool(normalize) for _, normalize in wanted]
+    out_dtype = head_dtype or (torch.float32 if kind == "MEAN" else dtype)
+    expected = ["aten::add", f"fastpool::{MODES[kind]}"]
+    expected += ["aten::_to_copy"] * (not all(normalizes) and out_dtype != torch.float32)
+    expected += ["fastpool::l2_normalize"] * any(normalizes)
+    assert [name for name in ops.names if name != "aten::lift_fresh"] == expected
+    assert ["dims" in options for options in ops.of("fastpool::l2_normalize")] == [dims] * any(normalizes)
+
+
+def test_many_kinds_of_requests(attached: SimpleNamespace) -> None:
+    """As many ops as for two."""
+    counts = []
+    for kinds in (2, 40):
+        wanted = [(1 + n % kinds, n % 3 > 0) for n in range(80)]
+        hidden, given = tokens(torch.bfloat16, [2] * 80), metadata(attached, [2] * 80, wanted=wanted)
+        with Ops() as ops:
+            embedder(attached, "MEAN", head_dtype=torch.bfloat16)(hidden, given)
+        counts.append(ops.names)
+    assert counts[0] == counts[1]
+    assert counts[0].count("fastpool::l2_normalize") == 1
+
+
+def test_sizes_are_copied_without_waiting(attached: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From pinned memory to a GPU; there is none here, so torch is only listened to."""
+    made: list[dict[str, Any]] = []
+
+    def tensor(values: list[int], **options: Any) -> Any:
+        made.append(options)
+        return SimpleNamespace(to=lambda device, **more: made.append({"device": device, **more}))
+
+    monkeypatch.setattr(plugin, "torch", SimpleNamespace(tensor=tensor, int32=torch.int32))
+    for device, pinned in (("cuda", True), ("cpu", False)):
+        plugin._on_device([1, 2], torch.device(device))
+        assert made == [
+            {"dtype": torch.int32, "pin_memory": pinned},
+            {"device": torch.device(device), "non_blocking": True},
+        ]
+        made.clear()
 
 
 def test_the_batch_does_not_matter(attached: SimpleNamespace) -> None:

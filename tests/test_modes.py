@@ -152,6 +152,33 @@ def test_l2_normalize_views_and_eps() -> None:
     assert torch.equal(fastpool.l2_normalize(torch.zeros(1, 4)), torch.zeros(1, 4))
 
 
+@pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("shape", [(7,), (6, 1), (5, 130), (2, 3, 40), (300, 200), (0, 4), (4, 0), (3, 0, 8)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_l2_normalize_dims(dtype: torch.dtype, shape: tuple[int, ...], index: torch.dtype) -> None:
+    """Each row cut by itself: among the sizes none at all, one column and all of them."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+    for dim in {None, max(1, shape[-1] - 1)} if shape[-1] else {None}:
+        columns = shape[-1] if dim is None else dim
+        dims = torch.randint(0, columns + 1, shape[:-1], generator=generator).to(index)
+        if dims.numel() >= 3:
+            dims.view(-1)[:3] = torch.tensor([0, min(1, columns), columns])
+        used = torch.arange(columns) < dims[..., None]
+        expected = torch.nn.functional.normalize(x[..., :columns].double() * used, dim=-1)
+        x = torch.cat([torch.where(used, x[..., :columns], float("nan")), x[..., columns:]], -1)  # nobody looks
+        for name in ("native", "reference"):
+            with fastpool.backend(name):
+                result = fastpool.l2_normalize(x, dim=dim, dims=dims)
+            assert (result.shape, result.dtype) == (expected.shape, dtype)
+            assert not result[~used].signbit().any()
+            width = max(1, columns)
+            for row, wanted in zip(result.reshape(-1, width), expected.reshape(-1, width), strict=True):
+                assert torch.equal(row[wanted == 0], torch.zeros_like(row[wanted == 0]))
+                assert error(row, wanted) <= 1
+        x = x.nan_to_num(1.0)
+
+
 def test_table_is_complete() -> None:
     """One row per mode, the same codes and constants on both sides of the language border."""
     assert native.info is not None

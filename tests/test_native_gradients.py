@@ -126,11 +126,12 @@ def test_normalize(dtype: torch.dtype) -> None:
         for dim in {width, (width + 1) // 2}:
             gradient = torch.randn(60, 5, dim, dtype=accumulator(dtype))
             gradient[::4] = -0.0  # what this leaves is 0, of a sign that tells whether a sum of -0 is +0
-            for eps in (0.0, 1e-12, 1e-3):
-                expected = reference.l2_normalize_backward(normalize_backward_call(gradient, x, eps))
+            cut = torch.randint(0, dim + 1, (60, 5), generator=torch.Generator().manual_seed(dim))
+            for eps, dims in ((0.0, None), (1e-12, None), (1e-3, None), (1e-12, cut), (0.0, cut.int())):
+                expected = reference.l2_normalize_backward(normalize_backward_call(gradient, x, eps, dims))
                 for isa in native.info.isas():
                     native.info.use_isa(isa)
                     for threads in (1, 3):
                         torch.set_num_threads(threads)
-                        result = torch.ops.fastpool._l2_normalize_backward(gradient, x, eps)
-                        assert same_bits(result, expected), (width, dim, eps, isa, threads)
+                        result = torch.ops.fastpool._l2_normalize_backward(gradient, x, eps, dims)
+                        assert same_bits(result, expected), (width, dim, eps, dims is None, isa, threads)

@@ -100,7 +100,9 @@ def test_only_what_dim_leaves_is_computed() -> None:
 @pytest.mark.parametrize("options", [{}, {"dim": 5}, {"dim": 3, "eps": 1.0, "out_dtype": torch.float16}])
 def test_normalize(options: dict[str, Any]) -> None:
     x = torch.randn(2, 3, 8) * 0.1
+    dims = torch.tensor([[0, 1, 2], [3, 3, 2]])
     assert same_bits(Normalize(**options)(x), fastpool.l2_normalize(x, **options))
+    assert same_bits(Normalize(**options)(x, dims), fastpool.l2_normalize(x, dims=dims, **options))
 
 
 # ---- gradients

@@ -48,11 +48,12 @@ def test_opcheck_backward(mode: str, weighted: bool, spelling: str) -> None:
 def test_opcheck_l2_normalize(backend: str, recorded: bool) -> None:
     for x in (torch.randn(5), torch.randn(2, 3, 12), torch.randn(3, 4, 12).transpose(0, 1), torch.randn(3, 0)):
         more = {"dim": 4} if x.shape[-1] else {}
-        with fastpool.backend(backend):
-            y = x.detach().requires_grad_(recorded)
-            torch.library.opcheck(torch.ops.fastpool.l2_normalize.default, (y,), more)
-            gradient = torch.ones_like(fastpool.l2_normalize(x, **more))
-            torch.library.opcheck(torch.ops.fastpool._l2_normalize_backward.default, (gradient, x, 1e-12))
+        for dims in (None, torch.full(x.shape[:-1], 3 if more else 0)):
+            with fastpool.backend(backend):
+                y = x.detach().requires_grad_(recorded)
+                torch.library.opcheck(torch.ops.fastpool.l2_normalize.default, (y,), {**more, "dims": dims})
+                gradient = torch.ones_like(fastpool.l2_normalize(x, **more))
+                torch.library.opcheck(torch.ops.fastpool._l2_normalize_backward.default, (gradient, x, 1e-12, dims))
 
 
 def test_autocast_leaves_dtypes_alone() -> None:
@@ -80,6 +81,19 @@ def test_fakes_and_meta(mode: str) -> None:
     meta.sum().backward()
     assert hidden.grad is not None
     assert hidden.grad.shape == (9, 16)
+
+
+def test_fakes_and_meta_of_dims() -> None:
+    with FakeTensorMode():
+        x = torch.empty(3, 7, 16, dtype=torch.float16)
+        result = fastpool.l2_normalize(x, dim=9, dims=torch.empty(3, 7, dtype=torch.int32))
+        assert (result.shape, result.dtype, result.stride()) == ((3, 7, 9), torch.float16, (63, 9, 1))
+        with pytest.raises(ValueError, match="dims must have x's shape"):
+            fastpool.l2_normalize(x, dims=torch.empty(3, dtype=torch.int32))
+    leaf = torch.empty(3, 16, device="meta", requires_grad=True)
+    fastpool.l2_normalize(leaf, dims=torch.empty(3, dtype=torch.int64, device="meta")).sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.shape == (3, 16)
 
 
 def test_inputs_are_left_alone() -> None:

@@ -248,6 +248,26 @@ def test_l2_normalize(columns: int, dtype: torch.dtype, monkeypatch: pytest.Monk
         assert same_bits(TRITON.run(of, view, **more), REFERENCE.run(of, view, **more)), more
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", [128, 16])  # in one piece, and tile by tile
+def test_l2_normalize_dims(columns: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind them neither x nor the gradient shows."""
+    monkeypatch.setattr(launch, "row_columns", lambda width, element_size, lanes: columns)
+    x = torch.randn(4, 3, 80, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(dtype)
+    x[0, 0], x[1, 1] = 6e4 if dtype == torch.float16 else 3e38, 0.0
+    dims = torch.tensor([[64, 9, 33, 1], [0, 64, 16, 17], [63, 32, 8, 15]]).T
+    x = torch.where(torch.arange(80) < dims[..., None], x, torch.nan)
+
+    def of(x: Tensor, dims: Tensor, **more: Any) -> Tensor:
+        gradient = random_gradient((*x.shape[:-1], more["dim"]), dtype).to(x.device)
+        gradient = torch.where(torch.arange(more["dim"], device=x.device) < dims[..., None], gradient, torch.nan)
+        return gradients(fastpool.l2_normalize, {"x": x, "dims": dims}, gradient, **more)[0]
+
+    for view, index in ((x, dims.int()), (x.transpose(0, 1), dims.T), (x[0, 2], dims[0, 2])):
+        for more in ({"dim": 64}, {"dim": 65, "eps": 0.0}):
+            assert same_bits(TRITON.run(of, view, index, **more), REFERENCE.run(of, view, index, **more)), more
+
+
 def test_arguments_stand_in_the_kernels_order() -> None:
     """A program that is known is launched with the values alone."""
     device = launch.Device("test", 132)

@@ -165,9 +165,10 @@ def variants(dtypes: Sequence[torch.dtype], dims: Sequence[int], lanes: int = 32
                     for launch in plan_pool_backward(backward, Device("aot", 1, lanes)):
                         add(launch, dtype, f"gradient of {of} {kernel_name(launch)} {mode}{spelled}")
         x, one = _empty(1, dim, dtype=dtype), Device("aot", 1, lanes)
-        add(plan_normalize(x, 1e-12, x, one), dtype, "l2_normalize")
-        gradient = NormalizeBackwardCall(NormalizeCall(x), _empty(1, dim, dtype=accumulator(dtype)))
-        add(plan_normalize_backward(gradient, one), dtype, "gradient of l2_normalize")
+        for spelled, dims in (("", None), ("(dims)", _empty(1, dtype=torch.int32))):
+            add(plan_normalize(x, 1e-12, x, one, dims), dtype, f"l2_normalize{spelled}")
+            gradient = NormalizeBackwardCall(NormalizeCall(x, dims=dims), _empty(1, dim, dtype=accumulator(dtype)))
+            add(plan_normalize_backward(gradient, one), dtype, f"gradient of l2_normalize{spelled}")
     return list(found.values())
 
 

@@ -181,14 +181,16 @@ def _cleared(like: Tensor, shape: tuple[int, int], dtype: torch.dtype, counters:
     return result, memory[size:].view(torch.int32)
 
 
-def plan_normalize(x: Tensor, eps: float, out: Tensor, device: Device) -> Launch:
-    """The launch that normalises the first columns of x, as many as `out` has, into `out`; neither is empty."""
+def plan_normalize(x: Tensor, eps: float, out: Tensor, device: Device, dims: Tensor | None = None) -> Launch:
+    """The launch that normalises the first columns of x, as many as `out` has or dims say, into `out`; neither is
+    empty."""
     element_size, width = x.element_size(), out.shape[-1]
     x, outer_stride, inner_stride, inner = _two_strides(x)
     columns = row_columns(width, element_size, device.lanes)
     aligned = vector(element_size, width, outer_stride, inner_stride)
     arguments = {
-        "x": x, "out": out, "eps": eps, "dim": width // aligned, "inner": inner,
+        "x": x, "out": out, "dims": None if dims is None else dims.contiguous(), "eps": eps,
+        "dim": width // aligned, "inner": inner,
         "outer_stride": outer_stride // aligned, "inner_stride": inner_stride // aligned,
         "VECTOR": aligned, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
     }  # fmt: skip
@@ -198,14 +200,15 @@ def plan_normalize(x: Tensor, eps: float, out: Tensor, device: Device) -> Launch
 
 def plan_normalize_backward(call: NormalizeBackwardCall, device: Device) -> Launch:
     """The launch that writes the gradient of an x that is not empty."""
-    gradient, eps, out = call.gradient, call.normalize.eps, call.output()
+    gradient, dims, eps, out = call.gradient, call.normalize.dims, call.normalize.eps, call.output()
     element_size, dim, width = out.element_size(), gradient.shape[-1], out.shape[-1]
     x, outer_stride, inner_stride, inner = _two_strides(call.normalize.x)
     columns = row_columns(width, element_size, device.lanes)
     aligned = vector(element_size, dim, width, outer_stride, inner_stride)
     arguments = {
-        "gradient": gradient, "x": x, "out": out, "eps": eps, "dim": dim // aligned, "width": width // aligned,
-        "inner": inner, "outer_stride": outer_stride // aligned, "inner_stride": inner_stride // aligned,
+        "gradient": gradient, "x": x, "out": out, "dims": None if dims is None else dims.contiguous(), "eps": eps,
+        "dim": dim // aligned, "width": width // aligned, "inner": inner,
+        "outer_stride": outer_stride // aligned, "inner_stride": inner_stride // aligned,
         "VECTOR": aligned, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
     }  # fmt: skip
     few = warps(1, columns, element_size, device.lanes)
@@ -339,7 +342,7 @@ def l2_normalize(call: NormalizeCall) -> Tensor:
     """Runs a NormalizeCall."""
     out: Tensor = call.output()
     if out.numel() > 0:
-        plan_normalize(call.x, call.eps, out, device_of(out.device)).run()
+        plan_normalize(call.x, call.eps, out, device_of(out.device), call.dims).run()
     return out
 
 

@@ -229,11 +229,11 @@ FASTPOOL_INLINE void normalize_row_backward(A* x, A* z, const A* gradient, int64
 template <class T, class A>
 static void normalize_rows_backward(const NormalizeBackwardCall& call, int64_t begin, int64_t end, A* x, A* z) {
   const NormalizeCall& forward = call.normalize;
-  const int64_t dim = forward.dim;
   for (int64_t row = begin; row < end; ++row) {
     T* const out = static_cast<T*>(call.out) + row * call.width;
-    load_row(static_cast<const T*>(forward.x) + offset_of(forward, row), dim, x);
-    normalize_row_backward(x, z, static_cast<const A*>(call.gradient) + row * dim, dim, static_cast<A>(forward.eps));
+    const int64_t dim = load_used<T>(forward, row, x);
+    const A* const gradient = static_cast<const A*>(call.gradient) + row * forward.dim;
+    normalize_row_backward(x, z, gradient, dim, static_cast<A>(forward.eps));
     store_row(x, dim, out);
     std::memset(static_cast<void*>(out + dim), 0, (call.width - dim) * sizeof(T));
   }

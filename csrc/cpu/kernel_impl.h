@@ -171,21 +171,21 @@ static void combine_partials(const PoolCall& call, int64_t segment, int64_t n, A
   finish(call, segment, partials, totals[0]);
 }
 
-// Where a row of x starts.
-FASTPOOL_INLINE int64_t offset_of(const NormalizeCall& call, int64_t row) {
-  int64_t offset = 0;
-  for (int d = call.leading - 1; d >= 0; --d) {
-    offset += row % call.sizes[d] * call.strides[d];
-    row /= call.sizes[d];
-  }
-  return offset;
+// A row of x into accumulator lanes; how many of its columns are used.
+template <class T, class A>
+FASTPOOL_INLINE int64_t load_used(const NormalizeCall& call, int64_t row, A* x) {
+  const int64_t dim =
+      call.dims.data == nullptr ? call.dim : dim_at(call, offset_of(row, call.leading, call.sizes, call.dims_strides));
+  load_row(static_cast<const T*>(call.x) + offset_of(row, call.leading, call.sizes, call.strides), dim, x);
+  return dim;
 }
 
 template <class T, class A>
 static void normalize_rows(const NormalizeCall& call, int64_t begin, int64_t end, A* x) {
   for (int64_t row = begin; row < end; ++row) {
-    load_row(static_cast<const T*>(call.x) + offset_of(call, row), call.dim, x);
-    normalize_row(x, call.dim, padded_columns(call.dim), static_cast<A>(call.eps));
+    const int64_t dim = load_used<T>(call, row, x);
+    normalize_row(x, dim, padded_columns(dim), static_cast<A>(call.eps));
+    std::memset(x + dim, 0, (call.dim - dim) * sizeof(A));
     store_row(x, call.dim, call.out, row, call.out_dtype);
   }
 }

@@ -152,24 +152,25 @@ class _Normalize(_Function):
     """l2_normalize."""
 
     @staticmethod
-    def forward(x: Tensor, dim: int | None, eps: float, out_dtype: torch.dtype | None) -> Tensor:
+    def forward(x: Tensor, dim: int | None, dims: Tensor | None, eps: float, out_dtype: torch.dtype | None) -> Tensor:
+        op = torch.ops.fastpool.l2_normalize.default
         with _next_level():
-            result: Tensor = torch.ops.fastpool.l2_normalize.default(x, dim=dim, eps=eps, out_dtype=out_dtype)
+            result: Tensor = op(x, dim=dim, dims=dims, eps=eps, out_dtype=out_dtype)
         return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, _, ctx.eps, _ = inputs
+        x, _, dims, ctx.eps, _ = inputs
         ctx.wish = dispatch.thread_wish()
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, dims)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
+        x, dims = ctx.saved_tensors
         gradient = gradient.to(accumulator(x.dtype)).contiguous()
         with dispatch.as_in(ctx.wish):
-            of_x = torch.ops.fastpool._l2_normalize_backward(gradient, x, ctx.eps)
-        return of_x, None, None, None
+            of_x = torch.ops.fastpool._l2_normalize_backward(gradient, x, ctx.eps, dims)
+        return of_x, None, None, None, None
 
 
 def _record(function: type[_Function], *args: Any) -> Tensor:
@@ -218,12 +219,18 @@ def _pool_kernel(mode: str) -> Callable[..., Tensor]:
 
 
 def _normalize_kernel(
-    x: Tensor, *, dim: int | None = None, eps: float = 1e-12, out_dtype: torch.dtype | None = None
+    x: Tensor,
+    *,
+    dim: int | None = None,
+    dims: Tensor | None = None,
+    eps: float = 1e-12,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     if records(x):
-        return _record(_Normalize, x, dim, eps, out_dtype)
+        return _record(_Normalize, x, dim, dims, eps, out_dtype)
+    op = torch.ops.fastpool.l2_normalize.default
     with below_autograd():
-        result: Tensor = torch.ops.fastpool.l2_normalize.default(x, dim=dim, eps=eps, out_dtype=out_dtype)
+        result: Tensor = op(x, dim=dim, dims=dims, eps=eps, out_dtype=out_dtype)
     return result
 
 

@@ -105,7 +105,8 @@ def as_in(wish: str | None) -> AbstractContextManager[Any]:
 
 
 def validate(on: bool = True) -> None:
-    """Check the values of starts, ends and cu_seqlens on GPUs too, in this process, at the price of a synchronisation.
+    """Check the values of starts, ends, cu_seqlens and dims on GPUs too, in this process, at the price of a
+    synchronisation.
 
     CPU calls always check them. FASTPOOL_VALIDATE=1 does the same from the start.
     """
@@ -117,9 +118,8 @@ def validate(on: bool = True) -> None:
 def check(call: Call) -> None:
     """All that is wrong with a call's arguments, as TypeError or ValueError."""
     call.check()
-    pool = call.pool if isinstance(call, PoolBackwardCall) else call
-    if isinstance(pool, PoolCall) and (_validate or pool.hidden.device.type == "cpu"):
-        pool.check_values()
+    if _validate or call.tensor.device.type == "cpu":
+        call.check_values()
 
 
 @cache

@@ -187,13 +187,24 @@ weighted_mean = _pooling_function(MODES["weighted_mean"])
 
 
 def l2_normalize(
-    x: Tensor, *, dim: int | None = None, eps: float = 1e-12, out_dtype: torch.dtype | None = None
+    x: Tensor,
+    *,
+    dim: int | None = None,
+    dims: Tensor | None = None,
+    eps: float = 1e-12,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """x / max(norm(x), eps) over the last dimension, any leading shape.
+
+    With dims, vectors of different sizes (Matryoshka) come from one call: row i is what l2_normalize(x[i], dim=dims[i])
+    gives, bit for bit, and +0 from column dims[i] on, so that dot products of vectors of one size are theirs. What x
+    holds in those columns does not matter; their gradient is +0.
 
     Args:
         x: float16, bfloat16, float32 or float64; last dimension contiguous, any other stride.
         dim: use the first `dim` columns only; truncation comes before normalisation.
+        dims: int32 or int64, of x's shape without its last dimension, any stride, on x's device: how many columns of
+            each row are used, from 0 (which gives zeros) to `dim`, or to all there are.
         eps: vectors shorter than this are divided by it instead.
         out_dtype: of the result; x's dtype if not given.
 
@@ -203,9 +214,16 @@ def l2_normalize(
 
     Raises:
         TypeError: a wrong dtype, or something that is not a tensor.
-        ValueError: a wrong shape or value.
+        ValueError: a wrong shape, device or value. Values of dims on a GPU are clamped instead, unless they are
+            validated (fastpool.validate).
     """
-    more = {"dim": dim, "eps": eps, "out_dtype": out_dtype}
+    more: dict[str, Any] = {"eps": eps}
+    if dim is not None:
+        more["dim"] = dim
+    if dims is not None:
+        more["dims"] = dims
+    if out_dtype is not None:
+        more["out_dtype"] = out_dtype
     op: Callable[..., Tensor] = torch.ops.fastpool.l2_normalize.default
     try:
         if skips_autograd(x):

@@ -145,6 +145,8 @@ class Normalize(torch.nn.Module):
         eps: vectors shorter than this are divided by it instead.
         out_dtype: of the result; x's dtype if not given.
 
+    Calls take `normalize(x, dims)`: with dims, vectors are cut to a number of columns each, as the function has it.
+
     Returns:
         x's shape with `dim` columns, rounded once. Gradients flow to x.
 
@@ -167,5 +169,5 @@ class Normalize(torch.nn.Module):
     def extra_repr(self) -> str:
         return ", ".join(_options(dim=(self.dim, None), eps=(self.eps, 1e-12), out_dtype=(self.out_dtype, None)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.l2_normalize(x, dim=self.dim, eps=self.eps, out_dtype=self.out_dtype)
+    def forward(self, x: Tensor, dims: Tensor | None = None) -> Tensor:
+        return functional.l2_normalize(x, dim=self.dim, dims=dims, eps=self.eps, out_dtype=self.out_dtype)

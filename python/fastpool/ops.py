@@ -32,8 +32,10 @@ POOL_BACKWARD_SCHEMA = (
     "(Tensor gradient, Tensor hidden, Tensor? mask, Tensor? cu_seqlens, Tensor? weights, Tensor? starts, Tensor? ends, "
     "Tensor? result) -> Tensor"
 )
-NORMALIZE_SCHEMA = "(Tensor x, *, int? dim=None, float eps=1e-12, ScalarType? out_dtype=None) -> Tensor"
-NORMALIZE_BACKWARD_SCHEMA = "(Tensor gradient, Tensor x, float eps) -> Tensor"
+NORMALIZE_SCHEMA = (
+    "(Tensor x, *, int? dim=None, Tensor? dims=None, float eps=1e-12, ScalarType? out_dtype=None) -> Tensor"
+)
+NORMALIZE_BACKWARD_SCHEMA = "(Tensor gradient, Tensor x, float eps, Tensor? dims=None) -> Tensor"
 
 ToCall = Callable[..., dispatch.Call]
 
@@ -70,9 +72,11 @@ def pool_backward_call(mode: str, of_weights: bool) -> Callable[..., PoolBackwar
     return to_call
 
 
-def normalize_backward_call(gradient: Tensor, x: Tensor, eps: float) -> NormalizeBackwardCall:
+def normalize_backward_call(
+    gradient: Tensor, x: Tensor, eps: float, dims: Tensor | None = None
+) -> NormalizeBackwardCall:
     """Likewise."""
-    return NormalizeBackwardCall(NormalizeCall(x, _dim(gradient), eps), gradient)
+    return NormalizeBackwardCall(NormalizeCall(x, _dim(gradient), dims, eps), gradient)
 
 
 def _define(name: str, schema: str, to_call: ToCall) -> None:

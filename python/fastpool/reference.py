@@ -338,22 +338,31 @@ def _share_of_weights(segment: Segment) -> Tensor:
 
 
 def l2_normalize(call: NormalizeCall) -> Tensor:
-    """x / max(norm(x), eps) over the last dimension."""
+    """x / max(norm(x), eps) over the last dimension; 0 in the columns that dims leave out."""
     x, eps = _columns_of(call)
-    result = _round_once(_l2_normalize(x, eps), call.out_dtype or call.x.dtype)
+    result = _round_once(_used(call, _l2_normalize(x, eps)), call.out_dtype or call.x.dtype)
     return result.clone(memory_format=torch.contiguous_format)  # a new tensor, as the op's schema says
 
 
 def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
     """The gradient of x; 0 in the columns that were not used."""
     x, eps = _columns_of(call.normalize)
+    used = _used(call.normalize, _l2_normalize_backward(_used(call.normalize, call.gradient), x, eps))
     gradient = torch.zeros_like(call.normalize.x, dtype=x.dtype, memory_format=torch.contiguous_format)
-    gradient[..., : x.shape[-1]] = _l2_normalize_backward(call.gradient, x, eps)
+    gradient[..., : x.shape[-1]] = used
     return _round_once(gradient, call.normalize.x.dtype)
 
 
 def _columns_of(call: NormalizeCall) -> tuple[Tensor, float]:
-    """The columns that are used, and eps, in the accumulator's dtype, as the kernels have them."""
-    x = call.x if call.dim is None else call.x[..., : call.dim]
+    """The columns that are used, 0 where dims leave them out, and eps, in the accumulator's dtype, as the kernels have
+    them."""
+    x = call.x[..., : call.columns]
     dtype = accumulator(x.dtype)
-    return x.to(dtype), float(torch.tensor(call.eps, dtype=dtype))
+    return _used(call, x.to(dtype)), float(torch.tensor(call.eps, dtype=dtype))
+
+
+def _used(call: NormalizeCall, x: Tensor) -> Tensor:
+    """x with +0 in the columns that dims leave out: more of them change no sum of columns."""
+    if call.dims is None:
+        return x
+    return torch.where(torch.arange(x.shape[-1], device=x.device) < call.dims[..., None], x, 0.0)

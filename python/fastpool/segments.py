@@ -58,6 +58,14 @@ def _check_float(op: str, name: str, dtype: object) -> None:
     _check(dtype in FLOATS, TypeError, f"{op}: {name} must be {_FLOAT_NAMES}, got {_name(dtype)}")
 
 
+def _check_index_dtype(op: str, name: str, tensor: Tensor) -> None:
+    _check(
+        tensor.dtype in (torch.int32, torch.int64),
+        TypeError,
+        f"{op}: {name} must be int32 or int64, got {_name(tensor.dtype)}",
+    )
+
+
 def _check_columns(op: str, name: str, x: Tensor, dim: int | None) -> None:
     _check(
         x.shape[-1] <= 1 or x.stride(-1) == 1,
@@ -73,6 +81,16 @@ def _check_columns(op: str, name: str, x: Tensor, dim: int | None) -> None:
         dim is None or 1 <= dim <= x.shape[-1],
         ValueError,
         f"{op}: dim must lie between 1 and the last dimension, {x.shape[-1]}, got {dim}",
+    )
+
+
+def _check_leading(op: str, name: str, tensor: Tensor, input: str, like: Tensor) -> None:
+    expected = like.shape[:-1]
+    _check(
+        tensor.shape == expected,
+        ValueError,
+        f"{op}: {name} must have {input}'s shape without its last dimension, {list(expected)}, "
+        f"got {list(tensor.shape)}",
     )
 
 
@@ -152,7 +170,7 @@ class PoolCall:
                 f"got {tensor.device if tensor is not None else None}",
             )
         if self.mask is not None:
-            self._check_per_token("mask", self.mask)
+            _check_leading(op, "mask", self.mask, "hidden", hidden)
             _check(
                 self.mask.dtype in _MASK_DTYPES,
                 TypeError,
@@ -160,18 +178,9 @@ class PoolCall:
                 f"got {_name(self.mask.dtype)}; an additive mask (0 / -inf) read that way would pick the padding",
             )
         if self.weights is not None:
-            self._check_per_token("weights", self.weights)
+            _check_leading(op, "weights", self.weights, "hidden", hidden)
             _check_float(op, "weights", self.weights.dtype)
         self._check_bounds_shape()
-
-    def _check_per_token(self, name: str, tensor: Tensor) -> None:
-        expected = self.hidden.shape[:-1]
-        _check(
-            tensor.shape == expected,
-            ValueError,
-            f"{self.op}: {name} must have hidden's shape without its last dimension, {list(expected)}, "
-            f"got {list(tensor.shape)}",
-        )
 
     def _check_bounds_shape(self) -> None:
         op, cu, starts, ends = self.op, self.cu_seqlens, self.starts, self.ends
@@ -195,11 +204,7 @@ class PoolCall:
         for name, tensor in (("cu_seqlens", cu), ("starts", starts), ("ends", ends)):
             if tensor is None:
                 continue
-            _check(
-                tensor.dtype in (torch.int32, torch.int64),
-                TypeError,
-                f"{op}: {name} must be int32 or int64, got {_name(tensor.dtype)}",
-            )
+            _check_index_dtype(op, name, tensor)
             _check(
                 tensor.dim() == 1,
                 ValueError,
@@ -319,6 +324,10 @@ class PoolBackwardCall:
         if self.needs_result:
             _check_dense(op, "result", self.result, shape, dtype, "hidden", hidden)
 
+    def check_values(self) -> None:
+        """As the pooling's."""
+        self.pool.check_values()
+
 
 @dataclass
 class NormalizeCall:
@@ -327,6 +336,7 @@ class NormalizeCall:
     kernel: ClassVar[str] = "l2_normalize"  # what a backend calls it
     x: Tensor
     dim: int | None = None
+    dims: Tensor | None = None
     eps: float = 1e-12
     out_dtype: torch.dtype | None = None
     op: str = "fastpool.l2_normalize"
@@ -335,14 +345,19 @@ class NormalizeCall:
     def tensor(self) -> Tensor:
         return self.x
 
+    @property
+    def columns(self) -> int:
+        """Of the result."""
+        return self.x.shape[-1] if self.dim is None else self.dim
+
     def output(self) -> Tensor:
         """An empty result."""
-        columns = self.x.shape[-1] if self.dim is None else self.dim
-        return self.x.new_empty((*self.x.shape[:-1], columns), dtype=self.out_dtype or self.x.dtype)
+        return self.x.new_empty((*self.x.shape[:-1], self.columns), dtype=self.out_dtype or self.x.dtype)
 
     def check(self) -> None:
-        """Raises TypeError or ValueError; reads no data."""
+        """Raises TypeError or ValueError for anything but the values of dims; reads no data."""
         _check_tensor(self.op, "x", self.x, optional=False)
+        _check_tensor(self.op, "dims", self.dims, optional=True)
         _check_float(self.op, "x", self.x.dtype)
         _check(
             self.x.dim() >= 1,
@@ -358,6 +373,24 @@ class NormalizeCall:
             f"{self.op}: eps must be a float, got {type(self.eps).__name__}",
         )
         _check(self.eps >= 0, ValueError, f"{self.op}: eps must be at least 0, got {self.eps:g}")
+        if self.dims is None:
+            return
+        _check(
+            self.dims.device == self.x.device,
+            ValueError,
+            f"{self.op}: dims must be on x's device, {self.x.device}, got {self.dims.device}",
+        )
+        _check_index_dtype(self.op, "dims", self.dims)
+        _check_leading(self.op, "dims", self.dims, "x", self.x)
+
+    def check_values(self) -> None:
+        """Raises ValueError for dims that are more columns than there are, or fewer than none. Synchronises."""
+        if self.dims is None:
+            return
+        for i, value in enumerate(self.dims.flatten().tolist()):
+            if not 0 <= value <= self.columns:
+                at = ", ".join(str(int(n)) for n in torch.unravel_index(torch.tensor(i), self.dims.shape))
+                raise ValueError(f"{self.op}: dims must lie between 0 and {self.columns}, got dims[{at}] = {value}")
 
 
 @dataclass
@@ -384,6 +417,10 @@ class NormalizeBackwardCall:
     def check(self) -> None:
         """Raises TypeError or ValueError; reads no data."""
         self.normalize.check()
-        x, dim = self.normalize.x, self.normalize.dim
-        shape = [*x.shape[:-1], x.shape[-1] if dim is None else dim]
+        x = self.normalize.x
+        shape = [*x.shape[:-1], self.normalize.columns]
         _check_dense(self.op, "gradient", self.gradient, shape, accumulator(x.dtype), "x", x)
+
+    def check_values(self) -> None:
+        """As the normalisation's."""
+        self.normalize.check_values()

@@ -208,15 +208,44 @@ void check_normalize(DType dtype, std::mt19937& random) {
   call.dtype = dtype, call.out_dtype = DType::float32;
   call.rows = rows, call.dim = dim, call.x = x.data;
   call.leading = 2, call.sizes = sizes, call.strides = strides;
-  same_bits("l2_normalize", rows * dim * 4, [&](void* out, const cpu::Parallel& parallel) {
-    call.out = out;
-    cpu::l2_normalize(call, parallel);
-  });
-  same_bits("a gradient of l2_normalize", rows * width * size_of(dtype), [&](void* out, const cpu::Parallel& parallel) {
-    NormalizeBackwardCall backward;
-    backward.normalize = call, backward.width = width, backward.gradient = gradient.data, backward.out = out;
-    cpu::l2_normalize_backward(backward, parallel);
-  });
+  const auto forward = [&] {
+    return same_bits("l2_normalize", rows * dim * 4, [&](void* out, const cpu::Parallel& parallel) {
+      call.out = out;
+      cpu::l2_normalize(call, parallel);
+    });
+  };
+  const auto backward = [&] {
+    const int64_t bytes = rows * width * size_of(dtype);
+    return same_bits("a gradient of l2_normalize", bytes, [&](void* out, const cpu::Parallel& parallel) {
+      NormalizeBackwardCall backward;
+      backward.normalize = call, backward.width = width, backward.gradient = gradient.data, backward.out = out;
+      cpu::l2_normalize_backward(backward, parallel);
+    });
+  };
+  const std::string whole = forward(), whole_gradient = backward();
+
+  // Rows of `dim` columns are as they were; of others the rest is zeros; values outside are clamped. Columns of dims
+  // stand apart, so that strides count.
+  std::vector<int32_t> dims(static_cast<size_t>(2 * rows));
+  for (int32_t& one : dims) one = static_cast<int32_t>(random() % (dim + 3)) - 1;
+  const int64_t dims_strides[] = {2, 40};
+  call.dims.data = dims.data(), call.dims.wide = false, call.dims_strides = dims_strides;
+  const std::string cut = forward(), cut_gradient = backward();
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t value = dims[static_cast<size_t>(row / 15 * 2 + row % 15 * 40)];
+    const int64_t used = std::max<int64_t>(0, std::min<int64_t>(value, dim));
+    const auto part = [row](const std::string& bits, int64_t columns, int64_t from, int64_t to, int64_t size) {
+      return bits.substr(static_cast<size_t>((row * columns + from) * size), static_cast<size_t>((to - from) * size));
+    };
+    const int64_t size = size_of(dtype);
+    const auto zeros = [](int64_t n) { return std::string(static_cast<size_t>(n), '\0'); };
+    if (used == dim && (part(cut, dim, 0, dim, 4) != part(whole, dim, 0, dim, 4) ||
+                        part(cut_gradient, width, 0, width, size) != part(whole_gradient, width, 0, width, size)))
+      fail("a whole row among others, " + std::to_string(row));
+    if (part(cut, dim, used, dim, 4) != zeros((dim - used) * 4) ||
+        part(cut_gradient, width, used, width, size) != zeros((width - used) * size))
+      fail("columns behind those of row " + std::to_string(row));
+  }
 }
 
 }  // namespace

@@ -128,7 +128,7 @@ def pool(call: PoolCall) -> Tensor:
 def l2_normalize(call: NormalizeCall) -> Tensor:
     """Likewise."""
     op = torch.ops.fastpool.l2_normalize.default
-    return _direct(op, call.x, dim=call.dim, eps=call.eps, out_dtype=call.out_dtype)
+    return _direct(op, call.x, dim=call.dim, dims=call.dims, eps=call.eps, out_dtype=call.out_dtype)
 
 
 def pool_backward(call: PoolBackwardCall) -> Tensor:
@@ -142,7 +142,7 @@ def pool_backward(call: PoolBackwardCall) -> Tensor:
 def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
     """Likewise."""
     op = torch.ops.fastpool._l2_normalize_backward.default
-    return _direct(op, call.gradient, call.normalize.x, call.normalize.eps)
+    return _direct(op, call.gradient, call.normalize.x, call.normalize.eps, call.normalize.dims)
 
 
 def redirect_process(wish: int) -> None:

@@ -109,14 +109,21 @@ def _embed(mode: str, hidden: Tensor, metadata: Any, head: Any) -> Tensor | list
     if len(set(wanted)) <= 1:
         dim, normalize = wanted[0] if wanted else (None, False)
         return _pool(mode, hidden, metadata, dim=dim, normalize=normalize, out_dtype=out_dtype)
-    # One pooling for all, in the accumulator's dtype: a request keeps the bits it has where all requests want the same.
-    vectors = list(_pool(mode, hidden, metadata, out_dtype=accumulator(hidden.dtype)).unbind())
-    for dim, normalize in set(wanted):
-        rows = [row for row, one in enumerate(wanted) if one == (dim, normalize)]
-        # Stacked by pointers: an index would have to be copied to the device.
-        alike = torch.stack([vectors[row] for row in rows])
-        if normalize:
-            alike = functional.l2_normalize(alike, dim=dim, out_dtype=out_dtype)
-        for row, vector in zip(rows, alike[:, :dim].to(out_dtype).unbind(), strict=True):
-            vectors[row] = vector
-    return vectors
+    # One pooling for all, in the accumulator's dtype, and one normalisation of what wants it: a request keeps the bits
+    # it has where all requests want the same.
+    pooled = _pool(mode, hidden, metadata, out_dtype=accumulator(hidden.dtype))
+    sizes = [width if dim is None else dim for dim, _ in wanted]
+    normalized = [size if normalize else 0 for size, (_, normalize) in zip(sizes, wanted, strict=True)]
+    plain = pooled.to(out_dtype).unbind() if 0 in normalized else ()
+    unit: tuple[Tensor, ...] = ()
+    if most := max(normalized):
+        # Sizes that are all one need no tensor of them, nor its copy to the device.
+        dims = None if {0, most} >= set(normalized) else _on_device(normalized, hidden.device)
+        unit = functional.l2_normalize(pooled, dim=most, dims=dims, out_dtype=out_dtype).unbind()
+    return [(unit if normalized[row] else plain)[row][:size] for row, size in enumerate(sizes)]
+
+
+def _on_device(values: list[int], device: torch.device) -> Tensor:
+    """Without waiting for it, as vLLM's own async_tensor_h2d copies lists."""
+    host = torch.tensor(values, dtype=torch.int32, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
