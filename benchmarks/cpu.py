@@ -25,7 +25,7 @@ from providers import FASTPOOL, Call, Provider
 from samples import Result
 
 # Calls that take longer than this many seconds get fewer rounds a build: they are off by more than their noise.
-_SLOW = ((0.25, 1), (0.02, 3))
+_SLOW = ((0.1, 1), (0.02, 2))
 # The first is the unit.
 TINY_CALLS = ("add(a, b)", "mean(hidden, mask)", "mean(hidden, mask, normalize=True)")
 # One long text, which has to be cut for two threads, and a batch, which falls into two halves by itself.

@@ -1,6 +1,6 @@
 """The benchmark: what pooling costs above reading its input once, on this machine.
 
-run.py                          everything; on a GPU where there is one, else on the CPU
+run.py                          everything, some ten minutes; on a GPU where there is one, else on the CPU
 run.py --quick                  fewer cases and rounds, no model
 run.py --filter "H1024 bf16"    the cases whose name holds this
 run.py --only shapes quality    these parts alone
@@ -33,7 +33,7 @@ from gpu import Gpu
 from gpu_turns import Cuda
 from machine import cores, describe_commit, describe_gpu, describe_machine, describe_versions, gpu_state
 from measure import Device, measure, skipped, words
-from providers import COMPILED, PROVIDERS, Provider
+from providers import COMPILED, FASTPOOL, PROVIDERS, Provider
 from record import Record, load, result_path
 from samples import Result, Spread
 
@@ -68,8 +68,11 @@ def chosen(arguments: argparse.Namespace) -> list[Case]:
 
 
 def providers_of(device: str, suite: str, quick: bool) -> list[Provider]:
-    """Errors along one long text are no business of torch.compile's, which would compile for each of them."""
+    """Errors along one long text are no business of torch.compile's, which would compile for each of them, and nobody
+    waits for the reference."""
     without = {COMPILED} if suite == "length" or (quick and device == "cuda") else set()
+    if suite != "shapes":
+        without |= {provider for provider in FASTPOOL if provider.backend == "reference"}
     return [provider for provider in PROVIDERS if device in provider.devices and provider not in without]
 
 
@@ -101,7 +104,7 @@ def main() -> None:
 
 
 def _run_on_cpu(console: Console, record: Record, cases: list[Case], parts: Sequence[str], quick: bool) -> None:
-    device = Cpu(rounds=3 if quick else 11)
+    device = Cpu(rounds=3 if quick else 9)
     record.set(method=device.method)
     results = walk(console, record, device, cases, quick)
     found = goals.verdicts("cpu", results)
