@@ -41,6 +41,35 @@ FASTPOOL_INLINE int64_t count_real(const PerToken& mask, int64_t b, int64_t i, i
   }
 }
 
+// Whether any of them is. The same tokens of the next sequence are asked for too: a row of a mask is about a page, so
+// the hardware starts anew on each, and would fetch padding too late.
+template <class T>
+FASTPOOL_INLINE bool any_nonzero(const T* p, int64_t stride, int64_t n, const T* next) {
+  constexpr int64_t line = 64 / sizeof(T);
+  if (stride == 1 && next != nullptr)
+    for (int64_t j = 0; j < n; j += line) __builtin_prefetch(next + j);
+  T found = 0;
+  if (stride == 1)
+    for (int64_t j = 0; j < n; ++j) found |= p[j];
+  else
+    for (int64_t j = 0; j < n; ++j) found |= p[j * stride];
+  return found != 0;
+}
+FASTPOOL_INLINE bool any_real(const PoolCall& call, int64_t b, int64_t i, int64_t n) {
+  const PerToken& mask = call.mask;
+  if (mask.data == nullptr) return true;
+  const auto any = [&](auto element) {
+    const auto* const p = static_cast<const decltype(element)*>(mask.data) + b * mask.batch_stride + i * mask.stride;
+    return any_nonzero(p, mask.stride, n, b + 1 < call.batch ? p + mask.batch_stride : nullptr);
+  };
+  switch (mask.bytes) {
+    case 1: return any(uint8_t{});
+    case 2: return any(uint16_t{});
+    case 4: return any(uint32_t{});
+    default: return any(uint64_t{});
+  }
+}
+
 // A segment's bounds, padding still inside. A CPU has checked them, a GPU cannot without waiting: they are clamped to
 // [0, rows], so that nothing is read out of bounds.
 FASTPOOL_INLINE Segment bounds_of(const PoolCall& call, int64_t b) {
@@ -55,9 +84,9 @@ FASTPOOL_INLINE Segment bounds_of(const PoolCall& call, int64_t b) {
 // Without its padding, which one thread skips a leaf at a time, then token by token. A GPU's block does it together.
 FASTPOOL_INLINE Segment segment_of(const PoolCall& call, int64_t b) {
   auto [begin, end] = bounds_of(call, b);
-  while (end - begin >= kLeaf && count_real(call.mask, b, begin, kLeaf) == 0) begin += kLeaf;
+  while (end - begin >= kLeaf && !any_real(call, b, begin, kLeaf)) begin += kLeaf;
   while (begin < end && !is_real(call.mask, b, begin)) ++begin;
-  while (end - begin >= kLeaf && count_real(call.mask, b, end - kLeaf, kLeaf) == 0) end -= kLeaf;
+  while (end - begin >= kLeaf && !any_real(call, b, end - kLeaf, kLeaf)) end -= kLeaf;
   while (begin < end && !is_real(call.mask, b, end - 1)) --end;
   return {begin, end};
 }
