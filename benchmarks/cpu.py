@@ -7,6 +7,7 @@ inputs. Every case is built several times: where in memory a batch happens to li
 """
 
 import math
+import resource
 import statistics
 import time
 import timeit
@@ -66,7 +67,9 @@ class Cpu:
     def turns(self, provider: Provider, calls: Sequence[Run], result: Result) -> list[Turn]:
         call, small = calls
         small()
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
         slow = _cpu_seconds(call)
+        result.outcomes[provider.name].page_faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
         rounds = next((min(few, self.rounds) for limit, few in _SLOW if slow > limit), self.rounds)
         sample = self._sample("cpu", small, lambda: _cpu_seconds(call))
         return [Turn(provider.name, rounds, sample, provider.backend)]

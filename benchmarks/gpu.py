@@ -39,8 +39,10 @@ class Gpu:
         """Seconds that `run` takes on the device, and on the host to issue it. `ahead`: the host may issue it while
         the device is still busy, so that the way to the device is not measured."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        if cold or ahead:
-            self.evict() if cold else torch.cuda._sleep(100_000)
+        if cold:
+            self.evict()
+        if ahead:
+            torch.cuda._sleep(2_000_000)  # about a millisecond: time to issue the largest graph
         if not ahead:
             torch.cuda.synchronize()
         start.record()

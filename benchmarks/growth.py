@@ -23,8 +23,8 @@ _MOST_BYTES = {"model card": 1 << 30}  # it makes three tensors of twice its inp
 
 
 def steps(most: float) -> list[int]:
-    """1e3, 3e3, 1e4, ..., most."""
-    found, tokens = [], 1000
+    """100, 300, 1000, ..., most."""
+    found, tokens = [], 100
     while tokens <= most:
         found += [tokens, 3 * tokens]
         tokens *= 10

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+import fastpool
+
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -78,8 +80,8 @@ _GPU_STATE = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "clo
 
 def gpu_state() -> dict[str, str]:
     """The driver and the clocks (MHz) at this moment; empty where nvidia-smi does not say."""
-    device = torch.cuda.current_device()
-    command = ["nvidia-smi", f"--id={device}", f"--query-gpu={','.join(_GPU_STATE)}", "--format=csv,noheader,nounits"]
+    card = f"GPU-{torch.cuda.get_device_properties().uuid}"  # an index would be that of all cards, hidden ones too
+    command = ["nvidia-smi", f"--id={card}", f"--query-gpu={','.join(_GPU_STATE)}", "--format=csv,noheader,nounits"]
     try:
         line = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
@@ -101,13 +103,17 @@ def describe_versions(*more: str) -> dict[str, str]:
 
 
 def describe_commit() -> str:
-    """The commit of this checkout, with "+changes" if files differ from it; "unknown" outside of one."""
+    """The commit of this checkout, with "+changes" if files differ from it, results aside; "unknown" outside of one,
+    and where fastpool does not come from it."""
+    if not Path(fastpool.__file__).is_relative_to(Path(__file__).parents[1] / "python"):
+        return "unknown"
 
     def git(*command: str) -> str:
         run = ["git", "--no-optional-locks", *command]
         return subprocess.run(run, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+        changes = git("status", "--porcelain", "--", ":/", ":!/benchmarks/results")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -7,6 +7,8 @@ grey. The same record gives the same bytes, so that a figure under version contr
 """
 
 import argparse
+import hashlib
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -285,6 +287,11 @@ FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
+def digest(record: dict[str, Any]) -> str:
+    """Of a record's contents. It stands in its figures: those of another record do not have it."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def draw(record: dict[str, Any], folder: Path) -> list[Path]:
     """Writes the figures that the record has data for, as PNG and SVG."""
     try:
@@ -296,9 +303,14 @@ def draw(record: dict[str, Any], folder: Path) -> list[Path]:
     with styled():
         for name, make in FIGURES.items():
             if (figure := make(record)) is None:
+                for suffix in ("png", "svg"):
+                    (folder / f"{name}.{suffix}").unlink(missing_ok=True)  # of an earlier run
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+            for suffix, metadata in (
+                ("png", {"Software": None}),
+                ("svg", {"Date": None, "Creator": None, "Description": digest(record)}),
+            ):
                 written.append(folder / f"{name}.{suffix}")
                 figure.savefig(written[-1], dpi=200, metadata=metadata)
     return written

@@ -129,7 +129,7 @@ def segment_csr(batch: Batch, normalize: bool) -> Call:
 
 
 def loop(batch: Batch, normalize: bool) -> Call:
-    """A text at a time, as text-embeddings-inference has it."""
+    """A text at a time."""
     bounds = batch.cu_seqlens.tolist()
     slices = [slice(*pair) for pair in pairwise(bounds)]
     return lambda: _finish(torch.stack([batch.packed[one].mean(0) for one in slices]), normalize)
@@ -158,11 +158,13 @@ def vllm(batch: Batch, normalize: bool) -> Call:
 def sglang(batch: Batch, normalize: bool) -> Call:
     """Prefix sums over the whole batch in the model's dtype, and their differences."""
     packed = batch.packed
-    ends, starts, lengths = batch.cu_seqlens[1:].long(), batch.cu_seqlens[:-1].long(), batch.cu_seqlens.diff().long()
+    last, lengths = batch.cu_seqlens[1:].long() - 1, batch.cu_seqlens.diff().long()
 
     def call() -> Tensor:
-        sums = torch.cat([packed.new_zeros(1, packed.shape[1]), packed.cumsum(0)])
-        return _finish((sums[ends] - sums[starts]) / lengths[:, None], normalize)
+        sums = packed.cumsum(0)
+        before = torch.zeros_like(sums[last])
+        before[1:] = sums[last[:-1]]
+        return _finish((sums[last] - before) / lengths[:, None], normalize)
 
     return call
 

@@ -9,10 +9,11 @@ from samples import from_json, to_json
 RESULTS = Path(__file__).parent / "results"
 
 
-def result_path(machine: str, date: str, commit: str) -> Path:
-    """results/<machine>/<date>-<commit>.json"""
+def result_path(machine: str, date: str, commit: str, complete: bool = True) -> Path:
+    """results/<machine>/<date>-<commit>.json; -part behind it where not everything was measured."""
     sha, _, changes = commit.partition("+")
-    return RESULTS / machine / f"{date[:10]}-{sha[:8]}{'-' + changes if changes else ''}.json"
+    marks = f"{'-' + changes if changes else ''}{'' if complete else '-part'}"
+    return RESULTS / machine / f"{date[:10]}-{sha[:8]}{marks}.json"
 
 
 class Record:
@@ -22,7 +23,9 @@ class Record:
     def set(self, **parts: object) -> None:
         self.content |= parts
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(to_json(self.content), indent=1, allow_nan=False) + "\n")
+        new = self.path.with_suffix(".new")
+        new.write_text(json.dumps(to_json(self.content), indent=1, allow_nan=False) + "\n")
+        new.replace(self.path)  # whoever stops a run leaves the file of the step before
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 report.py            writes both
 report.py --check    writes nothing; exits with 1 where they are not what the result files say
 
-The newest result file of each folder of results/ counts.
+The newest complete result file of each folder of results/ counts.
 """
 
 import argparse
@@ -21,9 +21,12 @@ BEGIN, END = "<!-- benchmarks: written by benchmarks/report.py -->", "<!-- end o
 
 
 def newest_of_each(results: Path) -> list[Run]:
-    """GPUs first."""
-    folders = [folder for folder in sorted(results.iterdir()) if list(folder.glob("*.json"))]
-    found = [max(map(Run, folder.glob("*.json")), key=lambda run: run.record["date"]) for folder in folders]
+    """Of the complete ones; GPUs first."""
+    found = []
+    for folder in sorted(results.iterdir()):
+        complete = [run for run in map(Run, sorted(folder.glob("*.json"))) if run.record["complete"]]
+        if complete:
+            found.append(max(complete, key=lambda run: run.record["date"]))
     return sorted(found, key=lambda run: run.device != "cuda")
 
 
@@ -49,7 +52,10 @@ def with_headline(text: str, figures: str) -> str:
 def wanted() -> dict[Path, str]:
     """What the files should hold."""
     runs = newest_of_each(RESULTS)
-    headline = render("readme.md", run=next(run for run in runs if run.device == "cpu"))
+    on_cpu = [run for run in runs if run.device == "cpu"]
+    if not on_cpu:
+        raise SystemExit(f"{RESULTS / 'cpu'} holds no complete result: make bench leaves one")
+    headline = render("readme.md", run=on_cpu[0])
     return {REPORT: render("report.md", runs=runs), README: with_headline(README.read_text(), headline)}
 
 

@@ -81,9 +81,12 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no GPU here")
     cases = chosen(arguments)
-    parts = arguments.only or [part for part in PARTS if part not in _WITH_A_MODEL or not arguments.quick]
-    if not cases and set(parts) <= set(SUITES):
-        raise SystemExit(f"no case's name holds {arguments.filter!r}; names: {', '.join(case.name for case in CASES)}")
+    # Who looks for a case wants that case, and no model.
+    default = SUITES if arguments.filter else PARTS
+    parts = arguments.only or [part for part in default if part not in _WITH_A_MODEL or not arguments.quick]
+    if not cases and set(parts) & set(SUITES):
+        names = ", ".join(case.name for case in CASES if arguments.device in case.devices)
+        raise SystemExit(f"no case in these parts has {arguments.filter!r} in its name; names: {names}")
     console = Console()
     if not console.is_terminal:
         console = Console(width=tables.WIDTH)
@@ -92,10 +95,11 @@ def main() -> None:
     on_gpu = arguments.device == "cuda"
     machine = {**describe_machine(), **(describe_gpu() if on_gpu else {})}
     folder = str(slug(str(machine["gpu"]))) if on_gpu else "cpu"
-    path = arguments.json or result_path(folder, date, commit)
+    complete = not (arguments.quick or arguments.filter or arguments.only)
+    path = arguments.json or result_path(folder, date, commit, complete)
     versions = describe_versions("triton", "sentence-transformers")
-    head = {"date": date, "commit": commit, "device": arguments.device, "machine": machine, "versions": versions}
-    record = Record(path, head)
+    head: dict[str, object] = {"date": date, "commit": commit, "device": arguments.device, "machine": machine}
+    record = Record(path, {**head, "versions": versions, "complete": complete})
     (_run_on_gpu if on_gpu else _run_on_cpu)(console, record, cases, parts, arguments.quick)
     for line in record.content["method"]:
         console.print(line, style="dim", highlight=False, soft_wrap=True)
@@ -107,6 +111,8 @@ def _run_on_cpu(console: Console, record: Record, cases: list[Case], parts: Sequ
     device = Cpu(rounds=3 if quick else 9)
     record.set(method=device.method)
     results = walk(console, record, device, cases, quick)
+    if results:
+        record.set(load=os.getloadavg()[0])
     found = goals.verdicts("cpu", results)
     if "host" in parts:
         tiny_us = cpu.tiny(repeats=10 if quick else 40)
@@ -126,7 +132,6 @@ def _run_on_cpu(console: Console, record: Record, cases: list[Case], parts: Sequ
     record.set(goals=found)
     tables.print_summary(console, "cpu", results)
     tables.print_verdicts(console, "cpu", found)
-    record.set(load=os.getloadavg()[0])  # before the model takes all cores
     _other_parts(console, record, device, parts, quick)
 
 

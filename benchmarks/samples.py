@@ -45,6 +45,7 @@ class Outcome:
     same_bits: bool | None = None  # at another place in another batch
     launches: int | None = None  # per call, on a GPU
     temporary_bytes: int | None = None  # at the peak of a call, without its result
+    page_faults: int | None = None  # of a call on a CPU: pages that the system had to find and clear first
     must_move: int = 0  # bytes
     us: dict[str, Spread] = field(default_factory=dict)
 

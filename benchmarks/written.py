@@ -8,7 +8,7 @@ from cases import DTYPES
 from goals import LARGE_BYTES
 from providers import LAYOUTS, ours
 from record import load
-from samples import Result, from_json
+from samples import NOISY, Result, from_json
 from tables import size_of
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +75,8 @@ class Run:
 
     @property
     def commit(self) -> str:
-        return str(self.record["commit"])[:8]
+        sha, plus, changes = str(self.record["commit"]).partition("+")
+        return f"{sha[:8]}{plus}{changes}"
 
     @property
     def file(self) -> str:
@@ -103,7 +104,9 @@ class Run:
 
     @property
     def large(self) -> list[Result]:
-        return [result for result in self.suite("shapes") if result.real_bytes >= LARGE_BYTES]
+        """Without those whose read stream was unsteady."""
+        large = (result for result in self.suite("shapes") if result.real_bytes >= LARGE_BYTES)
+        return [result for result in large if result.read and result.read.share <= NOISY]
 
     def _over_read(self, result: Result, spelling: str) -> float | None:
         """Of the faster backend."""
@@ -127,7 +130,10 @@ class Run:
                 "time, as a multiple of one sequential read of the real tokens",
                 f"{between(over['packed'])} packed, {between(over['mask'])} padded",
             ),
-            *((f"faster than {words}", f"{between(self._times_faster(name))} times") for name, words in _PEERS.items()),
+            *(
+                (f"{words}, as a multiple of fastpool's time", between(self._times_faster(name)))
+                for name, words in _PEERS.items()
+            ),
             (
                 "a tiny call (1 x 16 x 384) from Python, as a multiple of `torch.add` on four numbers",
                 f"{plain / unit:.1f}; {normalized / unit:.1f} with `normalize=True`",
@@ -144,8 +150,8 @@ class Run:
             (
                 result.case,
                 size_of(result.real_bytes),
-                f"{result.real_bytes / result.read.median / 1e3:.3g}",
-                *(_times(result.over_read(name)) + self._wrong(result, name) for name in columns),
+                ("~" if result.read.share > NOISY else "") + f"{result.real_bytes / result.read.median / 1e3:.3g}",
+                *(self._cell(result, name) for name in columns),
             )
             for result in results
             if result.read
@@ -164,11 +170,13 @@ class Run:
                 (o.temporary_bytes / r.real_bytes for r, o in known if o.temporary_bytes is not None), default=0
             )
             errors = (_worst([outcome.error for result, outcome in known if result.dtype == dtype]) for dtype in DTYPES)
+            faults = max((o.page_faults or 0) / (r.real_bytes / 1e6) for r, o in known)
             launches = [outcome.launches for _, outcome in known if outcome.launches is not None]
             rows.append(
                 (
                     name,
                     f"{memory:.2g}x",
+                    *([f"{faults:.2g}"] if self.device == "cpu" else []),
                     *("" if error is None else f"{error:.0e}" for error in errors),
                     "yes" if all(outcome.same_bits for _, outcome in known) else "**no**",
                     *([f"{min(launches)} to {max(launches)}" if launches else ""] if self.device == "cuda" else []),
@@ -176,14 +184,18 @@ class Run:
             )
         head = [
             "temporary bytes / those of real tokens",
+            *(["page faults per MB of them"] if self.device == "cpu" else []),
             *(f"error, {dtype}" for dtype in DTYPES),
             "same bits in another batch",
         ]
         return markdown(["", *head, *(["launches"] if self.device == "cuda" else [])], rows)
 
-    def _wrong(self, result: Result, name: str) -> str:
+    def _cell(self, result: Result, name: str) -> str:
         outcome = result.outcomes.get(name)
-        return " (wrong)" if outcome and outcome.best and result.is_wrong(outcome) else ""
+        if outcome is None or outcome.best is None:
+            return ""
+        noisy, wrong = outcome.best.share > NOISY, result.is_wrong(outcome)
+        return f"{'~' if noisy else ''}{_times(result.over_read(name))}{' (wrong)' if wrong else ''}"
 
     def goals(self) -> str:
         rows = (
@@ -240,17 +252,26 @@ class Run:
 
     def bends(self) -> dict[str, str] | None:
         """Where the line of fastpool's cost bends; None where a run did not go far enough to tell."""
-        steps, cache = self.record["growth"], self._cache
-        inside = [self._per_token(step) for step in steps if 2e6 <= step["bytes"] <= cache / 2]
-        outside = [self._per_token(step) for step in steps if step["bytes"] >= 4 * cache]
-        if not inside or not outside:
+        steps = self.record["growth"]
+        costs = [self._per_token(step) for step in steps]
+        if steps[-1]["bytes"] < 4 * self._cache:
+            return None
+        cheapest = costs.index(min(costs))
+        rise = max(range(cheapest + 1, len(steps)), key=lambda i: costs[i] / costs[i - 1], default=0)
+        if not rise:
             return None
         return {
             "first": f"{steps[0]['tokens']:,}",
             "first_time": _time(next(iter(steps[0]["us"].values()))),
-            "inside": between(inside),
-            "outside": between(outside),
-            "cache": size_of(cache),
+            "first_cost": f"{costs[0]:.3g}",
+            "cheapest": f"{steps[cheapest]['tokens']:,}",
+            "least": f"{costs[cheapest]:.3g}",
+            "before": f"{steps[rise - 1]['tokens']:,}",
+            "after": f"{steps[rise]['tokens']:,}",
+            "bytes_before": size_of(steps[rise - 1]["bytes"]),
+            "bytes_after": size_of(steps[rise]["bytes"]),
+            "cache": size_of(self._cache),
+            "outside": between(costs[rise:]),
             "most": f"{steps[-1]['tokens']:,}",
             "rows": f"{max((s['tokens'] for s in steps if len(s['us']) > 1), default=steps[-1]['tokens']):,}",
         }
@@ -278,8 +299,8 @@ class Run:
         for row in rows:
             ms = row["ms"]
             ratios = (_times(ms[name] / ms["floor"]) if name in ms else "" for name in names)
-            cells.append((row["case"], row["threads"], f"{ms['floor']:.2f}", *ratios))
-        return markdown(["case", "threads", "torch.zeros, ms", *names], cells)
+            cells.append((row["case"], f"{ms['floor']:.2f}", *ratios))
+        return markdown(["case", "torch.zeros, ms", *names], cells)
 
     def pooling_share(self) -> str:
         """Percent of an encode, with the model's own pooling."""
@@ -290,7 +311,7 @@ class Run:
         rows = [
             (
                 f"{one['workload']}: {one['texts']} texts, {one['tokens']:,} tokens",
-                *(f"{one[way]['texts_per_second']:.1f}" for way in ways),
+                *(f"{one[way]['texts_per_second']:.1f} ({between(one[way]['quartiles'])})" for way in ways),
                 *(f"{100 * one[way]['pooling_share']:.2f} %" for way in ways),
                 *(size_of(one[way]["peak_bytes"]) for way in ways),
                 f"{one['largest_difference']:.0e}",

@@ -304,6 +304,9 @@ NormalizeCall NormalizeArguments::call(const char* op) const {
   NormalizeCall call;
   call.dtype = required_dtype(x.dtype(), "x", op);
   check(x.dim() >= 1, [&] { return prefix(op) + ": x must have at least one dimension, got shape []"; });
+  // As most of torch's own ops; a view may have more, and kernels have room for as many.
+  check(x.dim() <= 64,
+        [&] { return prefix(op) + ": x must have at most 64 dimensions, got " + std::to_string(x.dim()); });
   check_contiguous_columns(x, "x", op);
   call.dim = columns(dim, x.size(x.dim() - 1), op);
   call.out_dtype = out_dtype ? required_dtype(*out_dtype, "out_dtype", op) : call.dtype;

@@ -16,6 +16,7 @@ import cases
 import cpu
 import end_to_end
 import gpu_turns
+import gradients
 import growth
 import measure
 import providers
@@ -29,7 +30,7 @@ from fastpool.backends import triton as triton_backend
 from gpu import Gpu
 from gpu_turns import Cuda
 from record import Record
-from samples import WRONG_BEYOND, from_json
+from samples import WRONG_BEYOND, Outcome, from_json
 
 TINY = Case("queries", 5, 24)
 
@@ -121,6 +122,8 @@ def test_options() -> None:
         quick = run.chosen(run.parse(["--device", device, "--quick"]))
         assert quick
         assert all(case.quick and device in case.devices for case in quick)
+    with pytest.raises(AssertionError, match="gradient of mean"):
+        gradients.check({"mean": lambda: torch.ones(2), "mean's formula": lambda: torch.ones(2) * 2})
     only = run.chosen(run.parse(["--device", "cpu", "--filter", "H4096"]))
     assert {case.width for case in only} == {4096}
     assert {case.suite for case in run.chosen(run.parse(["--only", "fill", "quality"]))} == {"fill"}
@@ -170,6 +173,45 @@ def test_the_program_survives_what_fails(tmp_path: Path, monkeypatch: pytest.Mon
         assert text in printed(console)
 
 
+def test_what_does_not_pool_is_found_out() -> None:
+    """A provider that depends on the place in the batch, and one that writes nothing."""
+
+    def by_place(batch: cases.Batch, normalize: bool) -> providers.Call:
+        steps = 1 + torch.arange(len(batch.hidden))[:, None] * 1e-6
+        return lambda: (providers.masked_mean(batch.hidden, batch.mask, normalize).double() * steps).float()
+
+    def nothing(batch: cases.Batch, normalize: bool) -> providers.Call:
+        return lambda: torch.empty(len(batch.hidden), batch.hidden.shape[-1])
+
+    pooling = [providers.Provider(f.__name__, "padded", f) for f in (by_place, nothing)]
+    pooling = [p for p in providers.PROVIDERS if p.name == "fastpool native, mask"] + pooling
+    result = measure.measure(QuickCpu(), Case("queries", 32, 384, "fp32"), pooling, timed=False)
+    assert [result.outcomes[p.name].same_bits for p in pooling[:2]] == [True, False]
+    assert result.is_wrong(result.outcomes["nothing"])
+
+
+def test_a_cpu_sample_is_cold_and_its_code_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, seen = QuickCpu(), []
+    monkeypatch.setattr(type(device.floor), "read", lambda self, tensor: seen.append("evicted"))
+    provider = providers.Provider("any", "padded", lambda batch, normalize: lambda: batch.hidden)
+    result = measure.skipped(TINY)
+    result.outcomes["any"] = Outcome()
+    calls = [lambda: seen.append("called"), lambda: seen.append("primed")]
+    (turn,) = device.turns(provider, calls, result)
+    seen.clear()
+    turn.sample()
+    assert seen == ["evicted", "primed", "called"]
+
+
+def test_seconds_are_those_of_one_call() -> None:
+    def busy() -> None:
+        until = time.thread_time() + 2e-4
+        while time.thread_time() < until:
+            pass
+
+    assert 1.9e-4 < QuickCpu().seconds(busy) < 2e-3
+
+
 def test_peers_are_left_out_when_time_is_up() -> None:
     device = Cuda(OnCpu(), rounds=3, deadline=-math.inf)
     pooling = [p for p in providers.PROVIDERS if p.name in ("bmm", "fastpool auto, mask")]
@@ -208,13 +250,12 @@ def test_tiny_calls_and_two_threads(monkeypatch: pytest.MonkeyPatch, console: Co
 
 
 def test_growth(monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
-    assert growth.steps(1e4) == [1000, 3000, 10_000]
+    assert growth.steps(1e4) == [100, 300, 1000, 3000, 10_000]
     monkeypatch.setattr(growth, "_ROWS", 2000)
     found = growth.measure(console, QuickCpu(), 3000)
-    assert [set(step["us"]) for step in found] == [  # beyond memory, only what can read rows twice
-        {"fastpool native, packed", *growth._PEERS},
-        {"fastpool native, packed"},
-    ]
+    everybody = {"fastpool native, packed", *growth._PEERS}
+    # Beyond memory, only what can read rows twice.
+    assert [set(step["us"]) for step in found] == [everybody] * 3 + [{"fastpool native, packed"}]
 
 
 def test_quality(console: Console) -> None:
@@ -229,6 +270,7 @@ def test_quality(console: Console) -> None:
     assert found["segment_reduce"]["long text"].fine is False
     assert found["SGLang"]["neighbours"].fine is False
     assert found["loop"]["empty text"].gave == "NaN"
+    assert "wrong neighbours" in found["SGLang"]["empty text"].gave
     assert found["embedding_bag"]["NaN in padding"].fine is None
 
 

@@ -78,6 +78,12 @@ def test_the_same_tokens_in_both_layouts_and_in_another_order() -> None:
     assert half.mask.sum() == 12
 
 
+def test_the_worst_text_is_the_error() -> None:
+    exact = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    assert cases.relative_error(exact + torch.tensor([[0.0, 0.0], [0.0, 0.5]]), exact) == 0.25
+    assert cases.relative_error(exact * torch.nan, exact) != 0
+
+
 # ---- providers
 
 HERE = [p for p in providers.PROVIDERS if p.backend != "triton" and p.name != "segment_csr"]
@@ -162,6 +168,7 @@ def test_records_come_back() -> None:
     assert again.share("vLLM") == pytest.approx(2 / 3)
     assert again.over_read("vLLM") == 1.5
     assert again.share("SGLang") is None
+    assert again.gigabytes_per_second("vLLM") == pytest.approx(made.real_bytes / 3e-6 / 1e9)
 
 
 def test_wrong_is_also_what_is_no_number() -> None:
@@ -178,6 +185,9 @@ def test_paths_name_the_machine_the_day_and_the_commit() -> None:
     path = result_path("nvidia-h200", "2027-01-02T03:04:05Z", "0123456789abcdef+changes")
     assert path.parts[-4:] == ("benchmarks", "results", "nvidia-h200", "2027-01-02-01234567-changes.json")
     assert result_path("cpu", "2027-01-02T03:04:05Z", "unknown").name == "2027-01-02-unknown.json"
+    assert (
+        result_path("cpu", "2027-01-02T03:04:05Z", "01234567", complete=False).name == "2027-01-02-01234567-part.json"
+    )
 
 
 # ---- goals

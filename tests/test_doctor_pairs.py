@@ -122,7 +122,8 @@ def test_a_header_row_is_an_error(tmp_path, header):
     file = write(
         tmp_path / "p.tsv", "", header, *(f"a{i}\tb{i}" + f"\t{i}" * (header.count("\t") - 1) for i in range(20))
     )
-    with pytest.raises(ValueError, match="line 2: expected pairs from the first line on, got the header row ") as error:
+    words = r"line 2: expected pairs from the first line on .*, got the header row "
+    with pytest.raises(ValueError, match=words) as error:
         pairs.read(file)
     assert str(error.value).endswith(repr(header))
 

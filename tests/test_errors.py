@@ -133,6 +133,11 @@ NORMALIZE_TABLE: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: fastpool.l2_normalize(MASK), TypeError, "x must be float16, .*, got bool"),
     (lambda: fastpool.l2_normalize([1.0]), TypeError, "x must be a torch.Tensor, got list"),  # type: ignore[arg-type]  # on purpose
     (lambda: fastpool.l2_normalize(torch.tensor(1.0)), ValueError, "x must have at least one dimension"),
+    (
+        lambda: fastpool.l2_normalize(torch.randn(8).view([1] * 64 + [8])),
+        ValueError,
+        "x must have at most 64 dimensions, got 65",
+    ),
     (lambda: fastpool.l2_normalize(HIDDEN.transpose(1, 2)), ValueError, "x must be contiguous in its last dimension"),
     (
         lambda: fastpool.l2_normalize(HIDDEN, dim=9),

@@ -264,6 +264,15 @@ def test_dims(dtype: torch.dtype, backend: str) -> None:
         for index in (dims, dims.int()):
             (got,) = gradients(fastpool.l2_normalize, poisoned, nothing, dim=33, dims=index)
             assert same_bits(got, expected)
+        # A norm that underflows, and nothing in its place.
+        small = torch.full((1, 3), torch.finfo(dtype).smallest_normal, dtype=dtype)
+        more = {"dim": 3, "eps": 0.0}
+        (got,) = gradients(
+            fastpool.l2_normalize, {"x": small}, torch.ones(1, 3, dtype=dtype), dims=torch.tensor([2]), **more
+        )
+        (alone,) = gradients(fastpool.l2_normalize, {"x": small[:, :2]}, torch.ones(1, 2, dtype=dtype), eps=0.0)
+        assert same_bits(got[:, :2], alone)
+        assert got[0, 2] == 0
 
 
 @pytest.mark.parametrize("backend", cpu_backends())

@@ -271,12 +271,15 @@ def _l2_normalize(x: Tensor, eps: float) -> Tensor:
     return scaled / divisor
 
 
-def _l2_normalize_backward(gradient: Tensor, x: Tensor, eps: float) -> Tensor:
-    """(g - z sum(z g)) / norm, z = x / norm; g / eps where the norm is below eps."""
+def _l2_normalize_backward(
+    gradient: Tensor, x: Tensor, eps: float, used: Callable[[Tensor], Tensor] = lambda z: z
+) -> Tensor:
+    """(g - z sum(z g)) / norm, z = x / norm; g / eps where the norm is below eps. `used` puts 0 for what is not summed,
+    which a norm of 0 would turn into NaN."""
     if x.shape[-1] == 0:
         return gradient
     scaled, divisor, is_norm, scale = _norm(x, eps)
-    z = scaled / divisor
+    z = used(scaled / divisor)
     across = torch.where(is_norm, gradient - z * _add_columns(z * gradient), gradient)
     return (across * scale) / divisor
 
@@ -347,9 +350,12 @@ def l2_normalize(call: NormalizeCall) -> Tensor:
 def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
     """The gradient of x; 0 in the columns that were not used."""
     x, eps = _columns_of(call.normalize)
-    used = _used(call.normalize, _l2_normalize_backward(_used(call.normalize, call.gradient), x, eps))
+
+    def used(columns: Tensor) -> Tensor:
+        return _used(call.normalize, columns)
+
     gradient = torch.zeros_like(call.normalize.x, dtype=x.dtype, memory_format=torch.contiguous_format)
-    gradient[..., : x.shape[-1]] = used
+    gradient[..., : x.shape[-1]] = used(_l2_normalize_backward(used(call.gradient), x, eps, used))
     return _round_once(gradient, call.normalize.x.dtype)
 
 

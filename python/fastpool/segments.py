@@ -364,6 +364,8 @@ class NormalizeCall:
             ValueError,
             f"{self.op}: x must have at least one dimension, got shape []",
         )
+        # As most of torch's own ops; a view may have more, and kernels have room for as many.
+        _check(self.x.dim() <= 64, ValueError, f"{self.op}: x must have at most 64 dimensions, got {self.x.dim()}")
         _check_columns(self.op, "x", self.x, self.dim)
         if self.out_dtype is not None:
             _check_float(self.op, "out_dtype", self.out_dtype)

@@ -152,7 +152,7 @@ class EmbeddingPoolerHead(nn.Module):
                 self.activation(vector) if one.use_activation else vector
                 for vector, one in zip(vectors, params, strict=True)
             ]
-        alike = len({(one.dimensions, one.use_activation) for one in params}) == 1
+        alike = len({(one.dimensions, self.activation and one.use_activation) for one in params}) == 1
         return torch.stack(vectors) if alike else vectors
 
 

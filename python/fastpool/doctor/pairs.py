@@ -17,8 +17,9 @@ Kind = Literal["pairs", "labels", "scores"]
 
 # What columns of texts are called: text_a, "Sentence 1", query. Nobody compares such words as texts.
 _COLUMN_NAME = re.compile(
-    r"[ab]|(anchor|answer|doc|document|hypothesis|input|passage|positive|premise|query|question|sent|sentence|source"
-    r"|string|target|text|title|word)[ _-]?[ab\d]?",
+    r"[ab]|[qs]\d|(anchor|answer|article|body|claim|completion|doc|document|evidence|hypothesis|input|neg|negative|passage"
+    r"|phrase|pos|positive|premise|prompt|query|question|response|sent|sentence|source|src|string|summary|target|text|tgt"
+    r"|title|word)([ _-]?text)?[ _-]?[ab\d]?",
     re.IGNORECASE,
 )
 
@@ -128,7 +129,10 @@ def _rows(path: Path) -> list[_Row]:
             continue
         try:
             if parse is _tsv and not rows and _is_header(line):
-                raise ValueError(f"expected pairs from the first line on, got the header row {line!r}")
+                raise ValueError(
+                    "expected pairs from the first line on (or a label, if these are two texts), got the header row "
+                    f"{line!r}"
+                )
             row = _checked(parse(line))
             if rows and row.key != rows[0].key:
                 raise ValueError(f"expected {rows[0].key or 'no label or score'}, as in the lines before")

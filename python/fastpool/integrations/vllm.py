@@ -110,7 +110,7 @@ def _embed(mode: str, hidden: Tensor, metadata: Any, head: Any) -> Tensor | list
         dim, normalize = wanted[0] if wanted else (None, False)
         return _pool(mode, hidden, metadata, dim=dim, normalize=normalize, out_dtype=out_dtype)
     # One pooling for all, in the accumulator's dtype, and one normalisation of what wants it: a request keeps the bits
-    # it has where all requests want the same.
+    # it has where all requests want the same (but for float64 states, which .to rounds to 16 bits by way of float32).
     pooled = _pool(mode, hidden, metadata, out_dtype=accumulator(hidden.dtype))
     sizes = [width if dim is None else dim for dim, _ in wanted]
     normalized = [size if normalize else 0 for size, (_, normalize) in zip(sizes, wanted, strict=True)]

@@ -225,7 +225,7 @@ def _tei(model: Model) -> Own:
     pooling = model.folder.document("1_Pooling/config.json")
     flags = pooling.values
     if not {"pooling_mode_cls_token", "pooling_mode_mean_tokens"} <= set(flags):
-        return Own(plain, (f"it reads the older pooling_mode_* keys only: {refuses}", *notes))
+        return Own(plain, (f"it needs pooling_mode_cls_token and pooling_mode_mean_tokens: {refuses}", *notes))
     for key in ("pooling_mode_cls_token", "pooling_mode_mean_tokens", "pooling_mode_lasttoken"):
         if flags.get(key):
             return Own(replace(plain, modes=(POOLING_FLAGS[key],)), notes)
