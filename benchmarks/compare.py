@@ -3,11 +3,13 @@
 python benchmarks/compare.py A.json B.json [--all] [--fail-above PERCENT]
 
 A ratio is B's time over A's, so below 1 is faster. Machines drift: the read stream of the same case says by how much,
-and stands beside. A time counts as changed only if all three hold:
+and stands beside; so do the peers, whose code is torch's and not ours. A time counts as changed only if all hold:
 
 1. the interquartile ranges of A and B do not overlap, as measured;
 2. nor do they as multiples of the read stream's median, each of its own run;
-3. the change is larger than the read stream's own, in whichever direction that went.
+3. the change is larger than the read stream's own, in whichever direction that went;
+4. and larger than that of three quarters of the peers in the same case: two runs of one commit differ by more than the
+   samples of one run tell. (Where torch differs between A and B, peers may have changed too: a warning says so.)
 
 Everything else is "=". Where a case has no read stream in both records, the first has to do. --fail-above holds against
 what is slower by more, as measured and over the read stream. Calls on tiny input and growth have no ranges in a record,
@@ -16,6 +18,7 @@ and get ratios without a verdict. The reference backend counts among the others 
 
 import argparse
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from providers import FASTPOOL
+from providers import FASTPOOL, PEERS
 from record import load
 from samples import Outcome, Result, Spread, from_json
 from tables import WIDTH, table_of
@@ -59,11 +62,11 @@ class Change:
         return self.ratio if math.isnan(self.drift) else min(self.ratio, self.over_read)
 
 
-def verdict(before: Spread, after: Spread, drift: float) -> str:
-    """ "faster", "slower" or "=": the rule above."""
+def verdict(before: Spread, after: Spread, drift: float, unrest: float = 0.0) -> str:
+    """ "faster", "slower" or "=": the rule above; `unrest`: how much peers changed, a logarithm."""
     drift = 1.0 if math.isnan(drift) else drift
     change = math.log(after.median / before.median)
-    if abs(change) <= abs(math.log(drift)):
+    if abs(change) <= max(abs(math.log(drift)), unrest):
         return "="
     if after.q1 > before.q3 and after.q1 > before.q3 * drift:
         return "slower"
@@ -80,13 +83,21 @@ def _common(before: Outcome | None, after: Outcome | None) -> tuple[Spread, Spre
     return None
 
 
+def unrest(before: Result, after: Result) -> float:
+    """What three quarters of the peers in a case stay within, a logarithm; 0 where there are not four of them."""
+    pairs = (_common(before.outcomes.get(peer.name), after.outcomes.get(peer.name)) for peer in PEERS)
+    ratios = [abs(math.log(pair[1].median / pair[0].median)) for pair in pairs if pair]
+    return statistics.quantiles(ratios, n=4, method="inclusive")[2] if len(ratios) >= 4 else 0.0
+
+
 def changes(before: Result, after: Result, providers: Iterable[str]) -> list[Change]:
     """Of one case, whoever was timed in both records."""
+    noise = unrest(before, after)
     drift = after.read.median / before.read.median if before.read and after.read else math.nan
     found = []
     for name in providers:
         if spreads := _common(before.outcomes.get(name), after.outcomes.get(name)):
-            found.append(Change(before.case, name, *spreads, drift, verdict(*spreads, drift)))
+            found.append(Change(before.case, name, *spreads, drift, verdict(*spreads, drift, noise)))
     return found
 
 

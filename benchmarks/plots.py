@@ -269,7 +269,7 @@ def _end_to_end(record: dict[str, Any]) -> Any:
     rates.invert_yaxis()
     names = [f"{one['workload']}\n{one['tokens'] / one['texts']:.0f} tokens each" for one in found]
     rates.set_yticks(range(len(found)), names)
-    threads = "" if record["device"] == "cuda" else f", {found[0]['threads']} threads"
+    threads = "" if record["device"] == "cuda" else ", one thread"
     rates.set(xlabel="texts per second, % of the model's own", title=f"all-MiniLM-L6-v2, float32{threads}")
     shares.set_title("rates that differ by more than these shares are noise")
     shares.set(xlabel="pooling, % of the whole time")

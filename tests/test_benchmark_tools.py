@@ -178,6 +178,23 @@ def test_the_rule(before: Spread, after: Spread, drift: float, expected: str) ->
     assert compare.verdict(before, after, drift) == expected
 
 
+def test_what_peers_do_as_well_is_noise() -> None:
+    assert compare.verdict(spread(100), spread(130), 1.0, math.log(1.4)) == "="
+    assert compare.verdict(spread(100), spread(150), 1.0, math.log(1.4)) == "slower"
+    before, after = result(SHAPES[1], "cpu"), result(SHAPES[1], "cpu")
+    assert compare.unrest(before, after) == 0
+    peers = [peer.name for peer in PEERS if peer.name in after.outcomes]
+    for name in peers[: len(peers) // 2]:
+        median = before.outcomes[name].us["cpu"].median
+        after.outcomes[name].us["cpu"] = spread(1.4 * median)
+    assert compare.unrest(before, after) == pytest.approx(math.log(1.4), rel=0.01)
+    after.outcomes[PACKED].us["cpu"] = spread(1.3 * before.outcomes[PACKED].us["cpu"].median)
+    assert [one.verdict for one in compare.changes(before, after, [PACKED])] == ["="]
+    few = result(SHAPES[1], "cpu")
+    few.outcomes = {PACKED: few.outcomes[PACKED]}
+    assert compare.unrest(few, few) == 0
+
+
 def run(*records: dict[str, Any], folder: Path, options: str = "") -> tuple[int, str]:
     paths = [folder / f"{name}.json" for name in "ab"]
     for path, one in zip(paths, records, strict=True):
