@@ -16,6 +16,7 @@ CONFIG = PoolingConfig(
     ),
 )
 
+# The extra is not installed wherever the tests run: vLLM's environment has none of it.
 needs_packages = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("matplotlib", "rich", "sentence_transformers")),
     reason='needs pip install "fastpool[doctor]"',

@@ -6,21 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_folders import BERT, NEW, OLD, QWEN
 
 from fastpool import PoolingConfig
 from fastpool.cli import main
 from fastpool.models import engines
 from fastpool.models.files import Folder
 
-OLD = "sentence_transformers.models."
-NEW = {
-    "Transformer": "sentence_transformers.base.modules.transformer.Transformer",
-    "Pooling": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
-    "Dense": "sentence_transformers.base.modules.dense.Dense",
-    "Normalize": "sentence_transformers.base.modules.normalize.Normalize",
-}
-BERT = {"architectures": ["BertModel"], "model_type": "bert", "hidden_size": 8}
-QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 8}
 GEMMA = {"architectures": ["Gemma3TextModel"], "model_type": "gemma3_text", "use_bidirectional_attention": True}
 FLAGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 ENGINES = ("sentence-transformers", "vLLM", "SGLang", "text-embeddings-inference", "llama.cpp")
