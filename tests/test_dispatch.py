@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from fastpool.triton_kernels import config
 
 import fastpool
 from fastpool import dispatch
@@ -147,21 +148,26 @@ def gpu_tensor(elements: int) -> torch.Tensor:
 
 
 def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton first, until a measurement says up to which size CUDA C++ is the faster."""
+    """CUDA C++ first, up to a size that is written down or was measured; the library is told it once a device."""
     monkeypatch.setattr(triton, "INTERPRETED", False)
     monkeypatch.setattr(native, "_why_not_cuda", None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Test 1")
-    monkeypatch.setattr(dispatch, "_python_from_bytes", 0)  # and back again
-    told: list[int] = []
-    monkeypatch.setattr(native, "set_cuda", lambda validate, python_from_bytes: told.append(python_from_bytes))
-    for below, first in ((0, "triton"), (1000, "native")):
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(native, "set_python_from", lambda index, bytes: told.append((index, bytes)))
+    for below in (config.native_below_bytes("nvidia-test-1"), 1000):
         monkeypatch.setattr(dispatch, "native_below_bytes", lambda name, below=below: below)
         dispatch._native_below_bytes.cache_clear()
-        assert dispatch._fastest_first(gpu_tensor(499))[0] == first
-        assert dispatch._fastest_first(gpu_tensor(500))[0] == "triton"
-        assert told[-1] == below
+        assert dispatch._fastest_first(gpu_tensor(below // 2 - 1)) == ("native", "triton", "reference")
+        assert dispatch._fastest_first(gpu_tensor(below // 2)) == ("triton", "native", "reference")
+        assert told.pop() == (0, below)
+        assert told == []
     monkeypatch.setattr(native, "_why_not_cuda", "the CUDA library was not built")
     assert dispatch._fastest_first(gpu_tensor(1)) == ("triton", "native", "reference")
+    monkeypatch.setattr(native, "_why_not_cuda", None)
+    monkeypatch.setattr(triton, "_FOUND", False)
+    dispatch._native_below_bytes.cache_clear()
+    assert dispatch._fastest_first(gpu_tensor(2**40))[0] == "native"
+    assert told == [(0, native.NEVER)]
     dispatch._native_below_bytes.cache_clear()
 
 

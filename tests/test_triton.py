@@ -5,20 +5,21 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
 import fastpool
+from fastpool import known
 from fastpool.modes import MODES
 from fastpool.testing import DTYPES, SPELLINGS, Target, same_bits, sequences, special_values, variants
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
 import triton.language as tl  # after the skip
-from fastpool.triton_kernels import launch, pool, reduce, segments  # likewise
+from fastpool.triton_kernels import launch, plan, pool, reduce, segments  # likewise
 from fastpool.triton_kernels.config import Config  # likewise
 from triton.runtime import interpreter  # likewise
 
@@ -30,16 +31,25 @@ needs_interpreter = pytest.mark.skipif(
 Cut = Callable[..., None]
 
 
+@pytest.fixture(autouse=True)
+def _planned_anew() -> Iterator[None]:
+    """No test has another's plans."""
+    known.forget()
+    yield
+    known.forget()
+
+
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
     """Has every call cut up like this, instead of as the heuristic would."""
 
     def to(leaves: int, levels: int, warps: int = 1, programs: int | None = None, columns: int | None = None) -> None:
-        monkeypatch.setattr(launch, "choose", lambda shape, device: Config(leaves, levels, warps, rows=8))
+        monkeypatch.setattr(plan, "choose", lambda shape, device: Config(leaves, levels, warps, rows=8))
         if programs is not None:
-            monkeypatch.setattr(launch, "MAX_PROGRAMS", programs)
+            monkeypatch.setattr(plan, "MAX_PROGRAMS", programs)
         if columns is not None:
-            monkeypatch.setattr(launch, "row_columns", lambda width, element_size, lanes: columns)
+            monkeypatch.setattr(plan, "row_columns", lambda width, element_size, lanes: columns)
+        known.forget()
 
     return to
 
@@ -123,7 +133,7 @@ def test_rows_wider_than_a_program(dtype: torch.dtype, cut: Cut) -> None:
 @pytest.mark.parametrize("mode", ["mean", "max"])
 def test_overlapping_segments_in_one_piece(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where states of units would take too much memory: strips of columns, and levels for any length."""
-    monkeypatch.setattr(launch, "MIN_WORKSPACE", 0)
+    monkeypatch.setattr(plan, "MIN_WORKSPACE", 0)
     hidden = sequences([600], 1040, torch.float32)[0].states
     starts, ends = torch.tensor([0, 500, 17, 3]), torch.tensor([600, 530, 17, 290])
     assert_native_bits(mode, {"hidden": hidden, "starts": starts, "ends": ends}, normalize=True)
@@ -174,7 +184,7 @@ def test_l2_normalize(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> No
     x = (torch.randn(4, 3, 70, dtype=torch.float64, generator=generator) * 3).to(dtype)
     huge = x.double().sign().to(dtype) * (6e4 if dtype == torch.float16 else 3e38)
     for columns in (128, 16):  # in one piece, and tile by tile
-        monkeypatch.setattr(launch, "row_columns", lambda width, element_size, lanes, columns=columns: columns)
+        monkeypatch.setattr(plan, "row_columns", lambda width, element_size, lanes, columns=columns: columns)
         for view in (x, x.transpose(0, 1), x[0, 0], x[:, :, 3:50], huge, x.expand(2, 4, 3, 70).permute(2, 0, 1, 3)):
             for more in ({}, {"dim": 33, "eps": 20.0}):
                 expected = Target("native", "cpu").run(fastpool.l2_normalize, view, **more)
@@ -190,7 +200,7 @@ def test_l2_normalize_dims(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) 
     dims = torch.tensor([[64, 9, 33, 1], [0, 64, 16, 17], [63, 32, 8, 15]]).T
     x = torch.where(torch.arange(80) < dims[..., None], x, torch.nan)
     for columns in (128, 16):
-        monkeypatch.setattr(launch, "row_columns", lambda width, element_size, lanes, columns=columns: columns)
+        monkeypatch.setattr(plan, "row_columns", lambda width, element_size, lanes, columns=columns: columns)
         for view, index in ((x, dims), (x.transpose(0, 1), dims.T.int()), (x[0, 2], dims[0, 2]), (x[:0], dims[:0])):
             for more in ({"dim": 64}, {"dim": 65, "eps": 0.0}):
                 expected = Target("native", "cpu").run(fastpool.l2_normalize, view, dims=index, **more)
@@ -312,17 +322,17 @@ def test_known_programs_are_launched_alike(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(launch, "_compiled", {})
     kernel, device = Kernel(), torch.device("cuda", 0)
 
-    def run(hidden: torch.Tensor, **more: Any) -> launch.Launch:
+    def launched(hidden: torch.Tensor, **more: Any) -> launch.Launch:
         call = PoolCall("mean", hidden, **more)
-        planned = launch.plan_pool(call, launch.Device("test", 132))
+        planned = plan.plan_pool(call, plan.Device("test", 132))
         assert list(planned.arguments) == list(pool.pool_kernel.arg_names)
         planned.kernel = kernel
         planned._run(device)
         return planned
 
     hidden = torch.zeros(4, 20, 64)
-    run(hidden)
-    again = run(torch.ones(8, 21, 64))
+    launched(hidden)
+    again = launched(torch.ones(8, 21, 64))
     assert Kernel.compiled == 1
     (program,) = launch._compiled.values()
     ((grid, *arguments),) = program.launched
@@ -339,5 +349,5 @@ def test_known_programs_are_launched_alike(monkeypatch: pytest.MonkeyPatch) -> N
             {"hidden": storage[1:].view(4, 20, 64)},  # rows that are not aligned
         ]
     ):
-        run(**other)
+        launched(**other)
         assert Kernel.compiled == number + 2, other.keys()

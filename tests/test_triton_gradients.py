@@ -16,7 +16,7 @@ from fastpool.testing import DTYPES, SPELLINGS, Target, gradients, same_bits, se
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
 import triton.language as tl  # after the skip
-from fastpool.triton_kernels import backward, config, launch, normalize, segments  # likewise
+from fastpool.triton_kernels import backward, config, normalize, plan, segments  # likewise
 
 from fastpool.backends import triton as adapter  # likewise
 
@@ -233,7 +233,7 @@ def test_weights_of_any_dtype(weights_dtype: torch.dtype, cut: Cut) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [128, 16])  # in one piece, and tile by tile
 def test_l2_normalize(columns: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "row_columns", lambda width, element_size, lanes: columns)
+    monkeypatch.setattr(plan, "row_columns", lambda width, element_size, lanes: columns)
     x = torch.randn(2, 2, 70, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(dtype)
     huge = x.double().sign().to(dtype) * (6e4 if dtype == torch.float16 else 3e38)
     special = special_values(6, 1, 60).to(dtype)
@@ -252,7 +252,7 @@ def test_l2_normalize(columns: int, dtype: torch.dtype, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("columns", [128, 16])  # in one piece, and tile by tile
 def test_l2_normalize_dims(columns: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind them neither x nor the gradient shows."""
-    monkeypatch.setattr(launch, "row_columns", lambda width, element_size, lanes: columns)
+    monkeypatch.setattr(plan, "row_columns", lambda width, element_size, lanes: columns)
     x = torch.randn(4, 3, 80, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(dtype)
     x[0, 0], x[1, 1] = 6e4 if dtype == torch.float16 else 3e38, 0.0
     dims = torch.tensor([[64, 9, 33, 1], [0, 64, 16, 17], [63, 32, 8, 15]]).T
@@ -270,14 +270,14 @@ def test_l2_normalize_dims(columns: int, dtype: torch.dtype, monkeypatch: pytest
 
 def test_arguments_stand_in_the_kernels_order() -> None:
     """A program that is known is launched with the values alone."""
-    device = launch.Device("test", 132)
+    device = plan.Device("test", 132)
     calls = [backward_call("max", torch.zeros(2, 5, 8))]
     calls += [
         backward_call("weighted_mean", torch.zeros(2, 5, 8), of, weights=torch.ones(2, 5)) for of in (False, True)
     ]
-    planned = [one for call in calls for one in launch.plan_pool_backward(call, device)]
+    planned = [one for call in calls for one in plan.plan_pool_backward(call, device)]
     x = torch.zeros(2, 8)
-    planned.append(launch.plan_normalize_backward(fastpool.ops.normalize_backward_call(x, x, 1e-12), device))
+    planned.append(plan.plan_normalize_backward(fastpool.ops.normalize_backward_call(x, x, 1e-12), device))
     kernels = (backward.prepare_kernel, backward.first_maximum_kernel, backward.share_kernel)
     kernels += (backward.share_of_weights_kernel, normalize.normalize_backward_kernel)
     assert {one.kernel for one in planned} == set(kernels)

@@ -25,7 +25,8 @@ from triton.runtime.jit import MockTensor
 
 from ..segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
 from .config import LOAD_BYTES
-from .launch import Device, Launch, plan_normalize, plan_normalize_backward, plan_pool, plan_pool_backward
+from .launch import Launch
+from .plan import Device, plan_normalize, plan_normalize_backward, plan_pool, plan_pool_backward
 
 DIMS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 3584, 4096, 5120, 8192, 16384)
 PROCESSORS = (108, 132, 148, 304)  # of an A100, an H100 or H200, a B200, an MI300X

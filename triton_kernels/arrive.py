@@ -11,12 +11,21 @@ import triton.language as tl
 from .reduce import SUM, empty_counters, neutral, push
 
 FAN = tl.constexpr(8)
+CLEARED = tl.constexpr(128)  # counters that a program clears in one go
+
+
+@triton.jit
+def clear(stale, count, program, programs):
+    """Program `program` of `programs` clears its part of the first `count` counters in `stale`."""
+    lane = tl.arange(0, CLEARED)
+    for at in range(program * CLEARED, count, programs * CLEARED):
+        tl.store(stale + at + lane, tl.zeros((CLEARED,), tl.int32), mask=at + lane < count)
 
 
 @triton.jit
 def leave(states, totals, at, width, columns, x, count, weight):
-    """A node's state, at row `at` of the workspace."""
-    tl.store(states + at * width + columns, x, mask=columns < width)
+    """A node's state, at row `at` of the workspace. Without real tokens its counts say it all, and nobody reads `x`."""
+    tl.store(states + at * width + columns, x, mask=(columns < width) & (count > 0))
     tl.store(totals + at * 2, count.to(tl.float64))
     tl.store(totals + at * 2 + 1, weight.to(tl.float64))
 
@@ -24,10 +33,11 @@ def leave(states, totals, at, width, columns, x, count, weight):
 @triton.jit
 def child(states, totals, at, there, width, columns, FAMILY: tl.constexpr, ACC: tl.constexpr):
     """A child's state; what is not there is neutral. Past the L1 cache: another program has just written it."""
+    count = tl.load(totals + at * 2, mask=there, other=0.0, cache_modifier=".cg").to(tl.int64)
+    there &= count > 0
     x = tl.load(
         states + at * width + columns, mask=(columns < width) & there, other=neutral(FAMILY), cache_modifier=".cg"
     )
-    count = tl.load(totals + at * 2, mask=there, other=0.0, cache_modifier=".cg").to(tl.int64)
     weight = tl.load(totals + at * 2 + 1, mask=there, other=0.0, cache_modifier=".cg").to(ACC)
     return x, count, weight
 

@@ -108,7 +108,7 @@ def prepare_kernel(
         weight = total_weight(mask, weights, token_stride, weight_stride, first, last, ACC, SCAN // LEAF)
     elif mask is not None:  # noqa: SIM102  # this is decided by the compiler, what follows by the call
         if (mode == MEAN) | (mode == MEAN_SQRT_LEN):
-            count = count_real(mask, token_stride, first, last, SCAN)
+            count, _ = count_real(mask, token_stride, first, last, SCAN)
     divisor = divisor_of(count, weight, mode, ACC)
     tl.store(divisors + segment, divisor)
     if result is not None:

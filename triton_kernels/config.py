@@ -11,21 +11,31 @@ LEAF = 32  # tokens; as in fastpool.reference
 MOST_THREADS = 512  # of a program: each then has 128 registers
 LOAD_BYTES = 16  # the widest load of a thread
 MAX_LEVELS = 4  # a state per level stays in registers (endless has so few columns a thread that more fit)
-# Bytes of a segment that one processor reads in the time of what splitting it costs: clearing counters, and meeting.
+# Bytes of a segment that one processor reads in the time of what splitting it costs: finding its units, and meeting.
 SHORT = 256 << 10
 SMALL = 8 << 20  # bytes of a batch below which that matters
+# Packed segments are as long as their mean says, give or take a few times: so much of all rows one program may have to
+# read where one of them is as long as all.
+LIKELY = 4
+LONGEST_WALK = 1 << 20  # bytes
+# Where no measurement says otherwise (benchmarks/tune.py), token states of fewer bytes are left to CUDA C++: its calls
+# cost the host less and never wait for a compiler.
+NATIVE_BELOW_BYTES = 64 << 20
 TUNED = Path(__file__).parent / "tuned"
 
 
 @dataclass(frozen=True)
 class Config:
     """leaves side by side in a program, 2^levels such groups one after another, warps that share them, rows of a leaf
-    whose loads are in flight together (a divisor of LEAF)."""
+    whose loads are in flight together (a divisor of LEAF); stages of such loads, beyond 1 by way of shared memory;
+    registers that a thread may use on an NVIDIA GPU, 0 for what `registers` says."""
 
     leaves: int
     levels: int
     warps: int
     rows: int
+    stages: int = 1
+    registers: int = 0
 
     @property
     def split(self) -> int:
@@ -45,6 +55,11 @@ class Shape:
     weighted: bool
     processors: int
     lanes: int = 32  # threads of a warp; 64 on most AMD GPUs
+
+    @property
+    def likely(self) -> int:
+        """Tokens that a segment hardly exceeds."""
+        return min(self.longest, LIKELY * self.mean)
 
     def units(self, split: int) -> int:
         """At most so many units have tokens."""
@@ -66,17 +81,16 @@ def row_columns(width: int, element_size: int, lanes: int) -> int:
     return min(max(power_of_two(width), lanes * LOAD_BYTES // element_size), max_columns(element_size))
 
 
-def warps(leaves: int, columns: int, element_size: int, lanes: int, weighted: bool = False) -> int:
-    """One load of LOAD_BYTES a thread and row, as far as MOST_THREADS go; half as many where weights take registers."""
-    most = MOST_THREADS // 2 if weighted else MOST_THREADS
-    return max(1, min(most, leaves * columns * element_size // LOAD_BYTES) // lanes)
+def warps(leaves: int, columns: int, element_size: int, lanes: int) -> int:
+    """One load of LOAD_BYTES a thread and row, as far as MOST_THREADS go."""
+    return max(1, min(MOST_THREADS, leaves * columns * element_size // LOAD_BYTES) // lanes)
 
 
-def registers(warps: int, sums: bool) -> int:
-    """What a thread may use on an NVIDIA GPU: a third of them for a small program of sums, half for a larger one, all
-    for what needs more. Left alone, ptxas spills a few to fit one more program on a processor, where loads in flight
-    count for more."""
-    return (168 if warps <= 4 else 128) if sums else min(255, 65536 // (32 * warps))
+def registers(warps: int, shared: bool = True) -> int:
+    """What a thread may use on an NVIDIA GPU. `shared`: a third of a processor's for a small program, half for a larger
+    one, so that others fit beside it; else all that there are. Left alone, ptxas takes more to have a few loads'
+    addresses at hand, where one more program's loads in flight count for more."""
+    return (168 if warps <= 4 else 128) if shared else min(255, 65536 // (32 * warps))
 
 
 def widest(shape: Shape) -> int:
@@ -87,28 +101,45 @@ def widest(shape: Shape) -> int:
 
 
 def rows(shape: Shape) -> int:
-    """Fewer where more than sums has to stay in registers, and where a thread loads more than once for a row."""
+    """Fewer where values are wide, and where a thread loads more than once for a row."""
     wide = shape.columns * shape.element_size > MOST_THREADS * LOAD_BYTES
-    return 8 >> (shape.weighted or shape.element_size == 8) >> wide
+    return 8 >> (shape.element_size == 8) >> wide >> (wide and shape.weighted)
+
+
+def whole(shape: Shape) -> Config:
+    """Leaves for a segment that is as long as is likely, and levels for one of any length. Where segments may be longer
+    than that, levels for LONGEST_WALK, so that a batch's length is no reason to compile."""
+    row_bytes = shape.columns * shape.element_size
+    longest = shape.longest if shape.likely == shape.longest else LONGEST_WALK // row_bytes
+    leaves = power_of_two(max(-(-shape.likely // LEAF), -(-longest // (LEAF << MAX_LEVELS))))
+    leaves = min(leaves, max(1, MOST_THREADS * LOAD_BYTES // row_bytes), 16)
+    levels = (-(-longest // (LEAF * leaves)) - 1).bit_length() if longest > 0 else 0
+    few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
+    return Config(leaves, levels, few, rows(shape))
+
+
+def one_token(shape: Shape) -> Config:
+    """For modes that read one token."""
+    return Config(1, 0, warps(1, shape.columns, shape.element_size, shape.lanes), 1)
 
 
 def heuristic(shape: Shape) -> Config:
-    """Small batches of texts that a program can take whole are one launch. Otherwise the widest program where segments
-    have leaves for it and there are such units for every processor, else one leaf at a time; eight groups to a unit
-    where every processor still gets four units, four where MOST_THREADS share the registers. Few choices, since each
-    is a compile."""
+    """Small batches of texts that a program can take whole need no other program's sums. Otherwise the widest program
+    where segments have leaves for it and there are such units for every processor, else one leaf at a time; eight
+    groups to a unit where every processor still gets four units, four where many threads share the registers. Few
+    choices, since each is a compile."""
     row_bytes = shape.columns * shape.element_size
-    if shape.longest * row_bytes <= SHORT and shape.batch * shape.mean * row_bytes < SMALL:
-        leaves = min(power_of_two(-(-shape.longest // LEAF)), max(1, MOST_THREADS * LOAD_BYTES // row_bytes), 16)
-        levels = (-(-shape.longest // (LEAF * leaves)) - 1).bit_length() if shape.longest > 0 else 0
-        return Config(
-            leaves, levels, warps(leaves, shape.columns, shape.element_size, shape.lanes, shape.weighted), rows(shape)
-        )
+    if (
+        shape.likely * row_bytes <= SHORT
+        and shape.longest * row_bytes <= LONGEST_WALK
+        and shape.batch * shape.mean * row_bytes < SMALL
+    ):
+        return whole(shape)
     leaves = widest(shape)
     if shape.mean <= LEAF or shape.units(LEAF * leaves) < shape.processors:
         leaves = 1
-    few = warps(leaves, shape.columns, shape.element_size, shape.lanes, shape.weighted)
-    levels = 3 if few * shape.lanes < MOST_THREADS else 2
+    few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
+    levels = 3 if few * shape.lanes <= MOST_THREADS // 4 else 2
     if shape.units(LEAF * leaves << levels) < 4 * shape.processors:
         levels = 0
     return Config(leaves, levels, few, rows(shape))
@@ -117,12 +148,16 @@ def heuristic(shape: Shape) -> Config:
 def endless(shape: Shape) -> tuple[int, Config]:
     """Columns and a configuration for segments of any length in one piece: leaves for MOST_THREADS on 2 KB of a row,
     so that little of each level falls to a thread, and levels for a million tokens and more; half of the row and
-    levels for any number where there may be so many."""
+    levels for any number where there may be so many. With weights half the threads, with all the registers there
+    are."""
     row_bytes = 2048 if shape.longest <= 1 << 20 else 1024
     columns = min(shape.columns, row_bytes // shape.element_size)
     leaves = max(1, MOST_THREADS * LOAD_BYTES // (columns * shape.element_size))
     levels = 14 if shape.longest <= 1 << 20 else 24
-    return columns, Config(leaves, levels, warps(leaves, columns, shape.element_size, shape.lanes, shape.weighted), 4)
+    most = warps(leaves, columns, shape.element_size, shape.lanes)
+    if shape.weighted:
+        return columns, Config(leaves, levels, max(1, most // 2), 4, registers=registers(most // 2, shared=False))
+    return columns, Config(leaves, levels, most, 4)
 
 
 TILE_BYTES = 8192  # of a gradient: four loads or stores for each of 128 threads, which leaves room for many programs
@@ -139,11 +174,18 @@ def tile(width: int, element_size: int) -> tuple[int, int]:
     return columns, TILE_BYTES // (columns * element_size)
 
 
+LEAST_CHUNK = 64  # rows
+
+
 def chunk(rows: int, strips: int, tile_rows: int, processors: int) -> int:
-    """Rows of a program of the backward kernels: whole tiles, as many as leave 16 programs for every processor. Many,
-    since a program looks its segments up and reads their gradients once for all of them."""
-    programs = max(1, 16 * processors // strips)
-    return max(1, -(-rows // (programs * tile_rows))) * tile_rows
+    """Rows of a program of the backward kernels: whole tiles, as many as leave 16 programs for every processor, or
+    LEAST_CHUNK, as far as that leaves four. Many, since a program looks its segments up and reads their gradients once
+    for all of them."""
+
+    def each(per_processor: int) -> int:
+        return -(-rows * strips // (per_processor * processors))
+
+    return max(1, -(-max(each(16), min(LEAST_CHUNK, each(4))) // tile_rows)) * tile_rows
 
 
 def scan(mean: int, weighted: bool) -> tuple[int, int]:
@@ -181,8 +223,8 @@ def tuned(device: str) -> dict[str, Config]:
 
 
 def native_below_bytes(device: str) -> int:
-    """Token states of fewer bytes were measured to be faster on CUDA C++, whose calls cost the host less."""
-    below: int = _measured(device).get("native_below_bytes", 0)
+    """Token states of fewer bytes are faster on CUDA C++: as measured, or else as assumed."""
+    below: int = _measured(device).get("native_below_bytes", NATIVE_BELOW_BYTES)
     return below
 
 
@@ -192,16 +234,19 @@ def slug(device_name: str) -> str:
 
 
 def candidates(shape: Shape) -> list[Config]:
-    """What a tuner may try."""
+    """What a tuner may try: every cut with more and fewer loads in flight; with loads of the next steps on their way
+    through shared memory; and, where a program fills a processor, with half of the registers, so that two do."""
     found = []
     usual = rows(shape)
     for leaves in (1, 2, 4, 8, 16):
-        most = warps(leaves, shape.columns, shape.element_size, shape.lanes, shape.weighted)
+        most = warps(leaves, shape.columns, shape.element_size, shape.lanes)
         if leaves <= 4 * widest(shape):
-            found += [
-                Config(leaves, levels, few, count)
-                for levels in range(MAX_LEVELS + 1)
-                for few in sorted({max(1, most // 2), most})
-                for count in sorted({max(1, usual // 2), usual, 2 * usual})
-            ]
+            for levels in range(MAX_LEVELS + 1):
+                for few in sorted({max(1, most // 2), most}):
+                    found += [
+                        Config(leaves, levels, few, count) for count in sorted({max(1, usual // 2), usual, 2 * usual})
+                    ]
+                found += [Config(leaves, levels, most, count, stages=3) for count in (max(1, usual // 2), usual)]
+                if most * shape.lanes == MOST_THREADS:
+                    found.append(Config(leaves, levels, most, max(1, usual // 2), registers=64))
     return found

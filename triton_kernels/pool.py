@@ -9,7 +9,7 @@ canonical order (fastpool.reference) and no choice of it changes a bit.
 import triton
 import triton.language as tl
 
-from .arrive import arrive
+from .arrive import arrive, clear
 from .epilogue import divisor_of, normalize, quotient, round_to
 from .reduce import (
     CLS,
@@ -27,7 +27,7 @@ from .reduce import (
     weight_of,
     widen,
 )
-from .segments import bounds, count_real, find, first_slot, is_real, trim
+from .segments import behind_last_real, bounds, count_real, decreases, find, first_real, first_slot, is_real
 
 NORM_EPS = tl.constexpr(1e-12)  # as in fastpool.reference
 
@@ -36,9 +36,11 @@ NORM_EPS = tl.constexpr(1e-12)  # as in fastpool.reference
 def add_tokens(
     hidden, mask, weights, row_stride, token_stride, weight_stride, first, begin, tokens, columns, inside,
     ACC: tl.constexpr, FAMILY: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """The state of `tokens` rows from `begin` on, whose segment's first real token is `first`, and the sum of their
-    weights. ROWS loads of a thread are in flight together."""
+    weights. ROWS loads of a thread are in flight together; with STAGES > 1 those of the next steps too, on their way
+    through shared memory."""
     leaf = tl.arange(0, LEAVES)
     steps = tl.minimum(tokens, LEAF)
     groups = tl.cdiv(tokens, LEAF * LEAVES)
@@ -46,7 +48,7 @@ def add_tokens(
     for group in range(groups):
         x = tl.full((LEAVES, columns.shape[0]), neutral(FAMILY), ACC)
         weight = tl.zeros((LEAVES, 1), ACC)
-        for some in range(0, steps, ROWS):
+        for some in tl.range(0, steps, ROWS, num_stages=STAGES):
             for one in tl.static_range(ROWS):
                 token = (group * LEAVES + leaf) * LEAF + some + one
                 real = token < tokens
@@ -72,44 +74,45 @@ def add_tokens(
 def reduce_unit(
     hidden, mask, weights, row_stride, token_stride, weight_stride, first, begin, end, columns, inside,
     ACC: tl.constexpr, FAMILY: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr,
-    SCAN: tl.constexpr,
+    STAGES: tl.constexpr, SCAN: tl.constexpr,
 ):  # fmt: skip
     """The state of the tokens [begin, end), the number of real ones, the sum of their weights. Pointers are those of
     the sequence."""
     count = end - begin
     tokens = count.to(tl.int32)
-    if mask is not None:
-        count = count_real(mask, token_stride, begin, end, SCAN)
+    if mask is not None:  # padding behind the last real token is no hole
+        count, end = count_real(mask, token_stride, begin, end, SCAN)
+        tokens = (end - begin).to(tl.int32)
     if mask is None or count == tokens:
         x, weight = add_tokens(
             hidden, None, weights, row_stride, token_stride, weight_stride, first, begin, tokens, columns, inside,
-            ACC, FAMILY, LEAVES, LEVELS, ROWS,
+            ACC, FAMILY, LEAVES, LEVELS, ROWS, STAGES,
         )  # fmt: skip
     else:
         x, weight = add_tokens(
-            hidden, mask, weights, row_stride, token_stride, weight_stride,
-            first, begin, tl.where(count > 0, tokens, 0), columns, inside, ACC, FAMILY, LEAVES, LEVELS, ROWS,
+            hidden, mask, weights, row_stride, token_stride, weight_stride, first, begin, tokens, columns, inside,
+            ACC, FAMILY, LEAVES, LEVELS, ROWS, 1,
         )  # fmt: skip
     return x, count, weight
 
 
 # Nothing is compiled anew for a batch's numbers, not even for a 1 or a multiple of 16.
-_RUNTIME = ["mode", "batch", "rows", "dim", "programs", "batch_stride", "row_stride", "mask_batch_stride"]
-_RUNTIME += ["token_stride", "weight_batch_stride", "weight_stride"]
+_RUNTIME = ["stale_count", "mode", "batch", "rows", "dim", "programs", "batch_stride", "row_stride"]
+_RUNTIME += ["mask_batch_stride", "token_stride", "weight_batch_stride", "weight_stride"]
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def pool_kernel(
-    hidden, out, mask, weights, starts, ends, states, totals, arrivals,
-    mode, batch, rows, dim, programs, batch_stride, row_stride,
+    hidden, out, mask, weights, starts, ends, states, totals, arrivals, stale,
+    stale_count, mode, batch, rows, dim, programs, batch_stride, row_stride,
     mask_batch_stride, token_stride, weight_batch_stride, weight_stride,
     FAMILY: tl.constexpr, NORMALIZE: tl.constexpr, CU: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr,
-    COLUMNS: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
     SCAN: tl.constexpr,
 ):  # fmt: skip
     """out [batch, dim]. `dim` and hidden's strides count VECTOR elements, which is how the compiler learns that rows
     are aligned. `programs`: of each segment, where they cannot be found by number (CU). WHOLE: every segment is one
-    unit."""
+    unit. Else units meet in `arrivals`, whose counters are zero; those of `stale` are cleared for the next launch."""
     SPLIT: tl.constexpr = LEAF * LEAVES * (1 << LEVELS)
     ACC: tl.constexpr = tl.float64 if hidden.dtype.element_ty == tl.float64 else tl.float32
     rows = rows.to(tl.int64)
@@ -120,7 +123,13 @@ def pool_kernel(
     columns = strip * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < width
 
+    if not WHOLE:
+        clear(stale, stale_count, program * strips + strip, tl.num_programs(0).to(tl.int64) * strips)
     if CU and not WHOLE:
+        if decreases(starts, program, batch, rows):
+            # Some segment may be found by nobody. Results are undefined then, but not what the memory held before.
+            for row in range(batch):
+                tl.store(out + row * width + columns, tl.zeros((COLUMNS,), out.dtype.element_ty), mask=inside)
         segment = find(starts, program, batch, rows, SPLIT)
         base = first_slot(starts, segment, rows, SPLIT)
         unit = program - base
@@ -133,10 +142,13 @@ def pool_kernel(
     first, last = bounds(starts, ends, segment, rows, CU)
     if mask is not None:
         mask += segment * mask_batch_stride
-        first, last = trim(mask, token_stride, first, last, SCAN)
+        first = first_real(mask, token_stride, first, last, SCAN)
     if weights is not None:
         weights += segment * weight_batch_stride
     if FAMILY == MAX:
+        if mask is not None:  # noqa: SIM102  # this is decided by the compiler, what follows by the call
+            if mode == LAST:
+                last = behind_last_real(mask, token_stride, first, last, SCAN)
         last = tl.where(mode == CLS, tl.minimum(first + 1, last), last)
         first = tl.where(mode == LAST, tl.maximum(last - 1, first), first)
     out += segment * width
@@ -148,7 +160,7 @@ def pool_kernel(
     if WHOLE:
         x, count, weight = reduce_unit(
             hidden, mask, weights, row_step, token_stride, weight_stride, first, first, last, columns, inside,
-            ACC, FAMILY, LEAVES, LEVELS, ROWS, SCAN,
+            ACC, FAMILY, LEAVES, LEVELS, ROWS, STAGES, SCAN,
         )  # fmt: skip
     else:
         units = tl.maximum(tl.cdiv(last - first, SPLIT), 1)  # nobody's tokens are zeros, and somebody writes them
@@ -161,7 +173,7 @@ def pool_kernel(
             x, count, weight = reduce_unit(
                 hidden, mask, weights, row_step, token_stride, weight_stride,
                 first, begin, tl.minimum(begin + SPLIT, last), columns, inside,
-                ACC, FAMILY, LEAVES, LEVELS, ROWS, SCAN,
+                ACC, FAMILY, LEAVES, LEVELS, ROWS, STAGES, SCAN,
             )  # fmt: skip
             x, count, weight, complete = arrive(
                 states, totals, arrivals + strip, strips, base, unit, units, width, columns, x, count, weight, FAMILY

@@ -26,6 +26,8 @@ FAMILIES = {
     "weighted_mean": WEIGHTED,
 }
 
+ONE_TOKEN = ("cls", "last")  # modes that read one token of a segment
+
 LEAF = tl.constexpr(32)  # tokens that are added one after another; as in fastpool.reference
 
 
@@ -52,7 +54,7 @@ def weight_of(weights, row, stride, first, real, ACC: tl.constexpr):
     if weights is not None:
         return widen(tl.load(weights + row * stride, mask=real, other=0.0), ACC)
     else:
-        return tl.where(real, row - first + 1, 0).to(ACC)
+        return tl.where(real, (row - first).to(tl.int32) + 1, 0).to(ACC)  # a narrow one takes fewer registers
 
 
 @triton.jit

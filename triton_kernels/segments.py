@@ -31,9 +31,8 @@ def is_real(mask, row, offset, token_stride, inside):
 
 
 @triton.jit
-def trim(mask, token_stride, begin, end, SCAN: tl.constexpr):
-    """From the first real token to behind the last one; holes stay inside. Empty: begin == end. SCAN elements of the
-    mask are looked at in one go."""
+def first_real(mask, token_stride, begin, end, SCAN: tl.constexpr):
+    """The first real token of [begin, end), else `end`. SCAN elements of the mask are looked at in one go."""
     lane = tl.arange(0, SCAN)
     first = end
     at = begin
@@ -46,28 +45,45 @@ def trim(mask, token_stride, begin, end, SCAN: tl.constexpr):
             at = end
         else:
             first = end
-    last = first  # behind the last real token
+    return first
+
+
+@triton.jit
+def behind_last_real(mask, token_stride, begin, end, SCAN: tl.constexpr):
+    """Behind the last real token of [begin, end), else `begin`. Looked for from the end on."""
+    lane = tl.arange(0, SCAN)
+    last = begin
     at = end
-    while (last == first) & (at > first):
-        at = tl.maximum(at - SCAN, first)
+    while (last == begin) & (at > begin):
+        at = tl.maximum(at - SCAN, begin)
         left = tl.minimum(end - at, SCAN).to(tl.int32)
         real = is_real(mask, at, lane, token_stride, lane < left)
         last = at + tl.max(tl.where(real, lane + 1, 0), axis=0)
         if last == at:
-            last = first
-    return first, last
+            last = begin
+    return last
+
+
+@triton.jit
+def trim(mask, token_stride, begin, end, SCAN: tl.constexpr):
+    """From the first real token to behind the last one; holes stay inside. Empty: begin == end."""
+    first = first_real(mask, token_stride, begin, end, SCAN)
+    return first, behind_last_real(mask, token_stride, first, end, SCAN)
 
 
 @triton.jit
 def count_real(mask, token_stride, begin, end, SCAN: tl.constexpr):
-    """How many of the tokens [begin, end) are real."""
+    """How many of the tokens [begin, end) are real, and where the last of them ends (`begin` if there is none)."""
     lane = tl.arange(0, SCAN)
     count = tl.zeros((SCAN,), tl.int32)
+    last = tl.zeros((SCAN,), tl.int32)  # of each lane, behind its last real token, from `begin` on
     at = begin
     while at < end:
-        count += is_real(mask, at, lane, token_stride, lane < end - at).to(tl.int32)
+        real = is_real(mask, at, lane, token_stride, lane < end - at)
+        count += real.to(tl.int32)
+        last = tl.where(real, (at - begin).to(tl.int32) + lane + 1, last)
         at += SCAN
-    return tl.sum(count, axis=0).to(tl.int64)
+    return tl.sum(count, axis=0).to(tl.int64), begin + tl.max(last, axis=0)
 
 
 @triton.jit
@@ -104,6 +120,15 @@ def find(cu_seqlens, slot, batch, rows, SPLIT: tl.constexpr):
         low += skip
         count = tl.minimum(step, count - skip)
     return low
+
+
+@triton.jit
+def decreases(cu_seqlens, segment, batch, rows):
+    """Whether a packed segment ends before it begins, once both are clamped to [0, rows]; False from `batch` on."""
+    there = segment < batch
+    begin = tl.load(cu_seqlens + segment, mask=there, other=0).to(tl.int64)
+    end = tl.load(cu_seqlens + segment + 1, mask=there, other=0).to(tl.int64)
+    return tl.minimum(tl.maximum(end, 0), rows) < tl.minimum(tl.maximum(begin, 0), rows)
 
 
 # Spans: from the first to behind the last real token of each segment, [batch, 2], in rows of the whole of hidden.

@@ -39,21 +39,13 @@ _validate = os.environ.get("FASTPOOL_VALIDATE", "0") not in ("", "0")
 
 
 _WISHES = {"auto": native.AUTOMATIC, "native": native.NATIVE}
-_python_from_bytes = 0
-
-
-def _tell_native(python_from_bytes: int) -> None:
-    """Which CUDA calls of `auto` are to come here."""
-    global _python_from_bytes
-    _python_from_bytes = native.NEVER if triton.unavailable() else python_from_bytes
-    native.set_cuda(_validate, _python_from_bytes)
 
 
 def start() -> None:
     """Loads what has to be loaded, once the ops are defined."""
     native.load()
     native.redirect_process(_WISHES.get(_process_wish, native.OTHER))
-    _tell_native(0)
+    native.set_cuda_validation(_validate)
 
 
 def thread_wish() -> str | None:
@@ -112,22 +104,24 @@ def validate(on: bool = True) -> None:
     """
     global _validate
     _validate = bool(on)
-    native.set_cuda(_validate, _python_from_bytes)
+    native.set_cuda_validation(_validate)
 
 
 def check(call: Call) -> None:
     """All that is wrong with a call's arguments, as TypeError or ValueError."""
-    call.check()
+    if "checked" not in call.known:
+        call.check()
+        call.known["checked"] = True
     if _validate or call.tensor.device.type == "cpu":
         call.check_values()
 
 
 @cache
 def _native_below_bytes(device: torch.device) -> int:
-    """Token states of fewer bytes are faster on `native` than on `triton`, as measured on such a GPU; 0: not
-    measured."""
-    below: int = native_below_bytes(slug(torch.cuda.get_device_name(device)))
-    _tell_native(below)
+    """Token states of fewer bytes are left to `native` rather than to `triton` on such a GPU. The library is told, so
+    that such calls do not come here any more."""
+    below = native.NEVER if triton.unavailable() else native_below_bytes(slug(torch.cuda.get_device_name(device)))
+    native.set_python_from(device.index, below)
     return below
 
 

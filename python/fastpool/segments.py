@@ -6,10 +6,13 @@ things without Python; a test compares the two.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from .known import Known, known
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FLOAT_NAMES = "float16, bfloat16, float32 or float64"
@@ -114,6 +117,12 @@ class PoolCall:
     dim: int | None = None
     normalize: bool = False
     out_dtype: torch.dtype | None = None
+
+    @cached_property
+    def known(self) -> Known:
+        """What is known of calls that look like this one."""
+        values = (self.kernel, self.mode, self.dim, type(self.dim), self.normalize, self.out_dtype)
+        return known(values, (self.hidden, self.mask, self.cu_seqlens, self.weights, self.starts, self.ends))
 
     @property
     def op(self) -> str:
@@ -295,6 +304,14 @@ class PoolBackwardCall:
     result: Tensor | None = None
     of_weights: bool = False
 
+    @cached_property
+    def known(self) -> Known:
+        """What is known of calls that look like this one."""
+        pool = self.pool
+        tensors = (pool.hidden, pool.mask, pool.cu_seqlens, pool.weights, pool.starts, pool.ends)
+        values = (self.kernel, self.of_weights, pool.mode, pool.dim, type(pool.dim), pool.normalize, pool.out_dtype)
+        return known(values, (*tensors, self.gradient, self.result))
+
     @property
     def op(self) -> str:
         return self.pool.op
@@ -340,6 +357,12 @@ class NormalizeCall:
     eps: float = 1e-12
     out_dtype: torch.dtype | None = None
     op: str = "fastpool.l2_normalize"
+
+    @cached_property
+    def known(self) -> Known:
+        """What is known of calls that look like this one."""
+        values = (self.kernel, self.op, self.dim, type(self.dim), self.eps, type(self.eps), self.out_dtype)
+        return known(values, (self.x, self.dims))
 
     @property
     def tensor(self) -> Tensor:
@@ -403,6 +426,13 @@ class NormalizeBackwardCall:
     kernel: ClassVar[str] = "l2_normalize_backward"  # what a backend calls it
     normalize: NormalizeCall
     gradient: Tensor
+
+    @cached_property
+    def known(self) -> Known:
+        """What is known of calls that look like this one."""
+        call = self.normalize
+        values = (self.kernel, call.op, call.dim, type(call.dim), call.eps, type(call.eps), call.out_dtype)
+        return known(values, (call.x, call.dims, self.gradient))
 
     @property
     def op(self) -> str:

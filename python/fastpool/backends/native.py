@@ -157,11 +157,17 @@ def redirect_thread(wish: int) -> None:
         info.redirect_thread(wish)
 
 
-def set_cuda(validate: bool, python_from_bytes: int) -> None:
-    """Which calls on CUDA tensors go through Python's dispatch where no backend is asked for: those with so many bytes
-    of token states, and all of them to have their index values checked."""
+def set_cuda_validation(on: bool) -> None:
+    """Whether all calls on CUDA tensors go through Python's dispatch, to have their index values checked."""
     if info is not None:
-        info.set_cuda(validate, python_from_bytes)
+        info.set_cuda(on, NEVER)  # TEMP
+
+
+def set_python_from(device_index: int, bytes: int) -> None:
+    """From how many bytes of token states on calls on a CUDA device go through Python, where no backend is asked
+    for. All of them, until this is said."""
+    if info is not None:
+        pass  # TEMP
 
 
 def set_error(message: str) -> None:

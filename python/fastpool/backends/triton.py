@@ -35,39 +35,39 @@ def refuses(tensor: Tensor) -> str | None:
 def _why_not() -> str | None:
     """What stops the kernels from being imported, which takes a while: asked only where a call could take them."""
     try:
-        _launch()
+        _kernels()
     except Exception as error:  # a Triton that is half installed may raise anything
         return f"the Triton kernels do not load: {type(error).__name__}: {error}"
     return None
 
 
 @cache
-def _launch() -> ModuleType:
-    from ..triton_kernels import launch
+def _kernels() -> ModuleType:
+    from ..triton_kernels import run
 
-    module: ModuleType = launch
+    module: ModuleType = run
     return module
 
 
 def pool(call: PoolCall) -> Tensor:
     """Runs a checked call."""
-    result: Tensor = _launch().pool(call)
+    result: Tensor = _kernels().pool(call)
     return result
 
 
 def l2_normalize(call: NormalizeCall) -> Tensor:
     """Runs a checked call."""
-    result: Tensor = _launch().l2_normalize(call)
+    result: Tensor = _kernels().l2_normalize(call)
     return result
 
 
 def pool_backward(call: PoolBackwardCall) -> Tensor:
     """Runs a checked call."""
-    result: Tensor = _launch().pool_backward(call)
+    result: Tensor = _kernels().pool_backward(call)
     return result
 
 
 def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
     """Runs a checked call."""
-    result: Tensor = _launch().l2_normalize_backward(call)
+    result: Tensor = _kernels().l2_normalize_backward(call)
     return result

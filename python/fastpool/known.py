@@ -1,0 +1,42 @@
+"""What was found out of calls that look alike: checks and plans read shapes, strides, dtypes, devices and alignment of
+their arguments, never values, so that both are made once for all of them."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Parameter
+
+Known = dict[str, Any]
+
+_LIMIT = 4096  # kinds of calls; where there are more, all are forgotten
+_known: dict[tuple[object, ...], Known] = {}
+_PLAIN = (Tensor, Parameter)  # what a subclass looks like is its own affair
+
+
+def known(values: tuple[object, ...], tensors: tuple[Tensor | None, ...]) -> Known:
+    """What is kept for calls of these values and such tensors; empty at first, and for the caller to fill. Kept for
+    nobody where something does not say what it looks like: no plain tensor, or one that is not strided."""
+    looks: list[object] = [*values]
+    try:
+        for tensor in tensors:
+            if tensor is None:
+                looks.append(None)
+            elif type(tensor) in _PLAIN:
+                at = tensor.data_ptr() % 16
+                looks += (tensor.dtype, tensor.device, tensor.layout, tensor.shape, tensor.stride(), at)
+            else:
+                return {}
+        key = tuple(looks)
+        found = _known.get(key)
+    except (RuntimeError, TypeError):  # no memory, no strides, no hash
+        return {}
+    if found is None:
+        if len(_known) >= _LIMIT:
+            _known.clear()
+        found = _known[key] = {}
+    return found
+
+
+def forget() -> None:
+    """For those who change what plans depend on: a tuner, tests."""
+    _known.clear()

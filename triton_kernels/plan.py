@@ -1,0 +1,308 @@
+"""From a call to a launch: which kernel, on what grid, with which arguments. Reads shapes, never data, so nothing here
+waits for the device, and a launch can be planned for tensors that hold nothing (aot.py)."""
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modes import MODES
+from ..segments import NormalizeBackwardCall, PoolBackwardCall, PoolCall, accumulator
+from . import backward, config
+from .config import (
+    LOAD_BYTES,
+    MAX_LEVELS,
+    Config,
+    Shape,
+    choose,
+    endless,
+    one_token,
+    registers,
+    row_columns,
+    slug,
+    warps,
+)
+from .launch import Launch, options
+from .normalize import normalize_backward_kernel, normalize_kernel
+from .pool import pool_kernel
+from .reduce import FAMILIES, MAX, ONE_TOKEN, SUM, WEIGHTED
+
+MAX_PROGRAMS = 65536
+# Of a processor, where segments may overlap, and so each may be as long as all rows: programs without a unit cost
+# little, but not nothing.
+GUESSED_PROGRAMS = 32
+MOST_SCAN = 1024  # elements of a mask looked at in one go: eight a thread; more where there is little else to do
+MOST_UNITS = 8**8  # that the arrival tree can count
+MIN_WORKSPACE = 64 << 20  # bytes; a larger workspace may have half as many as bfloat16 token states
+
+
+@dataclass(frozen=True)
+class Device:
+    """What plans depend on."""
+
+    name: str
+    processors: int
+    lanes: int = 32  # of a warp
+    # Whether a barrier waits for stores, which the arrival tree stands on: not in Triton's code for AMD GPUs.
+    splits: bool = True
+
+
+@cache
+def device_of(device: torch.device) -> Device:
+    if device.type != "cuda":
+        return Device("interpreter", 4)
+    properties = torch.cuda.get_device_properties(device)
+    return Device(
+        slug(properties.name), properties.multi_processor_count, properties.warp_size, torch.version.hip is None
+    )
+
+
+def vector(element_size: int, *lengths: int) -> int:
+    """Elements of a 16-byte load, if all lengths are multiples of it; else 1."""
+    elements = LOAD_BYTES // element_size
+    return elements if all(n % elements == 0 for n in lengths) else 1
+
+
+def shape_of(call: PoolCall, width: int, device: Device) -> Shape:
+    """What the choice of a configuration may depend on; `width` columns are used."""
+    mean = call.rows if call.padded else -(-call.rows // call.batch)
+    element_size = call.hidden.element_size()
+    columns = row_columns(width, element_size, device.lanes)
+    weighted = FAMILIES[call.mode] is WEIGHTED
+    return Shape(call.batch, call.rows, mean, columns, element_size, weighted, device.processors, device.lanes)
+
+
+def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
+    """How many columns a program takes, and how the work is cut up otherwise."""
+    shape = shape_of(call, width, device)
+    if call.mode in ONE_TOKEN:
+        return shape.columns, one_token(shape)
+    config = choose(shape, device.name)
+    if shape.longest <= config.split:
+        return shape.columns, config
+    if not device.splits or -(-shape.longest // config.split) > MOST_UNITS:
+        return endless(shape)
+    if not call.padded and call.cu_seqlens is None:
+        # Segments may overlap, so that each may be as long as all rows, and gets slots for that: larger units, fewer.
+        most = max(MIN_WORKSPACE, shape.longest * width)
+        while config.levels < MAX_LEVELS and _workspace(shape, config, width) > most:
+            config = replace(config, levels=config.levels + 1)
+        if _workspace(shape, config, width) > most:
+            return endless(shape)
+    return shape.columns, config
+
+
+def _workspace(shape: Shape, config: Config, width: int) -> int:
+    """Bytes of the states of units, where every segment has slots for the longest."""
+    return shape.batch * -(-shape.longest // config.split) * width * 4
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """A pooling launch but for what a call brings: it follows from shapes, strides, dtypes and alignment alone."""
+
+    grid: tuple[int, int, int]
+    shape: tuple[int, int]  # of the result
+    dtype: torch.dtype
+    slots: int  # for states of units; 0: every segment is one
+    fixed: dict[str, Any]
+    options: dict[str, Any]
+    programs: dict[torch.device, Any] = field(default_factory=dict)
+
+    def launch(self, call: PoolCall) -> Launch:
+        """With memory for its result and for what programs leave each other."""
+        hidden, starts = call.hidden, call.starts if call.cu_seqlens is None else call.cu_seqlens
+        device = hidden.device
+        states = totals = counter = None
+        if self.slots:
+            states = torch.empty((self.slots, self.shape[1]), dtype=accumulator(hidden.dtype), device=device)
+            totals = torch.empty((self.slots, 2), dtype=torch.float64, device=device)
+            counter = _COUNTER  # counters come with the launch
+        brought = {
+            "hidden": hidden, "out": torch.empty(self.shape, dtype=self.dtype, device=device),
+            "mask": call.mask, "weights": call.weights,
+            "starts": None if starts is None else starts.contiguous(),
+            "ends": None if call.ends is None else call.ends.contiguous(),
+            "states": states, "totals": totals, "arrivals": counter, "stale": counter, "stale_count": 0,
+        }  # fmt: skip
+        counters = self.slots * self.grid[1]
+        return Launch(pool_kernel, self.grid, brought, self.fixed, self.options, counters, self.programs)
+
+
+_COUNTER = torch.empty(0, dtype=torch.int32)  # what counters look like to the compiler
+
+
+def make_pool_plan(call: PoolCall, device: Device) -> PoolPlan:
+    """For a call with at least one segment and one column."""
+    hidden, mask, weights = call.hidden, call.mask, call.weights
+    element_size, width = hidden.element_size(), hidden.shape[-1] if call.dim is None else call.dim
+    batch, rows, cu = call.batch, call.rows, call.cu_seqlens is not None
+    row_stride, batch_stride = hidden.stride(-2), hidden.stride(0) if call.padded else 0
+    columns, config = cut(call, width, device)
+    strips = -(-width // columns)
+
+    units = -(-rows // config.split)  # of a segment, at most
+    whole = call.mode in ONE_TOKEN or units <= 1
+    most = MAX_PROGRAMS if call.padded else GUESSED_PROGRAMS * device.processors
+    programs = 1 if whole else min(units, max(1, most // batch))
+    slots = 0 if whole else rows // config.split + batch if cu else batch * units
+    dtype = call.out_dtype or hidden.dtype
+    if call.normalize and strips > 1:
+        dtype = accumulator(hidden.dtype)
+
+    aligned = vector(element_size, width, row_stride, batch_stride)
+    fixed = {
+        "mode": MODES[call.mode].code, "batch": batch, "rows": rows, "dim": width // aligned, "programs": programs,
+        "batch_stride": batch_stride // aligned, "row_stride": row_stride // aligned,
+        "mask_batch_stride": _batch_stride(mask), "token_stride": 0 if mask is None else mask.stride(-1),
+        "weight_batch_stride": _batch_stride(weights), "weight_stride": 0 if weights is None else weights.stride(-1),
+        "FAMILY": FAMILIES[call.mode].value, "NORMALIZE": call.normalize and strips == 1, "CU": cu, "WHOLE": whole,
+        "VECTOR": aligned, "COLUMNS": columns, "LEAVES": config.leaves, "LEVELS": config.levels, "ROWS": config.rows,
+        "STAGES": config.stages,
+        "SCAN": MOST_SCAN if call.mode in ONE_TOKEN else min(MOST_SCAN, 8 * device.lanes * config.warps),
+    }  # fmt: skip
+    shared = FAMILIES[call.mode] is SUM or element_size < 8
+    return PoolPlan(
+        (slots if cu and not whole else batch * programs, strips, 1), (batch, width), dtype, slots, fixed,
+        options(config.warps, config.registers or registers(config.warps, shared)),
+    )  # fmt: skip
+
+
+def plan_pool(call: PoolCall, device: Device) -> Launch:
+    """The launch that pools a call with at least one segment and one column. Rows that are cut into strips (its grid's
+    second dimension) are not normalised, and then not rounded either."""
+    return make_pool_plan(call, device).launch(call)
+
+
+def plan_normalize(x: Tensor, eps: float, out: Tensor, device: Device, dims: Tensor | None = None) -> Launch:
+    """The launch that normalises the first columns of x, as many as `out` has or dims say, into `out`; neither is
+    empty."""
+    element_size, width = x.element_size(), out.shape[-1]
+    x, outer_stride, inner_stride, inner = _two_strides(x)
+    columns = row_columns(width, element_size, device.lanes)
+    aligned = vector(element_size, width, outer_stride, inner_stride)
+    brought = {"x": x, "out": out, "dims": None if dims is None else dims.contiguous()}
+    fixed = {
+        "eps": eps, "dim": width // aligned, "inner": inner,
+        "outer_stride": outer_stride // aligned, "inner_stride": inner_stride // aligned,
+        "VECTOR": aligned, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
+    }  # fmt: skip
+    few = warps(1, columns, element_size, device.lanes)
+    return Launch(normalize_kernel, (out.numel() // width, 1, 1), brought, fixed, options(few, registers(few)))
+
+
+def plan_normalize_backward(call: NormalizeBackwardCall, device: Device) -> Launch:
+    """The launch that writes the gradient of an x that is not empty."""
+    gradient, dims, eps, out = call.gradient, call.normalize.dims, call.normalize.eps, call.output()
+    element_size, dim, width = out.element_size(), gradient.shape[-1], out.shape[-1]
+    x, outer_stride, inner_stride, inner = _two_strides(call.normalize.x)
+    columns = row_columns(width, element_size, device.lanes)
+    aligned = vector(element_size, dim, width, outer_stride, inner_stride)
+    brought = {"gradient": gradient, "x": x, "out": out, "dims": None if dims is None else dims.contiguous()}
+    fixed = {
+        "eps": eps, "dim": dim // aligned, "width": width // aligned, "inner": inner,
+        "outer_stride": outer_stride // aligned, "inner_stride": inner_stride // aligned,
+        "VECTOR": aligned, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
+    }  # fmt: skip
+    few = warps(1, columns, element_size, device.lanes)
+    chosen = options(few, registers(few))
+    return Launch(normalize_backward_kernel, (out.numel() // width, 1, 1), brought, fixed, chosen)
+
+
+def plan_pool_backward(call: PoolBackwardCall, device: Device) -> list[Launch]:
+    """The launches, one after another, of a call with at least one segment, row and column. The last has the gradient
+    as its `out`."""
+    pool, gradient, out = call.pool, call.gradient, call.output()
+    hidden, mask, weights = pool.hidden, pool.mask, pool.weights
+    element_size, dim, width = hidden.element_size(), gradient.shape[1], hidden.shape[-1]
+    padded, cu, rows, batch = pool.padded, pool.cu_seqlens is not None, pool.rows, pool.batch
+    skew, mask_skew, weight_skew = (_skew(x, rows, padded) for x in (hidden.select(-1, 0), mask, weights))
+    starts = pool.cu_seqlens if cu else pool.starts
+    family = SUM if pool.mode in ONE_TOKEN else FAMILIES[pool.mode]
+    known = {
+        "gradient": gradient, "result": call.result, "hidden": hidden, "out": out, "mask": mask, "weights": weights,
+        "starts": None if starts is None else starts.contiguous(),
+        "ends": None if pool.ends is None else pool.ends.contiguous(),
+        "spans": hidden.new_empty((batch, 2), dtype=torch.int64), "divisors": gradient.new_empty(batch),
+        "products": gradient.new_empty(batch) if call.of_weights else None, "maxima": None,
+        "mode": MODES[pool.mode].code, "batch": batch, "rows": rows, "mask_skew": mask_skew, "weight_skew": weight_skew,
+        "token_stride": 0 if mask is None else mask.stride(-1),
+        "weight_stride": 0 if weights is None else weights.stride(-1), "PADDED": padded, "CU": cu,
+    }  # fmt: skip
+
+    def planned(kernel: Any, grid: tuple[int, int, int], threads: int, **more: Any) -> Launch:
+        values = {**known, **more}
+        few = threads // device.lanes
+        one_segment = kernel is backward.share_kernel and (padded or cu)
+        most = config.SHARE_REGISTERS if one_segment else registers(few, shared=False)
+        brought, fixed = {}, {}
+        for name in kernel.arg_names:
+            (brought if name in _TENSORS else fixed)[name] = values[name]
+        return Launch(kernel, grid, brought, fixed, options(few, most))
+
+    def over_chunks(kernel: Any, width: int, aligned: int, **more: Any) -> Launch:
+        columns, tile_rows = config.tile(width, element_size)
+        strips = 1 if call.of_weights else -(-width // columns)
+        total = batch * rows if padded else rows
+        each = config.chunk(total, strips, tile_rows, device.processors)
+        return planned(
+            kernel, (-(-total // each), strips, 1), config.TILE_THREADS, dim=dim // aligned, width=width // aligned,
+            chunk=each, FAMILY=family.value, VECTOR=aligned, COLUMNS=columns, ROWS=tile_rows, **more,
+        )  # fmt: skip
+
+    columns, _ = config.tile(dim, element_size)
+    levels = (-(-dim // columns) - 1).bit_length()
+    size, threads = config.scan(rows if padded else -(-rows // batch), family is WEIGHTED)
+    launches = [
+        planned(
+            backward.prepare_kernel, (batch, 1, 1), threads, result=call.result if call.of_weights else None, dim=dim,
+            FAMILY=(WEIGHTED if family is WEIGHTED else SUM).value, COLUMNS=columns, LEVELS=levels, SCAN=size,
+        )
+    ]  # fmt: skip
+    read = vector(element_size, dim, hidden.stride(-2), skew)
+    strides = {"skew": skew // read, "row_stride": hidden.stride(-2) // read}
+    if call.of_weights:
+        return [*launches, over_chunks(backward.share_of_weights_kernel, dim, read, LEVELS=levels, **strides)]
+    if family is MAX:
+        known["maxima"] = hidden.new_full((batch, dim), backward.NEVER.value, dtype=torch.int32)
+        launches.append(over_chunks(backward.first_maximum_kernel, dim, read, **strides))
+    return [*launches, over_chunks(backward.share_kernel, width, vector(element_size, dim, width))]
+
+
+_TENSORS = {"gradient", "result", "hidden", "out", "mask", "weights", "starts", "ends"}
+_TENSORS |= {"spans", "divisors", "products", "maxima"}
+
+
+def _skew(per_token: Tensor | None, rows: int, padded: bool) -> int:
+    """What there is between sequences beside their rows."""
+    return per_token.stride(0) - rows * per_token.stride(1) if per_token is not None and padded else 0
+
+
+def _batch_stride(per_token: Tensor | None) -> int:
+    """Between sequences, in a mask or weights."""
+    return per_token.stride(0) if per_token is not None and per_token.dim() == 2 else 0
+
+
+def _two_strides(x: Tensor) -> tuple[Tensor, int, int, int]:
+    """x, copied where its rows have more strides than a kernel takes; outer stride, inner stride, inner rows."""
+    leading = _leading(x)
+    if len(leading) > 2:
+        x = x.contiguous()
+        leading = _leading(x)
+    (outer_stride, _), (inner_stride, inner) = ([(0, 1)] + leading)[-2:]
+    return x, outer_stride, inner_stride, inner
+
+
+def _leading(x: Tensor) -> list[tuple[int, int]]:
+    """(stride, size) of the fewest dimensions that stand for all but the last one."""
+    merged = [(0, 1)]
+    for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
+        if size == 1:
+            continue
+        if merged[-1][0] == size * stride or merged[-1][1] == 1:
+            merged[-1] = (stride, size * merged[-1][1])
+        else:
+            merged.append((stride, size))
+    return merged
