@@ -12,9 +12,11 @@ namespace {
 constexpr int64_t kUnitsPerMultiprocessor = 16;
 // A larger unit saves nothing: at 512 tokens the partial states are below 1 % of the bytes of 16-bit tokens.
 constexpr int64_t kMaxSplit = 512;
-// Bytes of a segment that one multiprocessor reads in the time of what splitting it costs: clearing counters, and
-// meeting; and bytes of a batch below which that matters.
-constexpr int64_t kShortBytes = 256 << 10, kSmallBytes = 8 << 20;
+// Bytes of a segment that one multiprocessor reads in the time of what splitting it costs, which is meeting; bytes of a
+// batch below which that matters; and bytes of the longest segment there may be, which one block would then walk alone.
+constexpr int64_t kShortBytes = 256 << 10, kSmallBytes = 8 << 20, kLongestWalkBytes = 1 << 20;
+// A segment of packed rows is likely not longer than so many times their mean.
+constexpr int64_t kLikelyMeans = 4;
 // As far as memory for partial states may push it; a block's binary counter then holds 12 levels.
 constexpr int64_t kLargestSplit = 1 << 17;
 // A tile of a gradient is looked up once, so it had better be large; but there should be some for every multiprocessor.
@@ -89,8 +91,11 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
     // Packed segments share their rows, unless they overlap, which nobody can know here.
     const bool packed = cu || (call.batch_stride == 0 && call.starts.data != nullptr && call.ends.data != nullptr);
     const int64_t tokens = packed ? rows : call.batch * rows;
+    const int64_t mean = ceil_div(rows, std::max<int64_t>(call.batch, 1));
+    const int64_t likely = packed ? std::min(rows, kLikelyMeans * mean) : rows;
     const int64_t row_bytes = call.dim * size;
-    const bool whole = rows * row_bytes <= kShortBytes && tokens * row_bytes < kSmallBytes;
+    const bool whole =
+        likely * row_bytes <= kShortBytes && rows * row_bytes <= kLongestWalkBytes && tokens * row_bytes < kSmallBytes;
     split = kLeaf * groups;
     while (whole ? split < rows
                  : split < kMaxSplit && tokens / (2 * split) >= kUnitsPerMultiprocessor * chip.multiprocessors)
