@@ -1,7 +1,6 @@
 // Fills the CUDA key of the ops that python/fastpool/ops.py defines; a library of its own, loaded where torch has CUDA.
 // A call is checked, given memory and launched, on the tensors' device and its current stream, without waiting for it.
-#define USE_CUDA  // the shim's CUDA part
-#include "cuda/kernels.h"
+#include "counters.h"
 #include "ops.h"
 
 // Tests run this file on CPU tensors, under another name (tests/cpp/cuda_host).
@@ -14,40 +13,6 @@ namespace fastpool {
 namespace {
 
 using namespace cuda;
-
-void check_cuda(cudaError_t error) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // it is told here, and nowhere else
-  throw std::runtime_error(std::string("fastpool: CUDA says: ") + cudaGetErrorString(error));
-}
-
-// While this lives, the device is the current one.
-class OnDevice {
- public:
-  explicit OnDevice(Device device) : device_(device) {
-    check_api(aoti_torch_create_device_guard(device.index, &guard_), "a device guard");
-  }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-  ~OnDevice() { aoti_torch_delete_device_guard(guard_); }
-  cudaStream_t stream() const {
-    void* stream = nullptr;
-    check_api(aoti_torch_get_current_cuda_stream(device_.index, &stream), "its current stream");
-    return static_cast<cudaStream_t>(stream);
-  }
-  Chip chip() const {
-    int multiprocessors = 0, shared = 0;
-    check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device_.index));
-    check_cuda(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_.index));
-    return {multiprocessors, shared};
-  }
-  // Torch's allocator gives it back to calls that come later on this stream; its rows start at multiples of 16 bytes.
-  Tensor memory(int64_t bytes) const { return empty(1, &bytes, aoti_torch_dtype_uint8(), device_); }
-
- private:
-  Device device_;
-  DeviceGuardHandle guard_ = nullptr;
-};
 
 const Kernels& kernels(DType dtype) {
   switch (dtype) {
@@ -98,24 +63,16 @@ void run(const PoolCall& call, bool cu, const OnDevice& device) {
   const Plan plan = make_plan(call, cu, device.chip());
   check_grid(plan.programs, plan.strips);
 
-  Workspace workspace;
-  Tensor sums, totals, arrived;
-  if (plan.partial()) {
-    const int64_t slots = plan.programs * plan.strips;
-    sums = device.memory(plan.programs * call.dim * accumulator_size(call.dtype));
-    totals = device.memory(slots * static_cast<int64_t>(sizeof(Totals)));
-    arrived = device.memory(slots * static_cast<int64_t>(sizeof(int)));
-    workspace = {sums.mutable_data(), static_cast<Totals*>(totals.mutable_data()),
-                 static_cast<int*>(arrived.mutable_data())};
-  }
   const auto pool = [&](const PoolCall& call) {
-    const auto clear = [&](void* p, int64_t bytes) {
-      check_cuda(cudaMemsetAsync(p, 0, static_cast<size_t>(bytes), stream));
+    const auto launch = [&](const Workspace& workspace) {
+      check_cuda(kernels(call.dtype).pool(call, plan, workspace, stream));
     };
-    // A cu_seqlens that runs backwards leaves segments that no block finds: zeros, not what the memory held before.
-    if (plan.search) clear(call.out, call.batch * call.dim * size_of(call.out_dtype));
-    if (plan.partial()) clear(workspace.arrived, plan.programs * plan.strips * static_cast<int64_t>(sizeof(int)));
-    check_cuda(kernels(call.dtype).pool(call, plan, workspace, stream));
+    if (!plan.partial()) return launch({});
+    const Tensor memory = device.memory(plan.bytes);
+    char* const at = static_cast<char*>(memory.mutable_data());
+    with_counters(device, plan.programs * plan.strips, [&](const Counters& counters) {
+      launch({at, reinterpret_cast<Totals*>(at + plan.totals), counters});
+    });
   };
   if (plan.strips == 1 || !call.normalize) return pool(call);
 

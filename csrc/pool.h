@@ -29,7 +29,9 @@ constexpr const char* kModeNames[] = {"mean", "mean_sqrt_len", "sum", "max", "cl
 constexpr bool takes_weights(Mode mode) { return mode == Mode::weighted_mean; }
 constexpr int kModes = sizeof(kModeNames) / sizeof(kModeNames[0]);
 enum class DType : int { float16 = 0, bfloat16, float32, float64 };
-constexpr int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+FASTPOOL_HOST_DEVICE constexpr int64_t size_of(DType dtype) {
+  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
 constexpr int64_t accumulator_size(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
 
 // int32 or int64 values, [n] of any stride; absent when data is null.

@@ -44,8 +44,7 @@ def host(_host: cuda_host.Host) -> Iterator[cuda_host.Host]:
     torch.use_deterministic_algorithms(True)
     yield _host
     torch.use_deterministic_algorithms(False)
-    _host.tune()
-    _host.c.cuda_host_check_zeros(1)
+    _host.reset()
 
 
 @pytest.fixture(params=on_gpu.BACKENDS)

@@ -32,6 +32,22 @@ def build(name: str, *options: str) -> Path:
     return folder / "tests" / "cpp" / "cuda_host" / "libfastpool_cuda_host.so"
 
 
+class Control(ctypes.Structure):
+    """What a test reads and sets, as tests/cpp/cuda_host/cuda_runtime.h has it."""
+
+    _fields_ = (
+        ("launches", ctypes.c_int64),
+        ("memsets", ctypes.c_int64),
+        ("allocated", ctypes.c_int64),
+        ("arrived", ctypes.c_void_p),
+        ("stale", ctypes.c_void_p),
+        ("stream", ctypes.c_void_p),
+        ("device", ctypes.c_int),
+        ("capturing", ctypes.c_bool),
+        ("fail_next", ctypes.c_bool),
+    )
+
+
 class Host:
     """The ops, and how they are run: any tuning must give the same bits."""
 
@@ -48,7 +64,15 @@ class Host:
         self.c = ctypes.CDLL(str(library))
         self.c.cuda_host_seed.argtypes = [ctypes.c_uint64]
         self.c.cuda_host_tune.argtypes = [ctypes.c_int, *[ctypes.c_int64] * 3, ctypes.c_int]
+        self.c.cuda_host_control.restype = ctypes.POINTER(Control)
+        self.control: Control = self.c.cuda_host_control().contents
         self.seed = 0
+
+    def reset(self) -> None:
+        """Everything as usual again, whatever a test has set."""
+        self.tune()
+        self.control.stream, self.control.device = None, 0
+        self.control.capturing = self.control.fail_next = False
 
     def tune(self, split: int = 0, threads: int = 0, strip: int = 0, partial: int = 0, tile: int = 0) -> None:
         """Tokens of a unit, threads of a block, bytes of a strip of columns and of all partial states, rows of a

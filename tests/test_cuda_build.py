@@ -44,7 +44,7 @@ def test_is_built_for_every_gpu(cuobjdump: str) -> None:
     wanted = os.environ.get("FASTPOOL_CUDA_ARCHITECTURES", "").replace(";", ",") or known
     assert native.info.cuda_architectures == wanted
     built = re.findall(r"\.sm_(\d+)\.cubin", said(cuobjdump, "-lelf", LIBRARY))
-    files = 4  # a dtype each
+    files = 5  # a dtype each, and the counters that stay on a GPU
     assert sorted(built) == sorted(wanted.split(",") * files)
     translatable = re.findall(r"\.sm_(\d+)\.ptx", said(cuobjdump, "-lptx", LIBRARY))
     assert translatable == wanted.split(",")[:1] * files
@@ -107,10 +107,27 @@ def test_gradients_are_written_16_bytes_at_a_time(cuobjdump: str) -> None:
         assert found[0].startswith("STG.E.128"), name
 
 
+def test_arrivals_are_ordered_once(cuobjdump: str) -> None:
+    """By the atomic that counts them. What other blocks wrote is read past the first-level cache."""
+    kernels = [code for code in said(cuobjdump, "-ptx", LIBRARY).split(".entry ")[1:] if "reduce_kernel" in code[:99]]
+    assert len(kernels) == 4 * 3 * 2
+    for code in kernels:
+        name = code.split("(", 1)[0]
+        ordered = re.findall(r"\b(?:atom|red|fence|membar|ld|st)\.[a-z0-9_.:]*(?:acq|rel|sc|gpu|sys)[a-z0-9_.:]*", code)
+        assert ordered == ["atom.acq_rel.gpu.global.add.s32"], (name, ordered)
+        children = re.findall(r"\bld\.global\.cg\.", code)
+        assert len(children) == 8 * (3 if "FamilyE1" in name else 2), name  # counts, sums, and maybe weights
+        assert not re.search(r"\b(?:fence|membar)\b", code), name
+    for name, operations in machine_code(cuobjdump).items():
+        if "reduce_kernel" in name:
+            assert not [op for op in operations if op.startswith("MEMBAR.SC")], name
+
+
 def test_nothing_is_contracted(cuobjdump: str) -> None:
-    """Every product and sum asks for a rounding of its own, which ptxas keeps; division and root are IEEE's. (Machine
-    code has fused operations all the same, inside a division.)"""
+    """Every product and sum asks for a rounding of its own, which ptxas keeps; division and root are IEEE's, and so are
+    the smallest numbers. (Machine code has fused operations all the same, inside a division.)"""
     ptx = said(cuobjdump, "-ptx", LIBRARY)
+    assert not re.findall(r"\b\w+\.[a-z0-9.]*(?:ftz|approx)\b|\bdiv\.full\b|\bfma\.", ptx)
     found = set(re.findall(r"\b(?:fma|mad|mul|add|sub|div|sqrt|rcp|rsqrt)\.[a-z0-9.]*f(?:16|32|64)\b", ptx))
     assert found == {f"{op}.rn.{kind}" for op in ("mul", "add", "sub", "div", "sqrt") for kind in ("f32", "f64")}
 

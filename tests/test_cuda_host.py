@@ -131,7 +131,6 @@ def test_overlapping_segments(host: Host, mode: str, weighted: bool) -> None:
 
 
 def test_hostile_bounds(host: Host) -> None:
-    host.c.cuda_host_check_zeros(0)  # where cu_seqlens decrease, counters may be anything too
     for i, (arguments, clamped) in enumerate(hostile_calls(300)):
         mode = list(MODES)[i % len(MODES)]
         host.tune(split=(32, 64, 0)[i % 3])
@@ -321,7 +320,6 @@ import cuda_host
 from fastpool.segments import accumulator
 from fastpool.testing import DTYPES, SPELLINGS, sequences, variants
 host = cuda_host.Host(cuda_host.Path(sys.argv[2]))
-host.c.cuda_host_check_zeros(0)
 calls = 0
 def run(i, mode, arguments):
     # Memory of its own for every argument, so that a byte beyond it is noticed.

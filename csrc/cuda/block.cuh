@@ -39,20 +39,21 @@ struct Program {
   int segment, unit, slot;  // a grid, and so all of them, stays below 2^31
 };
 
+FASTPOOL_KERNEL_INLINE int64_t clamped(int64_t row, const PoolCall& call) {
+  return row < 0 ? 0 : row > call.rows ? call.rows : row;
+}
+
 // Packed segments share the slots: that of segment b's first unit is v(b) = cu[b] / split + b, which leaves room for
 // its units and at least one. The last b with v(b) <= p is looked for by a warp, 32 ways at a time. Values out of range
-// are clamped, so slots stay in range whatever cu_seqlens hold; where they decrease, a segment may
-// be found by nobody, and others be added up wrongly.
+// are clamped, so slots stay in range whatever cu_seqlens hold; where they decrease, a segment may be found by nobody,
+// and others be added up wrongly.
 FASTPOOL_KERNEL_INLINE Program find_program(const PoolCall& call, const Plan& plan) {
   const int p = static_cast<int>(blockIdx.x);
   if (!plan.search) {
     const int units = static_cast<int>(plan.units), b = p / units;
     return {b, p - b * units, b * units};
   }
-  const auto slot = [&](int b) {
-    const int64_t row = call.starts[b];
-    return static_cast<int>((row < 0 ? 0 : row > call.rows ? call.rows : row) / plan.split) + b;
-  };
+  const auto slot = [&](int b) { return static_cast<int>(clamped(call.starts[b], call) >> plan.split_shift) + b; };
   int b = 0;
 #pragma unroll 1
   for (int n = static_cast<int>(call.batch), step; n > 1; n = step < n ? step : n) {
@@ -65,6 +66,12 @@ FASTPOOL_KERNEL_INLINE Program find_program(const PoolCall& call, const Plan& pl
   }
   const int first = slot(b);
   return {first <= p ? b : -1, p - first, first};
+}
+
+// Whether cu_seqlens decrease, which is the caller's error, at the block's own number.
+FASTPOOL_KERNEL_INLINE bool decreases_here(const PoolCall& call, const Plan& plan) {
+  const int64_t p = blockIdx.x;
+  return plan.search && p < call.batch && clamped(call.starts[p], call) > clamped(call.ends[p], call);
 }
 
 // The distance from `row` to the nearest real token among n rows, forwards (step 1) or backwards (-1); n if there is

@@ -17,18 +17,29 @@ FASTPOOL_KERNEL_INLINE int strip_columns(const PoolCall& call, const Plan& plan)
   return static_cast<int>(left < plan.strip ? left : plan.strip);
 }
 
+// Where cu_seqlens decrease, some segment may have no block: its row is zeros, not what the memory held before.
+FASTPOOL_KERNEL_INLINE void clear_result(const PoolCall& call) {
+  uint16_t* const out = static_cast<uint16_t*>(call.out);
+  const int64_t n = call.batch * call.dim * size_of(call.out_dtype) / static_cast<int64_t>(sizeof(uint16_t));
+#pragma unroll 1
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) out[i] = 0;
+}
+
 template <class T, Family F, int V>
 __global__ void __launch_bounds__(kThreads, 2)
     reduce_kernel(const __grid_constant__ PoolCall call, const __grid_constant__ Plan plan,
                   const __grid_constant__ Workspace workspace) {
   using A = typename AccumulatorOf<T>::type;
   const Shared<A> shared(plan.shared);
+  clear_stale(workspace.counters);
+  const bool decreases = decreases_here(call, plan);
   const Program program = find_program(call, plan);
+  if (decreases) clear_result(call);
   const int b = program.segment;
   if (b < 0) return;
   const Segment bounds = bounds_of(call, b);
   const int64_t first = bounds.begin + nearest_real(call, b, bounds.begin, bounds.end - bounds.begin, 1, shared.found);
-  const int filled = static_cast<int>((bounds.end - first + plan.split - 1) / plan.split),
+  const int filled = static_cast<int>((bounds.end - first + plan.split - 1) >> plan.split_shift),
             units = filled > 0 ? filled : 1;
   if (program.unit >= units) return;
 

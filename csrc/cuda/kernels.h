@@ -6,12 +6,25 @@
 
 namespace fastpool::cuda {
 
+// Counters of arrivals, and what a launch clears in passing for the launch after it.
+struct Counters {
+  int* arrived = nullptr;  // [strips, slots], zero when the launch starts
+  int* stale = nullptr;
+  int64_t stale_count = 0;
+};
+
 // A slot per unit, and per strip where that says so; see tree.cuh.
 struct Workspace {
   void* sums = nullptr;      // [slots, dim], of the accumulator
   Totals* totals = nullptr;  // [strips, slots]
-  int* arrived = nullptr;    // [strips, slots], zero before and after
+  Counters counters;
 };
+
+// Counters that stay on each GPU, 8 MB in all: two buffers for each of so many streams. Launches that need more are so
+// large that the time of clearing counters does not show beside theirs.
+constexpr int kKeptStreams = 64, kKeptCounters = 1 << 14;
+// Where they are on the current device.
+cudaError_t kept_counters(int** memory);
 
 // l2_normalize's call, as a kernel can have it: shape and strides of the leading dimensions by value.
 struct Rows {

@@ -37,6 +37,15 @@ FASTPOOL_KERNEL_INLINE uint16_t float_to_bfloat16(float x) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
   return bits;
 }
+// ---- adds to a counter in global memory, and says what it was
+FASTPOOL_KERNEL_INLINE int add_acq_rel(int* counter, int value) {
+  int before;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(counter)), "r"(value)
+               : "memory");
+  return before;
+}
 #endif
 
 FASTPOOL_KERNEL_INLINE float widen(half_t x) { return half_to_float(x.bits); }

@@ -74,6 +74,7 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
   const int64_t groups = gather ? 1 : std::min<int64_t>(power_of_two(tuning.threads / plan.columns), kStage);
   const auto cut = [&](int64_t split) {
     plan.split = split;
+    for (plan.split_shift = 0; int64_t{1} << plan.split_shift < split;) ++plan.split_shift;
     const bool single = gather || rows <= split;
     plan.search = cu && !single;
     plan.units = single || cu ? 1 : ceil_div(rows, split);
@@ -84,6 +85,8 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
     for (int64_t run = plan.groups; run < leaves; run *= 2) ++plan.levels;
     plan.threads = static_cast<int>(ceil_div(plan.columns * plan.groups, 32) * 32);
     plan.shared = layout(call, plan);
+    plan.totals = plan.partial() ? ceil_div(plan.programs * call.dim * a, 16) * 16 : 0;
+    plan.bytes = plan.partial() ? plan.totals + plan.programs * plan.strips * static_cast<int64_t>(sizeof(Totals)) : 0;
   };
 
   int64_t split = tuning.split;

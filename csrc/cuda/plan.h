@@ -5,10 +5,10 @@
 
 namespace fastpool::cuda {
 
-constexpr int kThreads = 256;  // of a block, at most
-constexpr int kStage = 32;     // leaves whose real tokens and weights wait in shared memory
-constexpr int kFanIn = 8;      // children of a node in the arrival tree
-constexpr int kDepths = 8;     // of that tree, at most
+constexpr int kThreads = 256;                              // of a block, at most
+constexpr int kStage = 32;                                 // leaves whose real tokens and weights wait in shared memory
+constexpr int kFanInShift = 3, kFanIn = 1 << kFanInShift;  // children of a node in the arrival tree
+constexpr int kDepths = 8;                                 // of that tree, at most
 // Sums of columns meet in shared memory: those of 128 each, and then a binary counter of 64 such blocks.
 constexpr int kBlockSums = 64, kCounterLevels = 64;
 constexpr int kQuad = 4;        // columns that a thread has at a time where it does not walk tokens
@@ -30,6 +30,7 @@ struct Layout {
 // columns each; a group has its own aligned run of leaves.
 struct Plan {
   int64_t split = kLeaf;  // kLeaf * 2^k
+  int split_shift = 5;    // 2^split_shift is split
   int64_t units = 1;      // of a segment at most, where every segment has as many slots; see `search`
   int64_t programs = 0;   // blocks for each strip of columns; also slots for partial states
   bool search = false;    // cu_seqlens cut in several units: a block finds its segment
@@ -39,6 +40,8 @@ struct Plan {
   int columns = 1, groups = 1, levels = 0, threads = 32;
   Layout shared;
   bool partial() const { return search || units > 1; }
+  // Where that is so, partial states in memory, in bytes: sums come first.
+  int64_t totals = 0, bytes = 0;
 };
 
 // A gradient is written in tiles: rows of one sequence, or of packed input, by a strip of columns.

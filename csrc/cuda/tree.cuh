@@ -7,6 +7,14 @@
 
 namespace fastpool::cuda {
 
+// Counters of the launch before, for the launch after this one (../counters.h): a share for each block.
+FASTPOOL_KERNEL_INLINE void clear_stale(const Counters& counters) {
+  const int64_t block = int64_t{blockIdx.y} * gridDim.x + blockIdx.x, blocks = int64_t{gridDim.x} * gridDim.y;
+#pragma unroll 1
+  for (int64_t i = block * blockDim.x + threadIdx.x; i < counters.stale_count; i += blocks * blockDim.x)
+    counters.stale[i] = 0;
+}
+
 // The state of a node stands at the slot of the first unit it covers; its counter, at depth d >= 1, d slots further: a
 // node of several children covers more than 8^(d-1) >= d units, and up to depth 8 no two counters meet.
 template <Family F, class A>
@@ -25,16 +33,18 @@ FASTPOOL_KERNEL_INLINE bool climb(const Workspace& workspace, int64_t dim, int c
   const int64_t strip = static_cast<int64_t>(blockIdx.y) * gridDim.x;
   A* const sums = static_cast<A*>(workspace.sums) + column;
   Totals* const all_totals = workspace.totals + strip;
-  int* const arrived = workspace.arrived + strip;
+  int* const arrived = workspace.counters.arrived + strip;
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
 
   int64_t node = slot + unit;
   int depth = 1;
 #pragma unroll 1
-  for (int64_t width = 1; width < units; width *= kFanIn, ++depth) {
-    const int64_t first = unit / (width * kFanIn) * (width * kFanIn), left = (units - first + width - 1) / width;
+  for (int shift = 0; (units - 1) >> shift > 0; shift += kFanInShift, ++depth) {  // a child covers 2^shift units
+    const int parent = shift + kFanInShift, first = unit >> parent << parent;
+    const int left = ((units - 1 - first) >> shift) + 1;
     if (left == 1) continue;  // an only child passes for its parent
-    const int children = left < kFanIn ? static_cast<int>(left) : kFanIn;
+    const int children = left < kFanIn ? left : kFanIn;
+    const int64_t width = int64_t{1} << shift;
     // A part without real tokens leaves no sums; nobody reads them.
     if (totals.count > 0)
 #pragma unroll 1
@@ -42,12 +52,9 @@ FASTPOOL_KERNEL_INLINE bool climb(const Workspace& workspace, int64_t dim, int c
     if (thread == 0) all_totals[node] = totals;
     __syncthreads();
     if (thread == 0) {
-      int* const counter = arrived + slot + first + depth;
-      __threadfence();  // what this block has written comes before its arrival
-      const bool last = atomicAdd(counter, 1) == children - 1;
-      if (last) *counter = 0;
-      __threadfence();  // and the arrival of the others before what is read of theirs
-      *shared.last = last;
+      // Release: what this block has written comes before its arrival. Acquire: the arrivals of the others come before
+      // what is read of theirs.
+      *shared.last = add_acq_rel(arrived + slot + first + depth, 1) == children - 1;
     }
     __syncthreads();
     if (*shared.last == 0) return false;

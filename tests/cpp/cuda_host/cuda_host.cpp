@@ -1,9 +1,11 @@
 // The engine behind this folder's cuda_runtime.h, and what stands for torch's CUDA part. Built together with the
 // kernels and csrc/ops_cuda.cpp into a library that serves CPU tensors as `torch.ops.fastpool_cuda_host.*`.
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <algorithm>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <stdexcept>
 #include <utility>
@@ -77,8 +79,7 @@ size_t scheduler_size = 0;
 size_t running = 0;
 const std::function<void()>* program = nullptr;
 std::mt19937_64 order{0};
-std::pair<const char*, size_t> zeros{nullptr, 0};
-bool check_zeros = true;
+std::mutex engine;  // one launch at a time
 
 void to_scheduler() {
   void* fake = nullptr;
@@ -170,10 +171,18 @@ const uint64_t* exchange(uint64_t value) {
   return values;
 }
 
-void zeroed(const void* p, size_t bytes) { zeros = {static_cast<const char*>(p), bytes}; }
+Control control;
+bool skip_launches = false;
+
+void check_counters(const int* arrived, const int* stale, size_t blocks) {
+  control.arrived = arrived, control.stale = stale;
+  if (std::any_of(arrived, arrived + blocks, [](int counter) { return counter != 0; }))
+    throw std::runtime_error("cuda_host: a launch whose counters are not zero");
+}
 
 void run(dim3 blocks, dim3 threads, size_t shared, const std::function<void()>& body) {
   using namespace fastpool::cuda;
+  const std::lock_guard<std::mutex> lock(engine);
   if (threads.x % 32 != 0 || threads.x > 1024 || threads.y * threads.z != 1 || shared > kMostShared || blocks.x == 0 ||
       blocks.y == 0 || blocks.y > 65535)
     throw std::runtime_error("cuda_host: a launch that CUDA would refuse");
@@ -194,9 +203,6 @@ void run(dim3 blocks, dim3 threads, size_t shared, const std::function<void()>& 
     for (size_t g = 0; g < kGuard; ++g)
       if (memory[shared + g] != '\xff') throw std::runtime_error("cuda_host: a write behind shared memory");
   }
-  const auto [zero, bytes] = std::exchange(zeros, {nullptr, 0});
-  if (check_zeros && std::any_of(zero, zero + bytes, [](char c) { return c != 0; }))
-    throw std::runtime_error("cuda_host: a counter that was not left at zero");
 }
 
 }  // namespace cuda_host
@@ -210,15 +216,31 @@ AOTITorchError aoti_torch_create_device_guard(int32_t, DeviceGuardHandle* guard)
 }
 AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle) { return 0; }
 AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
-  *stream = nullptr;
+  *stream = cuda_host::control.stream;
   return 0;
 }
+// Every tensor is on the device that a test says, and made on the CPU.
+AOTITorchError aoti_torch_get_device_index(AtenTensorHandle, int32_t* index) {
+  *index = cuda_host::control.device;
+  return 0;
+}
+AOTITorchError aoti_torch_empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
+                                        int32_t type, int32_t, AtenTensorHandle* tensor) {
+  static void* const torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+  static const auto of_torch =
+      reinterpret_cast<decltype(&aoti_torch_empty_strided)>(dlsym(torch, "aoti_torch_empty_strided"));
+  const AOTITorchError error = of_torch(dim, sizes, strides, dtype, type, 0, tensor);
+  int64_t bytes = 0;
+  if (error == 0 && aoti_torch_get_storage_size(*tensor, &bytes) == 0) cuda_host::control.allocated += bytes;
+  return error;
+}
 
-// ---- what tests set, through ctypes
-__attribute__((visibility("default"))) void cuda_host_seed(uint64_t seed) { cuda_host::order.seed(seed); }
-__attribute__((visibility("default"))) void cuda_host_check_zeros(int on) { cuda_host::check_zeros = on != 0; }
-__attribute__((visibility("default"))) void cuda_host_tune(int threads, int64_t split, int64_t strip, int64_t partial,
-                                                           int tile) {
+// ---- what tests read and set, through ctypes
+#define TEST_API __attribute__((visibility("default")))
+TEST_API cuda_host::Control* cuda_host_control() { return &cuda_host::control; }
+TEST_API void cuda_host_skip_launches(int on) { cuda_host::skip_launches = on != 0; }
+TEST_API void cuda_host_seed(uint64_t seed) { cuda_host::order.seed(seed); }
+TEST_API void cuda_host_tune(int threads, int64_t split, int64_t strip, int64_t partial, int tile) {
   const fastpool::cuda::Tuning usual;
   fastpool::cuda::tuning = {threads > 0 ? threads : usual.threads, split, tile, strip > 0 ? strip : usual.strip_bytes,
                             partial > 0 ? partial : usual.partial_bytes};

@@ -8,11 +8,13 @@
 #pragma once
 #include <immintrin.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <utility>
 
 #define __global__
 #define __device__
@@ -38,16 +40,35 @@ namespace cuda_host {
 void barrier();
 // Waits for all lanes of the warp; then every one of them sees what each has brought.
 const uint64_t* exchange(uint64_t value);
-// Memory that a launch finds zeroed must be zero again after it.
-void zeroed(const void* p, size_t bytes);
 void run(dim3 blocks, dim3 threads, size_t shared, const std::function<void()>& body);
+
+// What a test reads and sets; tests/cuda_host.py has the same fields.
+struct Control {
+  std::atomic<int64_t> launches{0}, memsets{0}, allocated{0};  // so far; bytes that torch was asked for
+  const void *arrived = nullptr, *stale = nullptr;             // counters of the last launch that had some
+  void* stream = nullptr;                                      // the current one
+  int device = 0;                                              // of every tensor
+  bool capturing = false;                                      // every stream
+  bool fail_next = false;                                      // the next launch fails
+};
+extern Control control;
+extern bool skip_launches;
+
+// A launch's counters must be zero when it starts: one for every block.
+void check_counters(const int* arrived, const int* stale, size_t blocks);
+template <class T>
+auto check(const T& argument, const dim3& grid, int) -> decltype((void)argument.counters) {
+  const auto& counters = argument.counters;
+  if (counters.arrived != nullptr) check_counters(counters.arrived, counters.stale, size_t{grid.x} * grid.y);
+}
+template <class T>
+void check(const T&, const dim3&, long) {}  // an argument without counters
 
 }  // namespace cuda_host
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the thread that runs
 
 inline void __syncthreads() { cuda_host::barrier(); }
-inline void __threadfence() {}
 inline unsigned __ballot_sync(unsigned, bool predicate) {
   const uint64_t* lanes = cuda_host::exchange(predicate);
   unsigned ballot = 0;
@@ -72,6 +93,7 @@ inline int atomicAdd(int* address, int value) {
   *address += value;
   return before;
 }
+inline int add_acq_rel(int* counter, int value) { return atomicAdd(counter, value); }
 template <class T>
 T atomicMin(T* address, T value) {
   const T before = *address;
@@ -115,7 +137,9 @@ inline uint16_t float_to_bfloat16(float x) {
 
 // ---- the host's side
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess };
+#define cudaStreamPerThread reinterpret_cast<cudaStream_t>(2)
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 struct cudaLaunchConfig_t {
@@ -125,20 +149,41 @@ struct cudaLaunchConfig_t {
 };
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t) { return ""; }
+inline const char* cudaGetErrorString(cudaError_t) { return "a launch that a test lets fail"; }
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount ? 2 : 227 << 10;  // few, so that small batches are cut too
   return cudaSuccess;
 }
+inline cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 128;
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = cuda_host::control.capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+// Of the current device: each has memory of its own, of which nothing but zeros is known.
+template <class T, size_t n>
+cudaError_t cudaGetSymbolAddress(void** address, T (&)[n]) {
+  static T* devices[128] = {};
+  T*& memory = devices[cuda_host::control.device];
+  if (memory == nullptr) memory = new T[n]();
+  *address = memory;
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+  ++cuda_host::control.memsets;
   std::memset(p, value, bytes);
-  if (value == 0) cuda_host::zeroed(p, bytes);
   return cudaSuccess;
 }
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
+  if (std::exchange(cuda_host::control.fail_next, false)) return cudaErrorInvalidValue;
+  ++cuda_host::control.launches;
+  if (cuda_host::skip_launches) return cudaSuccess;
+  (cuda_host::check(arguments, config->gridDim, 0), ...);
   cuda_host::run(config->gridDim, config->blockDim, config->dynamicSmemBytes, [&] { kernel(arguments...); });
   return cudaSuccess;
 }
