@@ -16,8 +16,8 @@ inline std::string backward_name(Mode mode, bool of_weights) {
 }
 
 // The same call through Python's dispatch; its error, if any, comes back with its own words.
-inline bool redirected(const char* name, StableIValue* stack, bool cuda, int64_t hidden_bytes) {
-  if (!native::redirecting(cuda, hidden_bytes)) return false;
+inline bool redirected(const char* name, StableIValue* stack, int device, int64_t hidden_bytes) {
+  if (!native::redirecting(device, hidden_bytes)) return false;
   const std::string op = std::string("fastpool::_python_") + name;
   if (torch_call_dispatcher(op.c_str(), "", stack, TORCH_ABI_VERSION) != 0)
     throw std::runtime_error(native::take_error());

@@ -42,7 +42,7 @@ template <int code>
 void pool(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = kModeNames[code];
   constexpr Mode mode = static_cast<Mode>(code);
-  if (redirected(name, stack, false, 0)) return;
+  if (redirected(name, stack, native::kCpu, 0)) return;
   const PoolArguments arguments(stack, takes_weights(mode));
   PoolCall call = arguments.call(mode, name);
   // The output first: a batch that no memory can hold fails here, not after walking over all of it.
@@ -60,7 +60,7 @@ void check_dims(const NormalizeCall& call) {
 }
 
 void l2_normalize(StableIValue* stack, uint64_t, uint64_t) {
-  if (redirected("l2_normalize", stack, false, 0)) return;
+  if (redirected("l2_normalize", stack, native::kCpu, 0)) return;
   const NormalizeArguments arguments(stack);
   NormalizeCall call = arguments.call("l2_normalize");
   Tensor out = arguments.output(call);
@@ -74,7 +74,7 @@ template <int code, bool of_weights>
 void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
   constexpr Mode mode = static_cast<Mode>(code);
   static const std::string name = backward_name(mode, of_weights);
-  if (redirected(name.c_str(), stack, false, 0)) return;
+  if (redirected(name.c_str(), stack, native::kCpu, 0)) return;
   const PoolBackwardArguments arguments(stack);
   PoolBackwardCall call = arguments.call(mode, of_weights, kModeNames[code]);
   Tensor out = arguments.output(of_weights);
@@ -86,7 +86,7 @@ void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void l2_normalize_backward(StableIValue* stack, uint64_t, uint64_t) {
-  if (redirected("_l2_normalize_backward", stack, false, 0)) return;
+  if (redirected("_l2_normalize_backward", stack, native::kCpu, 0)) return;
   const NormalizeBackwardArguments arguments(stack);
   NormalizeBackwardCall call = arguments.call("l2_normalize");
   Tensor out = arguments.output();

@@ -108,21 +108,22 @@ void run(const PoolBackwardCall& call, const OnDevice& device) {
   check_cuda(kernels(pool.dtype).pool_backward(call, plan, prepared, stream));
 }
 
-// Of an argument, which stays on the stack.
-int64_t bytes(StableIValue argument) {
-  const auto tensor = torch::stable::detail::to<AtenTensorHandle>(argument);
+// Where hidden's device and size say so; it stays on the stack.
+bool redirected_for(StableIValue hidden, const char* name, StableIValue* stack) {
+  const auto tensor = torch::stable::detail::to<AtenTensorHandle>(hidden);
   int64_t numel = 0;
-  int32_t dtype = 0;
+  int32_t dtype = 0, device = 0;
   check_api(aoti_torch_get_numel(tensor, &numel), "a tensor's size");
   check_api(aoti_torch_get_dtype(tensor, &dtype), "a tensor's dtype");
-  return numel * size_of(float_dtype(dtype).value_or(DType::float32));
+  check_api(aoti_torch_get_device_index(tensor, &device), "a tensor's device");
+  return redirected(name, stack, device, numel * size_of(float_dtype(dtype).value_or(DType::float32)));
 }
 
 template <int code>
 void pool(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = kModeNames[code];
   constexpr Mode mode = static_cast<Mode>(code);
-  if (redirected(name, stack, true, bytes(stack[0]))) return;
+  if (redirected_for(stack[0], name, stack)) return;
   const PoolArguments arguments(stack, takes_weights(mode));
   PoolCall call = arguments.call(mode, name);
   const OnDevice device(arguments.hidden.device());
@@ -133,7 +134,7 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void l2_normalize(StableIValue* stack, uint64_t, uint64_t) {
-  if (redirected("l2_normalize", stack, true, bytes(stack[0]))) return;
+  if (redirected_for(stack[0], "l2_normalize", stack)) return;
   const NormalizeArguments arguments(stack);
   NormalizeCall call = arguments.call("l2_normalize");
   const OnDevice device(arguments.x.device());
@@ -147,7 +148,7 @@ template <int code, bool of_weights>
 void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
   constexpr Mode mode = static_cast<Mode>(code);
   static const std::string name = backward_name(mode, of_weights);
-  if (redirected(name.c_str(), stack, true, bytes(stack[1]))) return;
+  if (redirected_for(stack[1], name.c_str(), stack)) return;
   const PoolBackwardArguments arguments(stack);
   PoolBackwardCall call = arguments.call(mode, of_weights, kModeNames[code]);
   const OnDevice device(arguments.pool.hidden.device());
@@ -158,7 +159,7 @@ void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void l2_normalize_backward(StableIValue* stack, uint64_t, uint64_t) {
-  if (redirected("_l2_normalize_backward", stack, true, bytes(stack[1]))) return;
+  if (redirected_for(stack[1], "_l2_normalize_backward", stack)) return;
   const NormalizeBackwardArguments arguments(stack);
   NormalizeBackwardCall call = arguments.call("l2_normalize");
   const OnDevice device(arguments.normalize.x.device());

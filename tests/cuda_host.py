@@ -17,6 +17,8 @@ from fastpool.ops import NORMALIZE_BACKWARD_SCHEMA, NORMALIZE_SCHEMA, POOL_BACKW
 
 ROOT = Path(__file__).parent.parent
 NATIVE = torch.ops.fastpool
+NEVER = 2**62  # bytes
+DEVICES = 128  # as in csrc/native.h
 
 
 def build(name: str, *options: str) -> Path:
@@ -66,6 +68,15 @@ class Host:
         self.c.cuda_host_tune.argtypes = [ctypes.c_int, *[ctypes.c_int64] * 3, ctypes.c_int]
         self.c.cuda_host_control.restype = ctypes.POINTER(Control)
         self.control: Control = self.c.cuda_host_control().contents
+        # By their names in C++: this library has its own copy of csrc/native.cpp.
+        self.redirect_process = self.c._ZN8fastpool6native16redirect_processEi
+        self.redirect_thread = self.c._ZN8fastpool6native15redirect_threadEi
+        self.set_direct = self.c._ZN8fastpool6native10set_directEb
+        self.set_cuda_validation = self.c._ZN8fastpool6native19set_cuda_validationEb
+        self.set_python_from = self.c._ZN8fastpool6native15set_python_fromEil
+        self.set_python_from.argtypes = [ctypes.c_int, ctypes.c_int64]
+        for device in range(DEVICES):
+            self.set_python_from(device, NEVER)  # every call is to run here
         self.seed = 0
 
     def reset(self) -> None:

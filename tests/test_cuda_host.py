@@ -4,7 +4,6 @@ Their logic runs here: bounds, padding, leaves, groups, the arrival tree in many
 ordering, races between blocks and nvcc's own code need a GPU.
 """
 
-import ctypes
 import os
 import random
 import subprocess
@@ -14,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_host import HOSTILE, NATIVE, ROOT, Host, build, hostile_calls, native
+from cuda_host import DEVICES, HOSTILE, NATIVE, NEVER, ROOT, Host, build, hostile_calls, native
 from torch import Tensor
 
 import fastpool
 from fastpool import dispatch
+from fastpool.backends.native import LIBRARY
 from fastpool.modes import MODES
 from fastpool.testing import DTYPES, SPELLINGS, same_bits, sequences, special_values, variants
 
@@ -270,7 +270,6 @@ def test_errors_are_the_same(host: Host) -> None:
 def test_who_turns_to_python(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wishes, validation and size decide, as csrc/native.h has them; not where Python has already decided."""
     inherit, own, other, automatic = -1, 0, 1, 2
-    never = 2**62
     hidden = torch.ones(1, 4, 8)  # 128 bytes
     asked: list[str] = []
 
@@ -279,26 +278,24 @@ def test_who_turns_to_python(host: Host, monkeypatch: pytest.MonkeyPatch) -> Non
         return torch.zeros(1, 8)
 
     monkeypatch.setattr(dispatch, "run", run)
-    # By their names in C++: this library has its own copy of csrc/native.cpp.
-    process, thread = host.c._ZN8fastpool6native16redirect_processEi, host.c._ZN8fastpool6native15redirect_threadEi
-    direct, cuda = host.c._ZN8fastpool6native10set_directEb, host.c._ZN8fastpool6native8set_cudaEbl
-    cuda.argtypes = [ctypes.c_bool, ctypes.c_int64]
+    device = host.control.device = 7
     for of_process, of_thread, validate, python_from, turns in (
-        (automatic, inherit, False, never, False),
+        (automatic, inherit, False, NEVER, False),
         (automatic, inherit, False, 128, True),
         (automatic, inherit, False, 129, False),
         (own, inherit, False, 128, False),
-        (own, inherit, True, never, True),
-        (other, inherit, False, never, True),
+        (own, inherit, True, NEVER, True),
+        (other, inherit, False, NEVER, True),
         (other, own, False, 128, False),
         (other, automatic, False, 128, True),
-        (own, other, False, never, True),
+        (own, other, False, NEVER, True),
     ):
-        process(of_process)
-        thread(of_thread)
-        cuda(validate, python_from)
+        host.redirect_process(of_process)
+        host.redirect_thread(of_thread)
+        host.set_cuda_validation(validate)
+        host.set_python_from(device, python_from)
         for is_direct in (False, True):
-            direct(is_direct)
+            host.set_direct(is_direct)
             host("mean", {"hidden": hidden})
             host.ops.l2_normalize(hidden)
             small = torch.ones(1, 8)  # what decides is hidden's size, not the gradient's
@@ -307,10 +304,39 @@ def test_who_turns_to_python(host: Host, monkeypatch: pytest.MonkeyPatch) -> Non
             expected = ["fastpool.mean", "fastpool.l2_normalize"] * 2 if turns and not is_direct else []
             assert asked == expected, (of_process, of_thread, validate, python_from, is_direct)
             asked.clear()
-    process(automatic)
-    thread(inherit)
-    cuda(False, never)
-    direct(False)
+    host.redirect_process(automatic)
+    host.redirect_thread(inherit)
+    host.set_cuda_validation(False)
+    host.set_direct(False)
+    host.set_python_from(device, NEVER)
+
+
+def test_every_gpu_has_its_own_size(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From which on its calls turn to Python."""
+    asked: list[str] = []
+    monkeypatch.setattr(dispatch, "run", lambda call: asked.append(call.op) or torch.zeros(1, 8))
+    for of_first, of_last in ((128, 129), (129, 128), (0, NEVER)):
+        host.set_python_from(0, of_first)
+        host.set_python_from(DEVICES - 1, of_last)
+        for device, size in ((0, of_first), (DEVICES - 1, of_last)):
+            host.control.device = device
+            asked.clear()
+            host("mean", {"hidden": torch.ones(1, 4, 8)})
+            assert bool(asked) == (size <= 128), (device, size)
+    for device in (0, DEVICES - 1):
+        host.set_python_from(device, NEVER)
+
+
+def test_until_python_says_a_size_every_call_asks_it() -> None:
+    """The first call on a GPU, so that it can."""
+    code = """
+import ctypes, sys, torch
+redirecting = ctypes.CDLL(sys.argv[1])._ZN8fastpool6native11redirectingEil
+redirecting.argtypes, redirecting.restype = [ctypes.c_int, ctypes.c_int64], ctypes.c_bool
+print([redirecting(device, 0) for device in (-1, 0, 1, 127)])
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(LIBRARY)], capture_output=True, text=True)
+    assert done.stdout.strip() == "[False, True, True, True]", done.stderr
 
 
 ADDRESSES = """

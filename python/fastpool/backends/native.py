@@ -160,14 +160,14 @@ def redirect_thread(wish: int) -> None:
 def set_cuda_validation(on: bool) -> None:
     """Whether all calls on CUDA tensors go through Python's dispatch, to have their index values checked."""
     if info is not None:
-        info.set_cuda(on, NEVER)  # TEMP
+        info.set_cuda_validation(on)
 
 
 def set_python_from(device_index: int, bytes: int) -> None:
-    """From how many bytes of token states on calls on a CUDA device go through Python, where no backend is asked
-    for. All of them, until this is said."""
+    """From how many bytes of token states on calls on this CUDA device go through Python's dispatch where no backend is
+    asked for; until it is told, all of them."""
     if info is not None:
-        pass  # TEMP
+        info.set_python_from(device_index, bytes)
 
 
 def set_error(message: str) -> None:
