@@ -10,6 +10,7 @@ gets memory of its own, and clears it.
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -46,8 +47,7 @@ class _Pair:
             mine, other = self.turn, 1 - self.turn
             counters = self.buffers[mine]
             if counters is None or counters.numel() < count:
-                size = max(LEAST, 1 << (count - 1).bit_length())
-                counters = self.buffers[mine] = torch.zeros(size, dtype=torch.int32, device=device)
+                counters = self.buffers[mine] = _kept(device, max(LEAST, 1 << (count - 1).bit_length()))
             stale = self.buffers[other]
             launch(counters, counters if stale is None else stale, self.used[other])
             self.used[mine], self.used[other], self.turn = count, 0, other
@@ -66,6 +66,22 @@ def _own(device: torch.device, count: int) -> tuple[Tensor, Tensor, int]:
     """Counters of one launch alone."""
     counters = torch.zeros(count, dtype=torch.int32, device=device)
     return counters, counters, 0
+
+
+def _kept(device: torch.device, size: int) -> Tensor:
+    """Counters that stay. Where a thread warms up or captures a graph, torch gives it memory of the graph's, which is
+    given to others later: so another thread asks for these, and a stream that is not the graph's."""
+    if device.type != "cuda":
+        return torch.zeros(size, dtype=torch.int32, device=device)
+
+    def allocate() -> Tensor:
+        with torch.cuda.stream(torch.cuda.Stream(device)):
+            return torch.empty(size, dtype=torch.int32, device=device)
+
+    with ThreadPoolExecutor(1) as other:
+        counters = other.submit(allocate).result()
+    counters.record_stream(torch.cuda.current_stream(device))
+    return counters.zero_()
 
 
 def _stream(device: torch.device) -> int | None:
