@@ -89,6 +89,14 @@ class Gpu:
             found += kind.value in _KERNEL_OR_COPY
         return found
 
+    def launches_outside_graphs(self, call: Run) -> int | None:
+        """Likewise where nothing is captured; None where torch's profiler sees nothing of the device."""
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events()) or None
+
     def synchronizes(self, call: Run) -> bool:
         """Whether a call waits for the device. Such a call cannot be captured."""
         try:

@@ -1,0 +1,25 @@
+"""What GPU tests leave out, to be quick, is no pair of anything."""
+
+from itertools import combinations, product
+
+from on_gpu import batches
+
+from fastpool.testing import DTYPES, SPELLINGS, variants
+
+SHAPES = (([3], 2), ([1, 0], 5))
+
+
+def test_every_pair_has_its_turn() -> None:
+    cases = [
+        {"mode": (mode, weighted), "dtype": dtype, "spelling": case.spelling, "width": case.width, "holes": case.holes}
+        for mode, weighted in variants()
+        for dtype in DTYPES
+        for case, _ in batches(SHAPES, mode, weighted, dtype)
+    ]
+    for one, other in combinations(cases[0], 2):
+        found = {(case[one], case[other]) for case in cases}
+        wanted = set(product({case[one] for case in cases}, {case[other] for case in cases}))
+        if {one, other} == {"spelling", "holes"}:
+            wanted = {(name, holes) for name, holes in wanted if SPELLINGS[name].holes or not holes}
+        assert found == wanted, (one, other)
+    assert len({case["spelling"] for case in cases}) == len(SPELLINGS)
