@@ -41,6 +41,11 @@ def find_nvcc() -> str:
     return nvcc
 
 
+def asked_architectures() -> str:
+    """The GPUs to build for, as 80,90; nothing: all that nvcc knows of ours."""
+    return os.environ.get("FASTPOOL_CUDA_ARCHITECTURES", "").replace(";", ",")
+
+
 class NativeBuild(build_ext):
     """Runs CMake; notes what became of it."""
 
@@ -76,7 +81,7 @@ class NativeBuild(build_ext):
                 stale.unlink()
             self.build_native(package, ["-DFASTPOOL_CUDA=OFF"])
             print(f"fastpool: installing without the CUDA library: {reason}", file=sys.stderr)
-        return {"built": not reason, "reason": reason}
+        return {"built": not reason, "reason": reason, "architectures": asked_architectures()}
 
     def build_native(self, package: Path, options: list[str]) -> None:
         if os.environ.get("FASTPOOL_NATIVE") == "0":
@@ -90,7 +95,6 @@ class NativeBuild(build_ext):
         torch = find_torch()
         version: dict[str, str] = {}
         exec((torch / "version.py").read_text(), version)
-        architectures = os.environ.get("FASTPOOL_CUDA_ARCHITECTURES", "").replace(",", ";")
         build = self.build_folder(str(torch), version["__version__"])
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *([] if self.inplace else ["--fresh"]),
@@ -99,7 +103,7 @@ class NativeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_INSTALL_PREFIX={package}",
-            f"-DFASTPOOL_CUDA_ARCHITECTURES={architectures}",
+            f"-DFASTPOOL_CUDA_ARCHITECTURES={asked_architectures().replace(',', ';')}",
             *options,
         ]  # fmt: skip
         self.command(configure)

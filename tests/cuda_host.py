@@ -1,6 +1,7 @@
 """The CUDA kernels as tests/cpp/cuda_host compiles them for a CPU, and what the tests that run them share."""
 
 import ctypes
+import fcntl
 import os
 import random
 import subprocess
@@ -22,15 +23,19 @@ DEVICES = 128  # as in csrc/native.h
 
 
 def build(name: str, *options: str) -> Path:
-    """The library, in build/, where what has not changed is not compiled again."""
+    """The library, in build/, where what has not changed is not compiled again. One process builds at a time: tests
+    that run in several share the folder."""
     folder = ROOT / "build" / name
+    folder.mkdir(parents=True, exist_ok=True)
     torch_folder = Path(torch.__file__).parent
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DTORCH_DIR={torch_folder}"]
     configure += ["-DFASTPOOL_CUDA_HOST=ON", "-DFASTPOOL_WERROR=ON", *options]
-    for command in (configure, ["cmake", "--build", str(folder)]):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        for command in (configure, ["cmake", "--build", str(folder)]):
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder / "tests" / "cpp" / "cuda_host" / "libfastpool_cuda_host.so"
 
 

@@ -205,7 +205,7 @@ def test_traces_are_theirs(how: str, caplog: pytest.LogCaptureFixture) -> None:
     arguments = tuple(padded([THREE, THREE[:2]]).values())
     with caplog.at_level(logging.WARNING, logger=integration.__name__):
         traced = torch.jit.trace(model, arguments)
-    assert "fastpool" not in str(traced.inlined_graph)
+    assert not [name for name in torch.jit.export_opnames(traced) if name.startswith("fastpool::")]
     assert [record.getMessage() for record in caplog.records] == [
         f"{integration.__name__}: torch.jit.trace and ONNX export record sentence-transformers' own pooling, "
         "not fastpool's"
