@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ from fastpool.modes import MODES
 from fastpool.ops import NORMALIZE_BACKWARD_SCHEMA, NORMALIZE_SCHEMA, POOL_BACKWARD_SCHEMA, pool_schema
 
 ROOT = Path(__file__).parent.parent
+# Some build from a checkout that they may only read.
+BUILD = ROOT / "build" if os.access(ROOT, os.W_OK) else Path(tempfile.gettempdir(), f"fastpool-build-{os.getuid()}")
 NATIVE = torch.ops.fastpool
 NEVER = 2**62  # bytes
 DEVICES = 128  # as in csrc/native.h
 
 
 def build(name: str, *options: str) -> Path:
-    """The library, in build/, where what has not changed is not compiled again. One process builds at a time: tests
+    """The library, in BUILD, where what has not changed is not compiled again. One process builds at a time: tests
     that run in several share the folder."""
-    folder = ROOT / "build" / name
+    folder = BUILD / name
     folder.mkdir(parents=True, exist_ok=True)
     torch_folder = Path(torch.__file__).parent
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
