@@ -16,12 +16,12 @@ except ImportError:
 
 Read = Callable[[], Tensor]
 # Words of a block, warps, and programs per processor, which then walk over the blocks in turn (0: one for every block).
-_SHAPES = ((4096, 8, 8), (8192, 8, 4), (2048, 4, 16), (4096, 8, 0), (8192, 8, 0))
+SHAPES = ((4096, 8, 8), (8192, 8, 4), (2048, 4, 16), (4096, 8, 0), (8192, 8, 0))
 
 if triton is not None:
 
     @triton.jit
-    def _read_kernel(words, sums, count, BLOCK: tl.constexpr):  # noqa: N803  # as Triton names constants
+    def read_kernel(words, sums, count, BLOCK: tl.constexpr):  # noqa: N803  # as Triton names constants
         columns = tl.arange(0, BLOCK)
         total = tl.zeros([BLOCK], tl.int32)
         first = tl.program_id(0).to(tl.int64) * BLOCK
@@ -43,7 +43,7 @@ def _triton_read(block: int, warps: int, per_processor: int) -> Callable[[Tensor
         sums = torch.empty(programs, dtype=torch.int64, device=tensor.device)
 
         def read() -> Tensor:
-            _read_kernel[(programs,)](words, sums, words.numel(), BLOCK=block, num_warps=warps)
+            read_kernel[(programs,)](words, sums, words.numel(), BLOCK=block, num_warps=warps)
             return sums
 
         return read
@@ -63,7 +63,7 @@ def processors(device: torch.device) -> int:
 # Each makes, of a tensor, a call that reads its bytes once.
 READERS: dict[str, Callable[[Tensor], Read]] = {"torch.sum": _torch_sum}
 if triton is not None:
-    READERS |= {f"Triton {block}x{warps}x{per}": _triton_read(block, warps, per) for block, warps, per in _SHAPES}
+    READERS |= {f"Triton {block}x{warps}x{per}": _triton_read(block, warps, per) for block, warps, per in SHAPES}
 
 
 def reads_all(reader: str, tensor: Tensor) -> bool:

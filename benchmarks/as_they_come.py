@@ -1,0 +1,24 @@
+"""A pytest plugin (-p as_they_come): a line for each failure, at once, since a run that is ended has no summary."""
+
+import os
+
+import pytest
+
+
+class _Teller:
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            why = " ".join((crash.message if crash else str(report.longrepr)).split())
+            self.terminal.ensure_newline()
+            self.terminal.write_line(f"FAILED {report.nodeid} ({report.when}): {why[:400]}")
+            self.terminal.flush()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(_Teller(terminal))

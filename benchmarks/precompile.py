@@ -1,0 +1,308 @@
+"""Compiles on all cores, without the GPU, the Triton programs that its first minutes ask for, into Triton's cache.
+
+precompile.py smoke figures     for gpu_smoke.py, and for every case of run.py (quick: for those of run.py --quick)
+precompile.py tune tune-all     for tune.py's short list, and for all that it may try
+precompile.py tests -- -k bf16  for the GPU tests, or those that pytest's own options choose
+precompile.py --jobs 12 ...     on so many processes
+
+Where torch sees no GPU, for an H100. What is compiled is what calls ask for: calls are made, for tensors of the same
+shapes, and planned as for the GPU by the same code, but a launch is only compiled, under Triton's own key. Each process
+makes all calls, and compiles the programs that no other one has taken. As a pytest plugin (-p precompile) it does so
+with the calls of tests, which get their results from `native`.
+"""
+
+import argparse
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from functools import cache, partial
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+# Before Triton's kernels are imported: a precompiled program is not an interpreted one.
+os.environ["TRITON_INTERPRET"] = "0"
+
+import pytest
+import torch
+from fastpool.triton_kernels import aot, launch
+from fastpool.triton_kernels.config import candidates
+from fastpool.triton_kernels.launch import Device, Launch
+from torch import Tensor
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import driver as nvidia
+from triton.runtime import driver
+
+import stream
+import tune
+from cases import CASES, DTYPES, Case
+from fastpool import dispatch
+from fastpool.backends import native
+from fastpool.segments import PoolCall
+
+HERE = Path(__file__).parent
+TESTS = HERE.parent / "tests"
+_SHARED = "FASTPOOL_PRECOMPILE"  # a folder for all processes of a run: who compiles what, and what came of it
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What programs are planned and compiled for."""
+
+    device: Device
+    target: GPUTarget
+
+    @staticmethod
+    def here() -> "Gpu":
+        """The one that torch sees, or an H100."""
+        if not torch.cuda.is_available():
+            return Gpu(Device(launch.slug("NVIDIA H100 80GB HBM3"), 132), GPUTarget("cuda", 90, 32))
+        major, minor = torch.cuda.get_device_capability()
+        return Gpu(launch.device_of(torch.device("cuda", 0)), GPUTarget("cuda", 10 * major + minor, 32))
+
+
+def instead_of_launching(gpu: Gpu, compile_only: Callable[[Launch], None]) -> None:
+    """From here on this process plans as on that GPU, and hands its launches over. All that is known here of how a
+    launch comes about."""
+    driver.set_active(aot._Nowhere(gpu.target))
+    launch.device_of = lambda device: gpu.device
+    launch.Launch.run = lambda one: compile_only(one)
+
+
+@dataclass
+class Compiler:
+    """One process of many, which share a folder."""
+
+    shared: Path
+    compiled: int = 0
+    failed: list[str] = field(default_factory=list)
+    _asked: bool = False  # whether the launch at hand is the first of its program
+
+    def __post_init__(self) -> None:
+        knobs.runtime.jit_cache_hook = self._taken
+
+    def _taken(self, *, key: str, fn: Any, **_: Any) -> bool:
+        """Triton asks before it compiles a program that this process has not; whether another one does."""
+        name = sha256(f"{fn.name} {key}".encode()).hexdigest()
+        try:
+            (self.shared / name).touch(exist_ok=False)
+        except FileExistsError:
+            return True
+        self._asked = True
+        return False
+
+    def __call__(self, one: Launch) -> None:
+        self._asked = False
+        try:
+            compiled = one.kernel.warmup(**one.arguments, **one.options, grid=one.grid)
+            if self._asked:
+                launcher(compiled)
+                self.compiled += 1
+        except Exception as error:  # whatever it is, the others are still to be compiled
+            lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+            self.failed.append(f"{aot.kernel_name(one)}: {type(error).__name__}: {lines[-1]}")
+
+
+@cache
+def no_launchers() -> str:
+    """Why the C functions that launch programs cannot be compiled here, which some Tritons do for each signature; or
+    nothing."""
+    if not hasattr(nvidia, "make_launcher"):
+        return "this Triton compiles none"
+    try:
+        nvidia.libcuda_dirs()
+    except AssertionError:
+        return "there is no libcuda.so.1"
+    nvidia.CudaUtils()  # which a launch needs besides
+    return ""
+
+
+def launcher(compiled: Any) -> None:
+    """Compiles what launches a program."""
+    if not no_launchers():
+        nvidia.CudaLauncher(compiled.src, compiled.metadata)
+
+
+class StandIn:
+    """The Triton backend, for CPU tensors too: calls are planned, launches handed over, and results are native's."""
+
+    @staticmethod
+    def refuses(tensor: Tensor) -> None:
+        return None
+
+    def __getattr__(self, kernel: str) -> Callable[[Any], Tensor]:
+        def run(call: Any) -> Tensor:
+            getattr(launch, kernel)(call)
+            result: Tensor = getattr(native, kernel)(call)
+            return result
+
+        return run
+
+
+def stand_in(gpu: Gpu, shared: Path) -> Compiler:
+    """Makes this process one that compiles."""
+    compiler = Compiler(shared)
+    instead_of_launching(gpu, compiler)
+    dispatch.BACKENDS["triton"] = StandIn()  # type: ignore[assignment]
+    torch.set_num_threads(1)
+    return compiler
+
+
+# ---- whose calls
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Shapes are all that planning reads."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def smoke() -> None:
+    import gpu_smoke
+
+    if gpu_smoke.main(["bits", "repeat", "--device", "cpu", "--backends", "triton"]):
+        raise RuntimeError("gpu_smoke.py fails where its calls are only planned: run it with SMOKE_DEVICE=cpu")
+    for case in gpu_smoke.SPEEDS:
+        plan_case(case)
+
+
+def plan_case(case: Case) -> None:
+    """A batch as the benchmarks spell it: with a mask, with lengths, packed. A text that is alone also twice, as
+    measure.py looks for its bits in another batch."""
+    lengths, dtype = case.lengths(), DTYPES[case.dtype]
+    for batch in (lengths, lengths * 2) if len(lengths) == 1 else (lengths,):
+        padded = empty(len(batch), case.rows or max(batch), case.width, dtype=dtype)
+        packed = empty(sum(batch), case.width, dtype=dtype)
+        mask, ends = empty(*padded.shape[:2], dtype=torch.int64), empty(len(batch), dtype=torch.int32)
+        launch.pool(PoolCall("mean", padded, mask, normalize=True))
+        launch.pool(PoolCall("mean", padded, ends=ends, normalize=True))
+        launch.pool(PoolCall("mean", packed, cu_seqlens=empty(len(batch) + 1, dtype=torch.int32), normalize=True))
+
+
+def figures(quick: bool = False) -> None:
+    for block, warps, _ in stream.SHAPES:
+        words, sums = empty(1 << 20, dtype=torch.int32), empty(1, dtype=torch.int64)
+        arguments = {"words": words, "sums": sums, "count": words.numel(), "BLOCK": block}
+        Launch(stream.read_kernel, (1, 1, 1), arguments, {"num_warps": warps}).run()
+    for case in CASES:
+        if "cuda" in case.devices and (case.quick or not quick):
+            plan_case(case)
+
+
+def quick() -> None:
+    figures(quick=True)
+
+
+PARTS = {
+    "smoke": smoke,
+    "figures": figures,
+    "quick": quick,
+    "tune": partial(tune.plan, tune.SHORT_LIST, tune.near),
+    "tune-all": partial(tune.plan, tune.ALL, candidates),
+}
+
+
+# ---- on all cores
+
+
+def _work(gpu: Gpu, shared: Path, calls: Sequence[Callable[[], None]]) -> Compiler:
+    compiler = stand_in(gpu, shared)
+    for one in calls:
+        try:
+            with redirect_stdout(io.StringIO()):
+                one()
+        except Exception as error:  # the calls of others are still to be made
+            compiler.failed.append(f"{type(error).__name__}: {error}")
+    return compiler
+
+
+def compile_calls(calls: Sequence[Callable[[], None]], jobs: int) -> list[Compiler]:
+    """Makes the calls of these functions, which a spawned process must be able to import, in so many processes."""
+    with (
+        tempfile.TemporaryDirectory() as shared,
+        ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
+    ):
+        work = [pool.submit(_work, Gpu.here(), Path(shared), calls) for _ in range(jobs)]
+        return [one.result() for one in work]
+
+
+def compile_tests(options: Sequence[str], jobs: int) -> list[Compiler]:
+    """The calls that GPU tests make before they ask the GPU itself for something."""
+    with tempfile.TemporaryDirectory() as shared:
+        (Path(shared) / "gpu").write_bytes(pickle.dumps(Gpu.here()))
+        command = [sys.executable, "-m", "pytest", "-p", "precompile", "-p", "no:cacheprovider", "-q", "--tb=no"]
+        command += [] if jobs == 1 else ["-n", str(jobs), "--dist", "worksteal"]
+        command += ["-m", "not large", *map(str, sorted(TESTS.glob("test_gpu*.py"))), *options]
+        path = os.pathsep.join([str(HERE), str(TESTS), os.environ.get("PYTHONPATH", "")])
+        hidden = {"CUDA_VISIBLE_DEVICES": "", "FAIL_WITHOUT_CUDA": "0"}
+        environment = {**os.environ, **hidden, "PYTHONPATH": path, _SHARED: shared}
+        subprocess.run(command, cwd=HERE.parent, env=environment, stdout=subprocess.DEVNULL)
+        return [pickle.loads(done.read_bytes()) for done in Path(shared).glob("done-*")]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """As a plugin. Tests that need a GPU are made to believe in one; what they ask of it besides calls fails, and does
+    not matter here."""
+    import on_gpu
+
+    shared = Path(os.environ[_SHARED])
+    config.stash[_COMPILER] = stand_in(pickle.loads((shared / "gpu").read_bytes()), shared)
+    torch.cuda.is_available = lambda: True
+    on_gpu.DEVICE = "cpu"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    compiler = config.stash[_COMPILER]
+    (compiler.shared / f"done-{os.getpid()}").write_bytes(pickle.dumps(compiler))
+
+
+_COMPILER = pytest.StashKey[Compiler]()
+
+
+def tell(what: str, compilers: Sequence[Compiler], seconds: float) -> int:
+    """Prints what came of it; how many programs failed."""
+    failed = list(dict.fromkeys(line for one in compilers for line in one.failed))
+    for line in failed:
+        print(f"FAILED {line}", flush=True)
+    compiled, without = sum(one.compiled for one in compilers), no_launchers()
+    launchers = f", no launchers ({without})" if without else ""
+    print(
+        f"precompiled {compiled} programs for {what}{launchers}: {seconds:.0f} s on {len(compilers)} processes, ",
+        end="",
+    )
+    print(f"{len(failed)} failed", flush=True)
+    return len(failed)
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    at = words.index("--") if "--" in words else len(words)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "parts", nargs="+", choices=[*PARTS, "tests"], metavar="PART", help=", ".join([*PARTS, "tests"])
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    asked = parser.parse_args(words[:at])
+    failed = 0
+    parts = [part for part in asked.parts if part != "tests"]
+    if parts:
+        began = time.monotonic()
+        compilers = compile_calls([PARTS[part] for part in parts], asked.jobs)
+        failed += tell(" ".join(parts), compilers, time.monotonic() - began)
+    if "tests" in asked.parts:
+        began = time.monotonic()
+        failed += tell("tests", compile_tests(words[at + 1 :], asked.jobs), time.monotonic() - began)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
