@@ -12,7 +12,7 @@ CPP = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp csrc/cuda/* tes
   tests/cpp/cuda_host/*.cpp)
 PY = setup.py python tests benchmarks examples triton_kernels
 
-.PHONY: demo test lint format bench report sanitize aot gpu clean
+.PHONY: demo test lint format bench report sanitize aot gpu gpu-first gpu-rest clean
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -80,19 +80,11 @@ AOT ?= cuda:80 cuda:90 cuda:100 cuda:120 hip:gfx942
 aot: $(VENV)/extra-test
 	TRITON_INTERPRET=0 $(BIN)/fastpool aot $(AOT)
 
-# Needs a GPU and what is installed there; fetches nothing. No GPU test may skip. The sanitizers look at the kernels of
-# the small cases, where they are installed.
-PARALLEL = $(shell $(PYTHON) -c "import xdist; print('-n 8')" 2> /dev/null)
-gpu:
-	FASTPOOL_NATIVE=1 FASTPOOL_CUDA=1 $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
-	FAIL_WITHOUT_CUDA=1 $(PYTHON) -m pytest $(PARALLEL) -m "not install and not model" $(PYTEST)
-	for tool in memcheck racecheck; do \
-	  if command -v compute-sanitizer > /dev/null; then \
-	    FAIL_WITHOUT_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-	      $(PYTHON) -m pytest -q -p no:cacheprovider -m sanitized tests/test_gpu*.py || exit 1; \
-	  else echo "no compute-sanitizer here: $$tool was not run"; fi; \
-	done
-	$(PYTHON) benchmarks/run.py --device cuda $(BENCH)
+# Need a GPU and what is installed there; fetch nothing, and no GPU test may skip. gpu-first: builds for this GPU, is it
+# right, how fast is it, in four minutes; gpu-rest: everything else, for SECONDS_LEFT (560) seconds. Results are written to
+# OUT (gpu-out/) as they come. COMMIT names what is measured outside of a git checkout; ONLY="tune memcheck" chooses stages.
+gpu gpu-first gpu-rest:
+	$(PYTHON) benchmarks/gpu_stages.py $(if $(filter gpu,$@),first rest,$(@:gpu-%=%)) $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache python/*.egg-info *.egg-info

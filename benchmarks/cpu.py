@@ -34,15 +34,14 @@ _THREAD_CASES = (Case(8192, 1, 4096), Case("chunks", 32, 768, "fp32"))
 
 
 class Cpu:
-    """`rounds`: for each build of a case."""
+    """`rounds`: for each build of a case. `deadline` (of time.monotonic) is when peers are left out."""
 
     device = torch.device("cpu")
     builds = 3
-    deadline = math.inf
 
-    def __init__(self, rounds: int) -> None:
+    def __init__(self, rounds: int, deadline: float = math.inf) -> None:
         torch.set_num_threads(1)
-        self.rounds, self.floor = rounds, build_floor()
+        self.rounds, self.deadline, self.floor = rounds, deadline, build_floor()
         self.buffer = torch.ones(max(3 * last_cache_bytes(), 64 << 20) // 8, dtype=torch.int64)
 
     @property

@@ -178,7 +178,7 @@ class Run:
         self._lock = threading.Lock()
         self._running: dict[str, subprocess.Popen[str]] = {}
         self._threads: dict[str, threading.Thread] = {}
-        self._stopped = ""  # why nothing more is begun
+        self.stopped = ""  # why nothing more is begun
 
     def say(self, line: str) -> None:
         with self._lock:
@@ -189,19 +189,20 @@ class Run:
         """Runs them, and says what came of it."""
         for stage in self.stages:
             self._threads[stage.name] = threading.Thread(target=self._one, args=(stage,), daemon=True)
-        try:
-            for stage in self.stages:
-                thread = self._threads[stage.name]
-                thread.start()
-                if not stage.background:
-                    thread.join()
-            for thread in self._threads.values():
+        for stage in self.stages:
+            thread = self._threads[stage.name]
+            thread.start()
+            if not stage.background:
                 thread.join()
-        except KeyboardInterrupt:
-            self._stopped = "interrupted"
-            for process in [*self._running.values()]:
-                _end(process)
+        for thread in self._threads.values():
+            thread.join()
         return self._tell()
+
+    def stop(self, *_: object) -> None:
+        """Ends what runs and begins nothing more: what a signal does."""
+        self.stopped = "interrupted"
+        for process in [*self._running.values()]:
+            _end(process)
 
     def _one(self, stage: Stage) -> None:
         for name in stage.after:
@@ -211,11 +212,11 @@ class Run:
         self.outcomes[stage.name] = outcome
         self.say(f"== {stage.name}: {outcome}")
         if stage.vital and outcome != "passed":
-            self._stopped = f"{stage.name} {outcome}"
+            self.stopped = f"{stage.name} {outcome}"
 
     def _why_not(self, stage: Stage) -> str:
-        if self._stopped:
-            return f"not run: {self._stopped}"
+        if self.stopped:
+            return f"not run: {self.stopped}"
         if self.until - time.monotonic() < LEAST_SECONDS:
             return "not run: no time left"
         program = self._command(stage)[1][0]
@@ -231,7 +232,6 @@ class Run:
     def _run(self, stage: Stage) -> str:
         own, command = self._command(stage)
         seconds = min(stage.seconds, self.until - time.monotonic())
-        self.say(f"== {stage.name}, at most {seconds:.0f} s: {shlex.join(command)}")
         began = time.monotonic()
         process = subprocess.Popen(
             command,
@@ -245,6 +245,9 @@ class Run:
             start_new_session=True,
         )
         self._running[stage.name] = process
+        self.say(f"== {stage.name}, at most {seconds:.0f} s: {shlex.join(command)}")
+        if self.stopped:
+            _end(process)
         reader = threading.Thread(target=self._read, args=(stage.name, process), daemon=True)
         reader.start()
         try:
@@ -255,8 +258,8 @@ class Run:
         finally:
             del self._running[stage.name]
             reader.join(GRACE_SECONDS)
-        if self._stopped:
-            return self._stopped
+        if self.stopped:
+            return self.stopped
         took = time.monotonic() - began
         return "passed" if process.returncode == 0 else f"failed: exit status {process.returncode} after {took:.0f} s"
 
@@ -267,8 +270,6 @@ class Run:
                 self.say(f"{name}: {line.rstrip()}")
 
     def _tell(self) -> int:
-        for stage in self.stages:
-            self.outcomes.setdefault(stage.name, f"not run: {self._stopped}")
         passed = [name for name, outcome in self.outcomes.items() if outcome == "passed"]
         others = [f"{name} ({outcome})" for name, outcome in self.outcomes.items() if outcome != "passed"]
         self.say(f"== passed: {', '.join(passed) or 'none'}; not: {', '.join(others) or 'none'}")
@@ -277,7 +278,7 @@ class Run:
             for stage in self.stages
             if (stage.judges or stage.vital) and not self.outcomes[stage.name].startswith(("passed", "not run"))
         ]
-        return 1 if wrong or self._stopped else 0
+        return 1 if wrong or self.stopped else 0
 
 
 def _assigns(word: str) -> bool:
@@ -303,10 +304,6 @@ def chosen(stages: Sequence[Stage], texts: Sequence[str]) -> Iterator[Stage]:
     yield from (stage for stage in stages if stage.name in wanted)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=PARTS, help="first, rest, or both")
@@ -320,7 +317,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "device": os.environ.get("SMOKE_DEVICE", "cuda"),
         "commit": f"--commit {shlex.quote(named)}" if os.environ.get("COMMIT") else "",
     }
-    signal.signal(signal.SIGTERM, _interrupt)
     status = 0
     for part in asked.parts:
         stages, seconds = PARTS[part]
@@ -333,9 +329,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         out.mkdir(parents=True, exist_ok=True)
         run = Run(stages, seconds, out / f"{part}.log", words)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, run.stop)
         run.say(f"== {part} of {named}")
         status |= run.all()
-        if any(run.outcomes.get(stage.name) != "passed" for stage in stages if stage.vital):
+        if run.stopped:
             break
     return status
 

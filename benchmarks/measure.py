@@ -23,6 +23,7 @@ from providers import FASTPOOL, Call, Provider, backend_of, must_move
 from samples import Outcome, Result, Spread
 
 Run = Callable[[], object]
+OUT_OF_TIME = "out of time"  # of what was left out since it was late
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _build_and_measure(
         if outcome.failure:  # in an earlier build
             continue
         if time.monotonic() > device.deadline and provider not in FASTPOOL:
-            outcome.failure = "out of time"
+            outcome.failure = OUT_OF_TIME
             continue
         try:
             with fastpool.backend(provider.backend):

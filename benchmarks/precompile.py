@@ -245,7 +245,9 @@ def compile_tests(options: Sequence[str], jobs: int) -> list[Compiler]:
         path = os.pathsep.join([str(HERE), str(TESTS), os.environ.get("PYTHONPATH", "")])
         hidden = {"CUDA_VISIBLE_DEVICES": "", "FAIL_WITHOUT_CUDA": "0"}
         environment = {**os.environ, **hidden, "PYTHONPATH": path, _SHARED: shared}
-        subprocess.run(command, cwd=HERE.parent, env=environment, stdout=subprocess.DEVNULL)
+        done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
+        if done.returncode not in (0, 1):  # tests that passed, and that failed for want of a GPU
+            raise SystemExit(f"precompile.py: no tests were run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         return [pickle.loads(done.read_bytes()) for done in Path(shared).glob("done-*")]
 
 
@@ -305,4 +307,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import precompile  # by its name, under which other processes find its classes
+
+    sys.exit(precompile.main())

@@ -4,12 +4,15 @@ run.py                          everything, some ten minutes; on a GPU where the
 run.py --quick                  fewer cases and rounds, no model
 run.py --filter "H1024 bf16"    the cases whose name holds this
 run.py --only shapes quality    these parts alone
+run.py --seconds 60             what there is time for: the other ways of pooling are left out first, then cases
 """
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -32,7 +35,7 @@ from cpu import Cpu
 from gpu import Gpu
 from gpu_turns import Cuda
 from machine import cores, describe_commit, describe_gpu, describe_machine, describe_versions, gpu_state
-from measure import Device, measure, skipped, words
+from measure import OUT_OF_TIME, Device, measure, skipped, words
 from providers import COMPILED, FASTPOOL, PROVIDERS, Provider
 from record import Record, load, result_path
 from samples import Result, Spread
@@ -40,8 +43,7 @@ from samples import Result, Spread
 SUITES = tuple(dict.fromkeys(case.suite for case in CASES))
 PARTS = (*SUITES, "host", "gradients", "growth", "quality", "real-states", "end-to-end")
 _WITH_A_MODEL = ("real-states", "end-to-end")
-# Seconds on a GPU: when peers are left out, and when cases are.
-_LIMITS = {False: (300, 360), True: (30, 42)}
+_PEERS_SHARE = 0.75  # of the time there is: from then on fastpool is measured alone
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -51,6 +53,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--filter", default="", metavar="TEXT", help="cases whose name holds TEXT")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=None, metavar="PART", help=", ".join(PARTS))
     where = "the result file; without it results/<machine>/<date>-<commit>.json"
+    limit = "a limit for the whole run; what was not measured by then is left out"
+    parser.add_argument("--seconds", type=float, default=math.inf, metavar="N", help=limit)
+    parser.add_argument("--no-plots", action="store_true", help="write the result file alone")
     parser.add_argument("--json", type=Path, metavar="PATH", help=where)
     parser.add_argument("--commit", metavar="SHA", help="what was measured, where git cannot tell")
     return parser.parse_args(arguments)
@@ -77,7 +82,7 @@ def providers_of(device: str, suite: str, quick: bool) -> list[Provider]:
 
 
 def main() -> None:
-    arguments = parse()
+    arguments, started = parse(), time.monotonic()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no GPU here")
     cases = chosen(arguments)
@@ -95,26 +100,50 @@ def main() -> None:
     on_gpu = arguments.device == "cuda"
     machine = {**describe_machine(), **(describe_gpu() if on_gpu else {})}
     folder = str(slug(str(machine["gpu"]))) if on_gpu else "cpu"
-    complete = not (arguments.quick or arguments.filter or arguments.only)
+    complete = not (arguments.quick or arguments.filter or arguments.only or arguments.seconds < math.inf)
     path = arguments.json or result_path(folder, date, commit, complete)
     versions = describe_versions("triton", "sentence-transformers")
     head: dict[str, object] = {"date": date, "commit": commit, "device": arguments.device, "machine": machine}
     record = Record(path, {**head, "versions": versions, "complete": complete})
-    (_run_on_gpu if on_gpu else _run_on_cpu)(console, record, cases, parts, arguments.quick)
+    limits = Limits.of(started, arguments.seconds)
+    (_run_on_gpu if on_gpu else _run_on_cpu)(console, record, cases, parts, arguments.quick, limits)
     for line in record.content["method"]:
         console.print(line, style="dim", highlight=False, soft_wrap=True)
-    for written in (path, *plots.draw(load(path), path.with_suffix(""))):
+    drawn = [] if arguments.no_plots else plots.draw(load(path), path.with_suffix(""))
+    for written in (path, *drawn):
         console.print(f"written: {written}", highlight=False, soft_wrap=True)
 
 
-def _run_on_cpu(console: Console, record: Record, cases: list[Case], parts: Sequence[str], quick: bool) -> None:
-    device = Cpu(rounds=3 if quick else 9)
+@dataclass(frozen=True)
+class Limits:
+    """Of time.monotonic: when peers are left out, and when everything is."""
+
+    peers: float = math.inf
+    all: float = math.inf
+
+    @staticmethod
+    def of(started: float, seconds: float) -> "Limits":
+        return Limits(started + _PEERS_SHARE * seconds, started + seconds)
+
+    def due(self, console: Console, record: Record, part: str) -> bool:
+        """Whether there is time for a part; if there is none, it is said."""
+        if time.monotonic() < self.all:
+            return True
+        record.set(**{f"{part.replace('-', '_')}_failure": OUT_OF_TIME})
+        console.print(f"{part}: {OUT_OF_TIME}", style="yellow", highlight=False)
+        return False
+
+
+def _run_on_cpu(
+    console: Console, record: Record, cases: list[Case], parts: Sequence[str], quick: bool, limits: Limits
+) -> None:
+    device = Cpu(rounds=3 if quick else 9, deadline=limits.peers)
     record.set(method=device.method)
-    results = walk(console, record, device, cases, quick)
+    results = walk(console, record, device, cases, quick, limits.all)
     if results:
         record.set(load=os.getloadavg()[0])
     found = goals.verdicts("cpu", results)
-    if "host" in parts:
+    if "host" in parts and limits.due(console, record, "host"):
         tiny_us = cpu.tiny(repeats=10 if quick else 40)
         found += goals.tiny_verdicts(tiny_us["inference mode"])
         record.set(tiny_us=tiny_us)
@@ -123,7 +152,7 @@ def _run_on_cpu(console: Console, record: Record, cases: list[Case], parts: Sequ
             threads_ms = device.threads(rounds=21 if quick else 61)
             record.set(threads_wall_ms=threads_ms)
             tables.print_threads(console, threads_ms)
-    if "gradients" in parts:
+    if "gradients" in parts and limits.due(console, record, "gradients"):
         by_memory = gradients.in_processes_of_their_own(rounds=3 if quick else 15)
         record.set(gradients=by_memory)
         for name, rows in by_memory.items():
@@ -132,12 +161,13 @@ def _run_on_cpu(console: Console, record: Record, cases: list[Case], parts: Sequ
     record.set(goals=found)
     tables.print_summary(console, "cpu", results)
     tables.print_verdicts(console, "cpu", found)
-    _other_parts(console, record, device, parts, quick)
+    _other_parts(console, record, device, parts, quick, limits)
 
 
-def _run_on_gpu(console: Console, record: Record, cases: list[Case], parts: Sequence[str], quick: bool) -> None:
-    started = time.monotonic()
-    device = Cuda(Gpu(), rounds=9 if quick else 25, deadline=started + _LIMITS[quick][0])
+def _run_on_gpu(
+    console: Console, record: Record, cases: list[Case], parts: Sequence[str], quick: bool, limits: Limits
+) -> None:
+    device = Cuda(Gpu(), rounds=9 if quick else 25, deadline=limits.peers)
     rates: dict[str, float] = {}
     empty: dict[str, Spread] = {}
     failure = ""
@@ -147,17 +177,17 @@ def _run_on_gpu(console: Console, record: Record, cases: list[Case], parts: Sequ
         failure = words(error)
     tables.print_limits(console, rates, empty, failure)
     record.set(method=device.method, read_gb_per_s=rates, empty_us=empty, failure=failure, state=gpu_state())
-    results = walk(console, record, device, cases, quick, started + _LIMITS[quick][1])
+    results = walk(console, record, device, cases, quick, limits.all)
     found = goals.verdicts("cuda", results, empty["replay"].median if "replay" in empty else None)
     record.set(goals=found)
     tables.print_summary(console, "cuda", results)
     tables.print_verdicts(console, "cuda", found)
-    _other_parts(console, record, device, parts, quick)
+    _other_parts(console, record, device, parts, quick, limits)
     record.set(state_at_end=gpu_state())
 
 
 def walk(
-    console: Console, record: Record, device: Device, cases: list[Case], quick: bool, until: float = float("inf")
+    console: Console, record: Record, device: Device, cases: list[Case], quick: bool, until: float = math.inf
 ) -> list[Result]:
     """Every case, each printed and written as soon as it is there."""
     results: list[Result] = []
@@ -171,7 +201,7 @@ def walk(
                 providers = providers_of(device.device.type, case.suite, quick)
                 result = measure(device, case, providers, timed=case.suite != "length")
             else:
-                result = skipped(case, "out of time")
+                result = skipped(case, OUT_OF_TIME)
             results.append(result)
             record.set(cases=results)
             tables.print_result(console, device.device.type, result)
@@ -179,7 +209,9 @@ def walk(
     return results
 
 
-def _other_parts(console: Console, record: Record, device: Device, parts: Sequence[str], quick: bool) -> None:
+def _other_parts(
+    console: Console, record: Record, device: Device, parts: Sequence[str], quick: bool, limits: Limits
+) -> None:
     measures: dict[str, Callable[[], object]] = {
         "growth": lambda: growth.measure(console, device, 1e6 if quick else 1e8),
         "quality": lambda: quality.measure(console, device),
@@ -187,7 +219,7 @@ def _other_parts(console: Console, record: Record, device: Device, parts: Sequen
         "end-to-end": lambda: end_to_end.measure(console, device),
     }
     for part, run in measures.items():
-        if part in parts:
+        if part in parts and limits.due(console, record, part):
             try:
                 record.set(**{part.replace("-", "_"): run()})
                 if part == "quality":

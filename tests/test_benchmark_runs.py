@@ -30,7 +30,7 @@ from fastpool.backends import triton as triton_backend
 from gpu import Gpu
 from gpu_turns import Cuda
 from record import Record
-from samples import WRONG_BEYOND, Outcome, from_json
+from samples import WRONG_BEYOND, Outcome, Result, from_json
 
 TINY = Case("queries", 5, 24)
 
@@ -72,8 +72,8 @@ class OnCpu(Gpu):
 class QuickCpu(Cpu):
     builds = 2
 
-    def __init__(self) -> None:
-        super().__init__(rounds=1)
+    def __init__(self, deadline: float = math.inf) -> None:
+        super().__init__(rounds=1, deadline=deadline)
         self.buffer = torch.ones(8, dtype=torch.int64)
 
 
@@ -218,6 +218,38 @@ def test_peers_are_left_out_when_time_is_up() -> None:
     result = measure.measure(device, TINY, pooling)
     assert result.outcomes["bmm"].failure == "out of time"
     assert result.outcomes["fastpool auto, mask"].best
+
+
+def test_what_there_is_no_time_for_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
+    """Peers first, then cases, then the other parts; all of it by one clock."""
+    limits = run.Limits.of(started=100.0, seconds=40.0)
+    assert (limits.peers, limits.all) == (130.0, 140.0)
+    assert run.parse(["--seconds", "40"]).seconds == 40
+    assert run.Limits.of(100.0, run.parse([]).seconds) == run.Limits()
+    path = tmp_path / "result.json"
+    monkeypatch.setattr(run, "Cpu", lambda rounds, deadline: QuickCpu(deadline))
+    now = [0.0]
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    measured: list[str] = []
+
+    def measure_slowly(device: QuickCpu, case: Case, *_: object, **__: object) -> Result:
+        now[0] += 10
+        measured.append(case.name)
+        assert device.deadline == limits.peers
+        return measure.skipped(case)
+
+    monkeypatch.setattr(run, "measure", measure_slowly)
+    now[0] = 115.0
+    cases_ = [TINY, Case("queries", 6, 24), Case("queries", 7, 24), Case("queries", 8, 24)]
+    run._run_on_cpu(console, Record(path, {}), cases_, ["shapes", "host", "quality"], True, limits)
+    written = json.loads(path.read_text())
+    assert len(measured) == 3
+    assert [one["failure"] for one in written["cases"]] == ["", "", "", "out of time"]
+    assert written["host_failure"] == written["quality_failure"] == "out of time"
+    assert "tiny_us" not in written
+    assert "quality: out of time" in printed(console)
 
 
 def test_every_case_is_built_several_times_on_a_cpu(console: Console) -> None:

@@ -1,6 +1,7 @@
 """How work is cut up: the heuristic's choices, what was measured instead, and the tuner's own logic."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -76,6 +77,55 @@ def test_the_tuner_keeps_what_beats_the_heuristic() -> None:
         return 1.0
 
     assert tune.best(shape, breaks) is None
+
+
+def test_the_tuner_begins_nothing_when_time_is_up() -> None:
+    tried: list[Config] = []
+
+    def time_of(one: Config) -> float:
+        tried.append(one)
+        return 1.0
+
+    assert tune.best(SHAPES[0], time_of, until=-math.inf) is None
+    assert tried == [config.heuristic(SHAPES[0])]  # without which there would be nothing to compare
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_tuners_short_list_is_near_the_heuristic(shape: Shape) -> None:
+    """One choice changed, and every choice among them; a fraction of all candidates."""
+    usual, near = config.heuristic(shape), tune.near(shape)
+    assert usual in near
+    assert set(near) <= set(config.candidates(shape))
+    assert len(near) <= 16
+    for one in near:
+        changed = {name for name, value in asdict(one).items() if value != getattr(usual, name)}
+        assert len(changed - {"warps"}) <= 1, one
+        assert changed != {"warps", "levels"}
+        assert changed != {"warps", "rows"}
+    assert {one.levels for one in near} == {one.levels for one in config.candidates(shape)}
+    assert {one.rows for one in near} == {one.rows for one in config.candidates(shape)}
+
+
+def test_the_tuner_plans_what_it_will_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every configuration of the short list becomes a launch, for tensors without data, and the choice is given back."""
+    planned: list[launch.Launch] = []
+    monkeypatch.setattr(launch.Launch, "run", lambda one: planned.append(one))
+    monkeypatch.setattr(launch, "device_of", lambda device: launch.Device("test", 132))
+    before = launch.choose
+    tune.plan(tune.SHORT_LIST, tune.near)
+    assert launch.choose is before
+    wanted = 0
+    for case in tune.SHORT_LIST:
+        _, shape = tune.shape_of(case, "cuda")
+        configs = {(one.leaves, one.levels, one.rows, one.warps) for one in tune.near(shape)}
+        wanted += 1 + len(tune.near(shape))
+        seen = {
+            (*(one.arguments[name] for name in ("LEAVES", "LEVELS", "ROWS")), one.options["num_warps"])
+            for one in planned
+            if one.arguments["COLUMNS"] == shape.columns and one.arguments["batch"] == case.batch
+        }
+        assert configs <= seen, case.name
+    assert len(planned) == wanted
 
 
 def test_the_tuner_finds_where_triton_takes_over() -> None:
