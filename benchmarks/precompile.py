@@ -28,6 +28,7 @@ from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 # Before Triton's kernels are imported: a precompiled program is not an interpreted one.
 os.environ["TRITON_INTERPRET"] = "0"
@@ -236,7 +237,7 @@ def compile_calls(calls: Sequence[Callable[[], None]], jobs: int) -> list[Compil
 
 
 def compile_tests(options: Sequence[str], jobs: int) -> list[Compiler]:
-    """The calls that GPU tests make before they ask the GPU itself for something."""
+    """The calls of the GPU tests."""
     with tempfile.TemporaryDirectory() as shared:
         (Path(shared) / "gpu").write_bytes(pickle.dumps(Gpu.here()))
         command = [sys.executable, "-m", "pytest", "-p", "precompile", "-p", "no:cacheprovider", "-q", "--tb=no"]
@@ -251,14 +252,30 @@ def compile_tests(options: Sequence[str], jobs: int) -> list[Compiler]:
         return [pickle.loads(done.read_bytes()) for done in Path(shared).glob("done-*")]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """As a plugin, before the tests look for a GPU: there seems to be one, and it takes whatever is asked of it."""
+    torch.cuda.is_available = lambda: True
+    for name in (
+        "CUDAGraph",
+        "Event",
+        "Stream",
+        "_sleep",
+        "current_stream",
+        "graph",
+        "set_sync_debug_mode",
+        "stream",
+        "synchronize",
+    ):
+        setattr(torch.cuda, name, MagicMock())
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """As a plugin. Tests that need a GPU are made to believe in one; what they ask of it besides calls fails, and does
-    not matter here."""
+    """Tests that find results wrong, or miss something else of a GPU, fail, and it does not matter here."""
     import on_gpu
 
     shared = Path(os.environ[_SHARED])
     config.stash[_COMPILER] = stand_in(pickle.loads((shared / "gpu").read_bytes()), shared)
-    torch.cuda.is_available = lambda: True
     on_gpu.DEVICE = "cpu"
 
 

@@ -107,7 +107,7 @@ def test_the_tuners_short_list_is_near_the_heuristic(shape: Shape) -> None:
 
 
 def test_the_tuner_plans_what_it_will_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every configuration of the short list becomes a launch, for tensors without data, and the choice is given back."""
+    """Every configuration of the short list becomes a launch, for tensors without data; the choice is given back."""
     planned: list[launch.Launch] = []
     monkeypatch.setattr(launch.Launch, "run", lambda one: planned.append(one))
     monkeypatch.setattr(launch, "device_of", lambda device: launch.Device("test", 132))
