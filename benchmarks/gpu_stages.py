@@ -60,10 +60,13 @@ _SANITIZER = (
 )
 _BESIDE = f"nice -n 19 python benchmarks/precompile.py --jobs {_FEWER}"
 
+# In both parts, since the second may find itself on another machine; where nothing has changed, it takes seconds.
+_BUILD = Stage("build", 100, "python -m pip install -q --no-build-isolation --no-deps -e .", vital=True)
+
 # Programs of Triton are compiled on all cores while the C++ kernels, which need none, are looked at.
 FIRST = (
     Stage("machine", 20, "nvidia-smi", background=True),
-    Stage("build", 100, "python -m pip install -q --no-build-isolation --no-deps -e .", vital=True),
+    _BUILD,
     Stage("versions", 30, "python -m fastpool env", background=True),
     Stage("precompile", 60, "python benchmarks/precompile.py smoke quick", background=True),
     Stage("smoke native", 45, "python benchmarks/gpu_smoke.py bits repeat --backends native", judges=True),
@@ -83,6 +86,7 @@ FIRST = (
 # What needs no Triton; then figures, since they are what nobody can make elsewhere, with a clock that is the GPU's and
 # does not mind what is compiled for the tests meanwhile; then the tests, a dtype at a time.
 REST = (
+    _BUILD,
     Stage("precompile figures", 60, f"{_BESIDE} figures tune", background=True),
     Stage("native forward", 90, f"{_ON_CORES} tests/test_gpu.py -k native", judges=True),
     Stage(
@@ -297,8 +301,8 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def chosen(stages: Sequence[Stage], texts: Sequence[str]) -> Iterator[Stage]:
-    """Those whose name holds one of the texts, and what they come after."""
-    wanted = {stage.name for stage in stages if not texts or any(text in stage.name for text in texts)}
+    """Those whose name holds one of the texts, what they come after, and what all need."""
+    wanted = {stage.name for stage in stages if stage.vital or not texts or any(text in stage.name for text in texts)}
     for stage in reversed(stages):
         wanted.update(stage.after if stage.name in wanted else ())
     yield from (stage for stage in stages if stage.name in wanted)
