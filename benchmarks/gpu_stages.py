@@ -50,13 +50,17 @@ class Stage:
     vital: bool = False
 
 
+# Those that need a GPU: all of a name but the tests of this file.
+GPU_TESTS = [f"tests/{path.name}" for path in sorted(ROOT.glob("tests/test_gpu*.py")) if "stages" not in path.name]
+_FORWARD = " ".join(name for name in GPU_TESTS if "gradients" not in name)
+_GRADIENTS = " ".join(name for name in GPU_TESTS if "gradients" in name)
 _PYTEST = "python -m pytest -q --tb=short -p as_they_come -p no:cacheprovider --maxfail=40"
 _ON_CORES = f"OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 {_PYTEST}"
 if find_spec("xdist"):
     _ON_CORES += f" --dist worksteal -n {min(14, _CORES)}"
 _SANITIZER = (
     "PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --kernel-regex kns=fastpool --error-exitcode 1 --tool {tool} "
-    f'{_PYTEST} -x tests/test_gpu.py -m sanitized -k "native and (outside or wider or dims)"'
+    f'{_PYTEST} -x {_FORWARD} -m sanitized -k "native and (outside or wider or dims)"'
 )
 _BESIDE = f"nice -n 19 python benchmarks/precompile.py --jobs {_FEWER}"
 
@@ -88,7 +92,7 @@ FIRST = (
 REST = (
     _BUILD,
     Stage("precompile figures", 60, f"{_BESIDE} figures tune", background=True),
-    Stage("native forward", 90, f"{_ON_CORES} tests/test_gpu.py -k native", judges=True),
+    Stage("native forward", 90, f'{_ON_CORES} {_FORWARD} -k "not triton"', judges=True),
     Stage(
         "precompile bfloat16",
         200,
@@ -106,14 +110,14 @@ REST = (
     Stage(
         "triton forward, bfloat16",
         120,
-        f'{_ON_CORES} tests/test_gpu.py -k "triton and (bfloat16 or not float)"',
+        f'{_ON_CORES} {_FORWARD} -k "triton and (bfloat16 or not float)"',
         ("precompile bfloat16",),
         judges=True,
     ),
     Stage(
         "gradients, bfloat16",
         100,
-        f'{_ON_CORES} tests/test_gpu_gradients.py -k "bfloat16 or overlapping or graph"',
+        f'{_ON_CORES} {_GRADIENTS} -k "bfloat16 or overlapping or graph"',
         ("precompile bfloat16",),
         judges=True,
     ),
@@ -125,14 +129,14 @@ REST = (
     Stage(
         "triton forward, other dtypes",
         100,
-        f'{_ON_CORES} tests/test_gpu.py -k "triton and float and not bfloat16"',
+        f'{_ON_CORES} {_FORWARD} -k "triton and float and not bfloat16"',
         ("precompile others",),
         judges=True,
     ),
     Stage(
         "gradients, the rest",
         100,
-        f'{_ON_CORES} tests/test_gpu_gradients.py -k "not (bfloat16 or overlapping or graph)"',
+        f'{_ON_CORES} {_GRADIENTS} -k "not (bfloat16 or overlapping or graph)"',
         ("precompile others",),
         judges=True,
     ),

@@ -50,6 +50,7 @@ from cases import CASES, DTYPES, Case
 from fastpool import dispatch
 from fastpool.backends import native
 from fastpool.segments import PoolCall
+from gpu_stages import GPU_TESTS
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent / "tests"
@@ -242,7 +243,7 @@ def compile_tests(options: Sequence[str], jobs: int) -> list[Compiler]:
         (Path(shared) / "gpu").write_bytes(pickle.dumps(Gpu.here()))
         command = [sys.executable, "-m", "pytest", "-p", "precompile", "-p", "no:cacheprovider", "-q", "--tb=no"]
         command += [] if jobs == 1 else ["-n", str(jobs), "--dist", "worksteal"]
-        command += ["-m", "not large", *map(str, sorted(TESTS.glob("test_gpu*.py"))), *options]
+        command += ["-m", "not large", *GPU_TESTS, *options]
         path = os.pathsep.join([str(HERE), str(TESTS), os.environ.get("PYTHONPATH", "")])
         hidden = {"CUDA_VISIBLE_DEVICES": "", "FAIL_WITHOUT_CUDA": "0"}
         environment = {**os.environ, **hidden, "PYTHONPATH": path, _SHARED: shared}
