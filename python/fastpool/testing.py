@@ -99,7 +99,7 @@ def exact(mode: str, sequence: Sequence, weighted: bool, dim: int | None = None,
     return result / result.norm().clamp(min=1e-12) if normalize else result
 
 
-def moved(value: Tensor, device: str | torch.device) -> Tensor:
+def moved(value: Any, device: str | torch.device) -> Tensor:
     """A tensor on a device, with its strides and the gaps between its elements."""
     if value.is_nested:
         return torch.nested.nested_tensor_from_jagged(moved(value.values(), device), moved(value.offsets(), device))
