@@ -158,6 +158,16 @@ def test_the_commit_is_what_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert gpu_stages.commit() == "unknown"
 
 
+def test_no_gpu_test_may_skip_but_in_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FAIL_WITHOUT_CUDA", "TRITON_INTERPRET", "SMOKE_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    assert gpu_stages.environment()["FAIL_WITHOUT_CUDA"] == "1"
+    assert "TRITON_INTERPRET" not in gpu_stages.environment()
+    monkeypatch.setenv("SMOKE_DEVICE", "cpu")
+    assert gpu_stages.environment()["FAIL_WITHOUT_CUDA"] == "0"
+    assert gpu_stages.environment()["TRITON_INTERPRET"] == "1"
+
+
 def test_failures_are_told_as_they_come(tmp_path: Path) -> None:
     """By a test that would see itself in the output, had it not been told at once."""
     test = tmp_path / "test_it.py"
