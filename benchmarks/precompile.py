@@ -35,9 +35,10 @@ os.environ["TRITON_INTERPRET"] = "0"
 
 import pytest
 import torch
-from fastpool.triton_kernels import aot, launch
-from fastpool.triton_kernels.config import candidates
-from fastpool.triton_kernels.launch import Device, Launch
+from fastpool.triton_kernels import aot, run
+from fastpool.triton_kernels.config import candidates, slug
+from fastpool.triton_kernels.launch import Launch
+from fastpool.triton_kernels.plan import Device, device_of
 from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -68,17 +69,17 @@ class Gpu:
     def here() -> "Gpu":
         """The one that torch sees, or an H100."""
         if not torch.cuda.is_available():
-            return Gpu(Device(launch.slug("NVIDIA H100 80GB HBM3"), 132), GPUTarget("cuda", 90, 32))
+            return Gpu(Device(slug("NVIDIA H100 80GB HBM3"), 132), GPUTarget("cuda", 90, 32))
         major, minor = torch.cuda.get_device_capability()
-        return Gpu(launch.device_of(torch.device("cuda", 0)), GPUTarget("cuda", 10 * major + minor, 32))
+        return Gpu(device_of(torch.device("cuda", 0)), GPUTarget("cuda", 10 * major + minor, 32))
 
 
 def instead_of_launching(gpu: Gpu, compile_only: Callable[[Launch], None]) -> None:
     """From here on this process plans as on that GPU, and hands its launches over. All that is known here of how a
     launch comes about."""
     driver.set_active(aot._Nowhere(gpu.target))
-    launch.device_of = lambda device: gpu.device
-    launch.Launch.run = lambda one: compile_only(one)
+    run.device_of = lambda device: gpu.device
+    Launch.run = lambda one: compile_only(one)
 
 
 @dataclass
@@ -143,12 +144,12 @@ class StandIn:
         return None
 
     def __getattr__(self, kernel: str) -> Callable[[Any], Tensor]:
-        def run(call: Any) -> Tensor:
-            getattr(launch, kernel)(call)
+        def planned(call: Any) -> Tensor:
+            getattr(run, kernel)(call)
             result: Tensor = getattr(native, kernel)(call)
             return result
 
-        return run
+        return planned
 
 
 def stand_in(gpu: Gpu, shared: Path) -> Compiler:
@@ -185,16 +186,16 @@ def plan_case(case: Case) -> None:
         padded = empty(len(batch), case.rows or max(batch), case.width, dtype=dtype)
         packed = empty(sum(batch), case.width, dtype=dtype)
         mask, ends = empty(*padded.shape[:2], dtype=torch.int64), empty(len(batch), dtype=torch.int32)
-        launch.pool(PoolCall("mean", padded, mask, normalize=True))
-        launch.pool(PoolCall("mean", padded, ends=ends, normalize=True))
-        launch.pool(PoolCall("mean", packed, cu_seqlens=empty(len(batch) + 1, dtype=torch.int32), normalize=True))
+        run.pool(PoolCall("mean", padded, mask, normalize=True))
+        run.pool(PoolCall("mean", padded, ends=ends, normalize=True))
+        run.pool(PoolCall("mean", packed, cu_seqlens=empty(len(batch) + 1, dtype=torch.int32), normalize=True))
 
 
 def figures(quick: bool = False) -> None:
     for block, warps, _ in stream.SHAPES:
         words, sums = empty(1 << 20, dtype=torch.int32), empty(1, dtype=torch.int64)
-        arguments = {"words": words, "sums": sums, "count": words.numel(), "BLOCK": block}
-        Launch(stream.read_kernel, (1, 1, 1), arguments, {"num_warps": warps}).run()
+        fixed = {"count": words.numel(), "BLOCK": block}
+        Launch(stream.read_kernel, (1, 1, 1), {"words": words, "sums": sums}, fixed, {"num_warps": warps}).run()
     for case in CASES:
         if "cuda" in case.devices and (case.quick or not quick):
             plan_case(case)
@@ -208,8 +209,8 @@ PARTS = {
     "smoke": smoke,
     "figures": figures,
     "quick": quick,
-    "tune": partial(tune.plan, tune.SHORT_LIST, tune.near),
-    "tune-all": partial(tune.plan, tune.ALL, candidates),
+    "tune": partial(tune.plan_calls, tune.SHORT_LIST, tune.near),
+    "tune-all": partial(tune.plan_calls, tune.ALL, candidates),
 }
 
 

@@ -24,11 +24,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from fastpool.triton_kernels import launch
+from fastpool.triton_kernels import plan, run
 from fastpool.triton_kernels.config import TUNED, Config, Shape, candidates, heuristic, key, slug, warps
 
 import fastpool
 from cases import DTYPES, SHAPES, SKEWED, Batch, Case, build
+from fastpool import known
 from fastpool.dispatch import BACKENDS
 from fastpool.segments import PoolCall
 from machine import describe_commit, describe_versions
@@ -56,7 +57,7 @@ def near(shape: Shape) -> list[Config]:
     usual, found = heuristic(shape), []
     for config in candidates(shape):
         changed = {one.name for one in fields(Config) if getattr(config, one.name) != getattr(usual, one.name)}
-        many = warps(config.leaves, shape.columns, shape.element_size, shape.lanes, shape.weighted)
+        many = warps(config.leaves, shape.columns, shape.element_size, shape.lanes)
         if len(changed) <= 1 or (changed == {"leaves", "warps"} and config.warps == many):
             found.append(config)
     return found
@@ -94,12 +95,14 @@ def crossover(times: Iterable[tuple[int, float, float]]) -> int:
 @contextmanager
 def choosing(config: Config) -> Iterator[None]:
     """Plans take this configuration, whatever the shape."""
-    before = launch.choose
-    launch.choose = lambda shape, name: config
+    before = plan.choose
+    plan.choose = lambda shape, name: config
+    known.forget()
     try:
         yield
     finally:
-        launch.choose = before
+        plan.choose = before
+        known.forget()
 
 
 def shape_of(case: Case, device: str | torch.device) -> tuple[PoolCall, Shape]:
@@ -107,16 +110,16 @@ def shape_of(case: Case, device: str | torch.device) -> tuple[PoolCall, Shape]:
     packed = torch.empty(sum(case.lengths()), case.width, dtype=DTYPES[case.dtype], device="meta")
     cu_seqlens = torch.empty(case.batch + 1, dtype=torch.int32, device="meta")
     call = PoolCall("mean", packed, cu_seqlens=cu_seqlens, normalize=True)
-    return call, launch.shape_of(call, case.width, launch.device_of(torch.device(device)))
+    return call, plan.shape_of(call, case.width, run.device_of(torch.device(device)))
 
 
-def plan(cases: Sequence[Case], among: Among) -> None:
+def plan_calls(cases: Sequence[Case], among: Among) -> None:
     """Makes the calls that will be timed, for precompile.py, which does not run them."""
     for case in cases:
         call, shape = shape_of(case, "cuda")
         for config in (heuristic(shape), *among(shape)):
             with choosing(config):
-                launch.pool(call)
+                run.pool(call)
 
 
 def _call(batch: Batch) -> torch.Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastpool import testing
 from fastpool.testing import DTYPES, SPELLINGS, same_bits, sequences
 
 DEVICE = "cuda"
@@ -18,11 +19,8 @@ MARKS = [
 
 
 def moved(value: Any, device: str | None = None) -> Tensor:
-    """A tensor on the device, with its strides and the gaps between its elements."""
-    if value.is_nested:
-        return torch.nested.nested_tensor_from_jagged(moved(value.values(), device), moved(value.offsets(), device))
-    memory = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage())
-    return memory.to(device or DEVICE).as_strided(value.shape, value.stride(), value.storage_offset())
+    """A tensor on the GPU, or another device."""
+    return testing.moved(value, device or DEVICE)
 
 
 def all_moved(arguments: dict[str, Any], device: str | None = None) -> dict[str, Tensor]:

@@ -10,8 +10,9 @@ import torch
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
-from fastpool.triton_kernels import config, plan  # likewise
+from fastpool.triton_kernels import config, plan, run  # likewise
 from fastpool.triton_kernels.config import Config, Shape  # likewise
+from fastpool.triton_kernels.launch import Launch  # likewise
 
 import tune  # after the path
 from fastpool.segments import PoolCall  # after the skip
@@ -108,12 +109,12 @@ def test_the_tuners_short_list_is_near_the_heuristic(shape: Shape) -> None:
 
 def test_the_tuner_plans_what_it_will_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every configuration of the short list becomes a launch, for tensors without data; the choice is given back."""
-    planned: list[launch.Launch] = []
-    monkeypatch.setattr(launch.Launch, "run", lambda one: planned.append(one))
-    monkeypatch.setattr(launch, "device_of", lambda device: launch.Device("test", 132))
-    before = launch.choose
-    tune.plan(tune.SHORT_LIST, tune.near)
-    assert launch.choose is before
+    planned: list[Launch] = []
+    monkeypatch.setattr(Launch, "run", lambda one: planned.append(one))
+    monkeypatch.setattr(run, "device_of", lambda device: plan.Device("test", 132))
+    before = plan.choose
+    tune.plan_calls(tune.SHORT_LIST, tune.near)
+    assert plan.choose is before
     wanted = 0
     for case in tune.SHORT_LIST:
         _, shape = tune.shape_of(case, "cuda")

@@ -314,7 +314,8 @@ _COUNT = """
 import sys, torch
 from pathlib import Path
 import precompile
-from fastpool.triton_kernels import launch
+from fastpool.segments import PoolCall
+from fastpool.triton_kernels import run
 from triton import knobs
 
 asked = []
@@ -328,23 +329,24 @@ def warm(one):
 
 precompile.instead_of_launching(precompile.Gpu.here(), warm)
 hidden, cu = torch.randn(640, 128).bfloat16(), torch.tensor([0, 600, 640], dtype=torch.int32)
-launch.pool(launch.PoolCall("mean", hidden, cu_seqlens=cu, normalize=True))
-launch.pool(launch.PoolCall("max", torch.randn(2, 320, 128).bfloat16(), ends=torch.tensor([3, 300]), normalize=True))
+run.pool(PoolCall("mean", hidden, cu_seqlens=cu, normalize=True))
+run.pool(PoolCall("max", torch.randn(2, 320, 128).bfloat16(), ends=torch.tensor([3, 300]), normalize=True))
 print(*asked)
 """
 
 _PLAN = """
 import sys, torch
 import precompile
-from fastpool.triton_kernels import launch
+from fastpool.segments import PoolCall
+from fastpool.triton_kernels import run
 
 
 def calls():
     empty = precompile.empty
     packed, cu = empty(640, 128, dtype=torch.bfloat16), empty(3, dtype=torch.int32)
-    launch.pool(launch.PoolCall("mean", packed, cu_seqlens=cu, normalize=True))
+    run.pool(PoolCall("mean", packed, cu_seqlens=cu, normalize=True))
     padded, ends = empty(2, 320, 128, dtype=torch.bfloat16), empty(2, dtype=torch.int64)
-    launch.pool(launch.PoolCall("max", padded, ends=ends, normalize=True))
+    run.pool(PoolCall("max", padded, ends=ends, normalize=True))
 
 
 if __name__ == "__main__":

@@ -246,7 +246,8 @@ def candidates(shape: Shape) -> list[Config]:
                     found += [
                         Config(leaves, levels, few, count) for count in sorted({max(1, usual // 2), usual, 2 * usual})
                     ]
-                found += [Config(leaves, levels, most, count, stages=3) for count in (max(1, usual // 2), usual)]
-                if most * shape.lanes == MOST_THREADS:
-                    found.append(Config(leaves, levels, most, max(1, usual // 2), registers=64))
+                for count in (max(1, usual // 2), usual):
+                    found.append(Config(leaves, levels, most, count, stages=3))
+                    if most * shape.lanes == MOST_THREADS:
+                        found.append(Config(leaves, levels, most, count, registers=64))
     return found
