@@ -106,22 +106,22 @@ def test_streams_count_apart(host: Host) -> None:
 
 
 def test_what_may_run_at_once_shares_no_counters(host: Host) -> None:
-    """Launches of several streams, and a captured one, whose graph may be replayed beside any of them."""
+    """Launches of several streams and devices, and a captured one, whose graph may be replayed beside any of them."""
     host.tune(split=32)
-    host.control.device = 3
-    kept: dict[int | None, set[int]] = {}
-    for stream in (None, 16, 32, None, 16, 32):
-        host.control.stream = stream
+    control = host.control
+    kept: dict[tuple[int, int | None], set[int]] = {}
+    for control.device, control.stream in [(3, None), (3, 16), (3, 32), (4, None), (4, 16)] * 2:
         for _ in range(2):
             assert spent(host, "mean", SPLIT) == (1, 0)
-            kept.setdefault(stream, set()).update((host.control.arrived, host.control.stale))
-    assert [len(buffers) for buffers in kept.values()] == [2, 2, 2]
-    assert len(set.union(*kept.values())) == 6
-    for stream in (None, 16, 2):
-        host.control.stream, host.control.capturing = stream, True
+            kept.setdefault((control.device, control.stream), set()).update((control.arrived, control.stale))
+    everything = set.union(*kept.values())
+    assert [len(buffers) for buffers in kept.values()] == [2] * 5
+    assert len(everything) == 10
+    control.capturing = True
+    for control.stream in (None, 16, 2):
         assert spent(host, "mean", SPLIT) == (1, 1)
-        assert host.control.arrived not in set.union(*kept.values())
-        assert host.control.stale is None
+        assert control.arrived not in everything
+        assert control.stale is None
 
 
 @pytest.mark.parametrize("stream", [None, 16, 2])
@@ -194,7 +194,7 @@ def test_temporaries(host: Host, dtype: torch.dtype) -> None:
     for batch, rows, width in ((32, 16, 256), (1, 1, 4096), (4, 40, 128)):
         for arguments in spellings([rows] * batch, width, dtype):
             assert temporaries(host, "mean", arguments, normalize=True) == 0, (batch, rows, width)
-    for batch, rows, width in ((4, 9000, 1024), (1, 33_000, 384), (3000, 40, 768)):
+    for batch, rows, width in ((4, 9000, 256), (1, 33_000, 128), (1000, 40, 256)):
         hidden = torch.empty(batch * rows, width, dtype=dtype)
         result = batch * width * size
         for arguments in (
