@@ -219,7 +219,7 @@ AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = cuda_host::control.stream;
   return 0;
 }
-// Every tensor is on the device that a test says, and made on the CPU.
+// Every tensor is on the device that a test says, and made on the CPU, full of NaN: what nobody writes shows.
 AOTITorchError aoti_torch_get_device_index(AtenTensorHandle, int32_t* index) {
   *index = cuda_host::control.device;
   return 0;
@@ -230,9 +230,14 @@ AOTITorchError aoti_torch_empty_strided(int64_t dim, const int64_t* sizes, const
   static const auto of_torch =
       reinterpret_cast<decltype(&aoti_torch_empty_strided)>(dlsym(torch, "aoti_torch_empty_strided"));
   const AOTITorchError error = of_torch(dim, sizes, strides, dtype, type, 0, tensor);
+  if (error != 0) return error;
   int64_t bytes = 0;
-  if (error == 0 && aoti_torch_get_storage_size(*tensor, &bytes) == 0) cuda_host::control.allocated += bytes;
-  return error;
+  void* data = nullptr;
+  aoti_torch_get_storage_size(*tensor, &bytes);
+  aoti_torch_get_data_ptr(*tensor, &data);
+  if (bytes > 0) std::memset(data, 0xff, static_cast<size_t>(bytes));
+  cuda_host::control.allocated += bytes;
+  return 0;
 }
 
 // ---- what tests read and set, through ctypes
