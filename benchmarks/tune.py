@@ -18,7 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -119,7 +119,7 @@ def plan_calls(cases: Sequence[Case], among: Among) -> None:
         call, shape = shape_of(case, "cuda")
         for config in (heuristic(shape), *among(shape)):
             with choosing(config):
-                run.pool(call)
+                run.pool(replace(call))  # another one, which is planned anew
 
 
 def _call(batch: Batch) -> torch.Tensor:

@@ -107,6 +107,21 @@ def test_one_graph_on_one_stream_after_another(backend: str) -> None:
 POISONS = ([0, 4000, 30, 2**31 - 1, 8701], [8701, 5001, 5000, 1, 0], [70, 8000, 8000, 69, -5], [0, 8771, 0, 8771, 0])
 
 
+def test_graphs_that_torch_captures(backend: str) -> None:
+    """torch.compile runs a call once with memory of the graph-to-be, then captures it, then replays it: what is kept
+    from one call to the next must not be of that memory, and eager calls in between must not disturb it."""
+    call, eager = Split("padded_lengths", [5000, 1, 3000]), Split("packed", LENGTHS[0])
+
+    @torch.compile(mode="reduce-overhead", fullgraph=True)
+    def embed(hidden: Tensor, lengths: Tensor) -> Tensor:
+        return fastpool.mean(hidden, lengths=lengths, normalize=True)
+
+    for _ in range(6):
+        torch.compiler.cudagraph_mark_step_begin()
+        assert call.is_right(embed(**call.arguments))
+        assert eager.is_right(eager())
+
+
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 def test_a_cu_seqlens_that_runs_backwards_poisons_nothing(backend: str, graph: bool, times: int) -> None:
