@@ -1,0 +1,196 @@
+// Plans of CUDA launches for calls drawn at random: whatever the shapes, a plan covers its work once, and stays within
+// the grid, a chip's shared memory and a bound on memory. Undefined behaviour is the sanitizer's affair.
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda/plan.h"
+
+using namespace fastpool;
+using namespace fastpool::cuda;
+
+namespace {
+
+constexpr int64_t kMaxHiddenBytes = int64_t{1} << 37;  // half of what the largest GPU has: a gradient takes as much
+constexpr int kMaxThreads = 1024, kWarp = 32;          // of a block
+constexpr int kMaxStrips = 65535;                      // a grid's second dimension
+
+std::mt19937_64 generator;
+
+int64_t draw(int64_t least, int64_t most) { return std::uniform_int_distribution<int64_t>(least, most)(generator); }
+bool coin() { return draw(0, 1) == 1; }
+// As many of every order of magnitude.
+int64_t draw_size(int64_t most) {
+  int bits = 0;
+  while (bits < 62 && int64_t{1} << (bits + 1) <= most) ++bits;
+  const int64_t low = int64_t{1} << draw(0, bits);
+  return std::min(most, draw(low, 2 * low - 1));
+}
+template <class T>
+T one_of(std::initializer_list<T> choices) {
+  return *(choices.begin() + draw(0, static_cast<int64_t>(choices.size()) - 1));
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+bool power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
+
+enum class Layout { padded, cu, starts_ends };
+
+struct Case {
+  PoolCall call;
+  Layout layout;
+  Chip chip;
+  std::string words() const {
+    const auto n = [](int64_t value) { return std::to_string(value); };
+    return std::string(kModeNames[static_cast<int>(call.mode)]) + " of dtype " + n(static_cast<int>(call.dtype)) +
+           (layout == Layout::padded ? ", padded"
+            : layout == Layout::cu   ? ", cu_seqlens"
+                                     : ", starts and ends") +
+           ", batch " + n(call.batch) + ", rows " + n(call.rows) + ", dim " + n(call.dim) + ", row stride " +
+           n(call.row_stride) + ", multiprocessors " + n(chip.multiprocessors) + ", shared " + n(chip.shared);
+  }
+};
+
+void demand(bool holds, const char* what, const Case& at) {
+  if (holds) return;
+  std::fprintf(stderr, "FAILED: %s: %s\n", what, at.words().c_str());
+  std::exit(1);
+}
+
+Case draw_case() {
+  static const int64_t something[2] = {};
+  Case drawn;
+  PoolCall& call = drawn.call;
+  drawn.layout = static_cast<Layout>(draw(0, 2));
+  const bool padded = drawn.layout == Layout::padded;
+  call.mode = static_cast<Mode>(draw(0, kModes - 1));
+  call.dtype = static_cast<DType>(draw(0, 3));
+  call.out_dtype = static_cast<DType>(draw(0, 3));
+  call.dim = coin() ? draw_size(40000) : 8 * draw_size(5000);
+  call.row_stride = call.dim + one_of<int64_t>({0, 0, 0, 1, 8, 100});
+  const int64_t row_bytes = call.row_stride * size_of(call.dtype);
+  call.batch = draw_size(std::min<int64_t>(kMaxHiddenBytes / row_bytes, 4000000));
+  call.rows = draw_size(kMaxHiddenBytes / row_bytes / (padded ? call.batch : 1)) - (draw(0, 20) == 0);
+  call.hidden = reinterpret_cast<const void*>(uintptr_t{4096} + (draw(0, 3) == 0 ? 2 * draw(0, 7) : 0));
+  call.batch_stride = padded ? call.rows * call.row_stride : 0;
+  if (!padded || draw(0, 3) == 0) call.starts.data = something;
+  if (drawn.layout == Layout::starts_ends || (padded && coin())) call.ends.data = something;
+  if (coin()) call.mask.data = something;
+  drawn.chip = {static_cast<int>(draw(1, 200)), one_of<int64_t>({99 << 10, 163 << 10, 227 << 10})};
+  return drawn;
+}
+
+// Slots of segments with random bounds, many of them empty, follow each other and end before `programs`.
+void check_slots(const Plan& plan, const Case& at) {
+  std::vector<int64_t> cu(static_cast<size_t>(at.call.batch) + 1);
+  for (int64_t& bound : cu) bound = coin() ? draw(0, at.call.rows) : draw(0, at.call.rows) / plan.split * plan.split;
+  if (coin()) cu.back() = at.call.rows;
+  std::sort(cu.begin(), cu.end());
+  int64_t next = 0;  // slot that nobody has yet
+  for (int64_t b = 0; b < at.call.batch; ++b) {
+    const int64_t begin = cu[static_cast<size_t>(b)], end = cu[static_cast<size_t>(b) + 1];
+    const int64_t first = begin / plan.split + b;
+    demand(first >= next, "two segments share a slot", at);
+    next = first + std::max<int64_t>(1, ceil_div(end - begin, plan.split));
+  }
+  demand(next <= plan.programs, "a unit's slot lies outside", at);
+}
+
+void check_plan(const Case& at) {
+  const PoolCall& call = at.call;
+  const bool gather = family_of(call.mode) == Family::gather;
+  const Plan plan = make_plan(call, at.layout == Layout::cu, at.chip);
+  const int64_t rows = std::max<int64_t>(call.rows, 1), accumulator = accumulator_size(call.dtype);
+
+  demand(plan.threads >= kWarp && plan.threads <= kThreads && plan.threads % kWarp == 0, "threads", at);
+  demand(power_of_two(plan.groups) && plan.groups <= kStage, "groups", at);
+  demand(plan.columns * plan.groups <= plan.threads, "groups have no room in the block", at);
+  demand(plan.strips >= 1 && plan.strips <= kMaxStrips, "strips", at);
+  demand(plan.strips * plan.strip >= call.dim && (plan.strips - 1) * plan.strip < call.dim, "strips and columns", at);
+  demand(plan.vector == 1 || (plan.strip % plan.vector == 0 && call.dim % plan.vector == 0), "vector", at);
+  demand(plan.shared.bytes <= at.chip.shared, "shared memory", at);
+
+  demand(plan.split % kLeaf == 0 && power_of_two(plan.split / kLeaf), "a unit is a power of two of leaves", at);
+  const int64_t leaves = ceil_div(std::min(plan.split, rows), kLeaf);
+  demand(gather || int64_t{plan.groups} << plan.levels >= leaves, "levels of the binary counter", at);
+  demand(!plan.search || at.layout == Layout::cu, "only cu_seqlens are searched", at);
+  demand(gather || plan.search || plan.units * plan.split >= rows, "units do not reach all rows", at);
+  const bool slots_for_all =
+      plan.search ? plan.programs >= rows / plan.split + call.batch : plan.programs == call.batch * plan.units;
+  demand(slots_for_all, "programs", at);
+  const int64_t tokens = at.layout == Layout::cu ? rows : call.batch * rows;
+  demand(plan.programs <= tokens / kLeaf + call.batch, "more programs than leaves", at);
+  if (!plan.partial()) return;
+
+  int64_t reach = plan.split;
+  for (int depth = 0; depth < kDepths && reach < rows; ++depth) reach *= kFanIn;
+  demand(reach >= rows, "the arrival tree does not reach all units", at);
+  // Beside a state for each segment. With cu_seqlens, or padded, more is not worth counting beside hidden; where
+  // segments may overlap, each of them may hold all rows.
+  const int64_t extra = (plan.programs - call.batch) * call.dim * accumulator;
+  const int64_t held = tokens * call.dim * accumulator;
+  demand(extra <= std::max(tuning.partial_bytes, held >> 11), "memory for partial states", at);
+  // What exceeds the grid is an error of the op; only overlapping segments of far more rows than a GPU holds may.
+  demand(plan.programs <= INT32_MAX || held > 16 * kMaxHiddenBytes, "grid", at);
+  if (plan.search && call.batch <= 300) check_slots(plan, at);
+}
+
+void check_backward_plan(const Case& at) {
+  PoolBackwardCall call;
+  call.pool = at.call;
+  call.padded = at.layout == Layout::padded;
+  call.width = at.call.dim + one_of<int64_t>({0, 0, 1, 8});
+  call.of_weights = at.call.mode == Mode::weighted_mean && coin();
+  call.gradient = call.result = at.call.hidden;
+  call.out = const_cast<void*>(at.call.hidden);
+  const PoolCall& pool = call.pool;
+  const BackwardPlan plan = make_plan(call, at.chip);
+
+  demand(plan.threads >= kWarp && plan.threads <= kThreads && plan.threads % kWarp == 0, "threads", at);
+  demand(plan.preparing >= kWarp && plan.preparing <= kMaxThreads && plan.preparing % kWarp == 0, "preparing", at);
+  demand(plan.columns * plan.groups <= plan.threads, "groups have no room in the block", at);
+  demand(plan.strips >= 1 && plan.strips <= kMaxStrips, "strips", at);
+  if (!call.of_weights) {
+    const int64_t strip = int64_t{plan.columns} * plan.vector;
+    demand(plan.strips * strip >= call.width && (plan.strips - 1) * strip < call.width, "strips and columns", at);
+    demand(call.width % plan.vector == 0 && pool.dim % plan.vector == 0, "vector", at);
+  }
+  demand(plan.tile >= 1 && plan.tile <= kTile, "tile", at);
+  demand(plan.tiles * plan.tile >= pool.rows && (plan.tiles - 1) * plan.tile < pool.rows, "tiles and rows", at);
+  demand(plan.blocks == (call.padded ? pool.batch * plan.tiles : plan.tiles), "blocks", at);
+  demand(plan.blocks <= INT32_MAX, "grid", at);
+
+  const int64_t accumulator = accumulator_size(pool.dtype), columns = pool.batch * pool.dim;
+  const int64_t sizes[] = {call.padded ? 0 : plan.tiles * 8, pool.mode == Mode::max ? columns * 8 : 0,
+                           columns * accumulator, pool.batch * static_cast<int64_t>(sizeof(Segment)),
+                           call.of_weights ? pool.batch * accumulator : 0};
+  const int64_t places[] = {0, plan.maxima, plan.gradient, plan.segments, plan.products, plan.bytes};
+  int64_t needed = 0;
+  for (int i = 0; i < 5; ++i) {
+    demand(places[i] % 16 == 0 && places[i] + sizes[i] <= places[i + 1], "memory of what is prepared", at);
+    needed += sizes[i];
+  }
+  demand(plan.bytes < needed + 5 * 16, "more memory than what is prepared", at);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 3) {
+    std::fprintf(stderr, "usage: test_plans CALLS SEED\n");
+    return 2;
+  }
+  const int64_t calls = std::atoll(arguments[1]);
+  generator.seed(static_cast<uint64_t>(std::atoll(arguments[2])));
+  for (int64_t i = 0; i < calls; ++i) {
+    const Case at = draw_case();
+    check_plan(at);
+    check_backward_plan(at);
+  }
+  std::printf("%lld plans are sound\n", static_cast<long long>(2 * calls));
+  return 0;
+}

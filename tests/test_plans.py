@@ -1,0 +1,163 @@
+"""Triton's launch plans of calls drawn at random: whatever the shapes, a plan covers its work once and stays within
+what a GPU has. Tensors are on torch's meta device, and nothing is launched."""
+
+import random
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastpool.modes import MODES
+from fastpool.segments import PoolBackwardCall, PoolCall, accumulator
+from fastpool.testing import DTYPES
+
+pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
+
+from fastpool.triton_kernels import aot  # after the skip
+
+LEAF = 32
+FAN, DEPTHS = 8, 8  # of the arrival tree
+WORKSPACE = 64 << 20  # bytes that states of units may take in any case
+INT32 = range(-(2**31), 2**31)
+MAX_BYTES = 2**37  # half of what the largest GPU has: a gradient takes as much
+WIDTHS = (1, 2, 7, 8, 17, 64, 130, 384, 768, 1024, 2560, 4096, 4097, 8192, 16384, 20001)
+CALLS = 3000  # of a seed
+
+
+def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def size(drawn: random.Random, most: int) -> int:
+    """As many of every order of magnitude."""
+    return min(most, int(2 ** drawn.uniform(0, most.bit_length())))
+
+
+def draw_call(drawn: random.Random) -> PoolCall:
+    mode, dtype, width = drawn.choice(list(MODES)), drawn.choice(DTYPES), drawn.choice(WIDTHS)
+    layout = drawn.choice(["padded", "cu_seqlens", "starts and ends"])
+    most = MAX_BYTES // (width * dtype.itemsize)
+    batch = size(drawn, min(most, 3_000_000))
+    rows = size(drawn, min(most // batch if layout == "padded" else most, 2**31 - 1))
+    per_token = (batch, rows) if layout == "padded" else (rows,)
+    given: dict[str, Any] = {"dim": drawn.choice([None, None, max(1, width // 2), drawn.randint(1, width)])}
+    if layout == "cu_seqlens":
+        given["cu_seqlens"] = meta(batch + 1, dtype=torch.int32)
+    elif layout == "starts and ends":
+        given |= {"starts": meta(batch, dtype=torch.int64), "ends": meta(batch, dtype=torch.int64)}
+    if drawn.random() < 0.5:
+        given["mask"] = meta(*per_token, dtype=torch.bool)
+    if MODES[mode].takes_weights and drawn.random() < 0.5:
+        given["weights"] = meta(*per_token, dtype=torch.float32)
+    hidden = meta(*per_token, width + drawn.choice([0, 0, 1, 8]), dtype=dtype)[..., :width]
+    return PoolCall(mode, hidden, normalize=drawn.random() < 0.5, **given)
+
+
+def drawn_calls(seed: int) -> Iterator[tuple[PoolCall, aot.Device, random.Random]]:
+    drawn = random.Random(seed)
+    for _ in range(CALLS):
+        processors = drawn.choice([1, 20, 132, 148, 304])
+        yield draw_call(drawn), aot.Device("drawn", processors, splits=drawn.random() < 0.9), drawn
+
+
+def is_power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0
+
+
+def check_launch(launch: Any, width: int) -> None:
+    """What a GPU asks of every launch, and Triton of constants."""
+    assert 1 <= launch.grid[0] < 2**31
+    assert 1 <= launch.grid[1] <= 65535
+    assert launch.grid[2] == 1
+    assert launch.options["num_warps"] in (1, 2, 4, 8, 16)
+    constants = launch.arguments
+    for name in ("COLUMNS", "LEAVES", "ROWS", "SCAN", "VECTOR"):
+        assert is_power_of_two(constants.get(name, 1)), name
+    for name in ("batch", "rows", "dim", "width", "programs", "chunk"):
+        assert constants.get(name, 0) in INT32, name
+    assert width % constants.get("VECTOR", 1) == 0
+    assert constants["COLUMNS"] * max(constants.get("LEAVES", 1), constants.get("ROWS", 1)) <= 1 << 20  # Triton's limit
+
+
+def check_slots(cu_seqlens: list[int], split: int, slots: int) -> None:
+    """Those of a segment begin behind those of the segment before, and all lie within the workspace."""
+    free = 0
+    for segment, (begin, end) in enumerate(pairwise(cu_seqlens)):
+        first = begin // split + segment
+        assert first >= free, "two segments share a slot"
+        free = first + max(1, -(-(end - begin) // split))
+    assert free <= slots, "a unit has no slot"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pooling_plans_are_sound(seed: int) -> None:
+    for call, device, drawn in drawn_calls(seed):
+        launch = aot.plan_pool(call, device)
+        constants, states = launch.arguments, launch.arguments["states"]
+        width = call.hidden.shape[-1] if call.dim is None else call.dim
+        batch, rows, cu = call.batch, call.rows, call.cu_seqlens is not None
+        try:
+            check_launch(launch, width)
+            assert constants["COLUMNS"] * launch.grid[1] >= width > constants["COLUMNS"] * (launch.grid[1] - 1)
+            split = LEAF * constants["LEAVES"] << constants["LEVELS"]
+            units = -(-rows // split)  # of a segment, at most
+            if states is None:
+                assert constants["WHOLE"]
+                assert units <= 1 or call.mode in ("cls", "last")  # which read one token
+                assert launch.grid[0] == batch
+                continue
+            assert not constants["WHOLE"]
+            assert device.splits
+            assert units <= FAN**DEPTHS
+            slots = states.shape[0]
+            assert states.shape[1] == width
+            assert constants["totals"].shape == (slots, 2)
+            if cu:
+                assert launch.grid[0] == slots
+                assert slots <= rows // LEAF + batch
+                if batch <= 2000:
+                    ends = sorted(drawn.choice([drawn.randint(0, rows), rows // 3, rows]) for _ in range(batch))
+                    check_slots([drawn.randint(0, ends[0]), *ends], split, slots)
+            else:
+                assert launch.grid[0] == batch * constants["programs"] <= max(batch, 65536)
+                assert slots >= batch * units
+            # Beside a state for each segment: half a byte for each of bfloat16 token states.
+            extra = (slots - batch) * width * 4  # twice that in float64, whose token states are large too
+            assert extra <= max(WORKSPACE, rows * width * (batch if call.padded else 1))
+        except AssertionError as error:
+            raise AssertionError(f"{described(call)} on {device}") from error
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gradient_plans_are_sound(seed: int) -> None:
+    for call, device, drawn in drawn_calls(seed):
+        width = call.hidden.shape[-1]
+        dim = width if call.dim is None else call.dim
+        gradient = meta(call.batch, dim, dtype=accumulator(call.hidden.dtype))
+        of_weights = call.weights is not None and drawn.random() < 0.5
+        try:
+            prepare, *others = aot.plan_pool_backward(PoolBackwardCall(call, gradient, gradient, of_weights), device)
+            assert prepare.grid == (call.batch, 1, 1)
+            assert others
+            total = call.batch * call.rows if call.padded else call.rows
+            for launch in (prepare, *others):
+                check_launch(launch, dim)
+            for launch in others:
+                columns, chunk = launch.arguments["COLUMNS"], launch.arguments["chunk"]
+                assert launch.grid[0] * chunk >= total > (launch.grid[0] - 1) * chunk
+                assert chunk % launch.arguments["ROWS"] == 0
+                written = dim if of_weights or launch is not others[-1] else width
+                strips = launch.grid[1]
+                assert strips == 1 if of_weights else columns * strips >= written > columns * (strips - 1)
+                assert launch.grid[0] * strips <= max(16 * device.processors, strips)
+            assert others[-1].arguments["out"].shape == (call.weights if of_weights else call.hidden).shape
+        except AssertionError as error:
+            raise AssertionError(f"{described(call)} on {device}") from error
+
+
+def described(call: PoolCall) -> str:
+    given = {name: tuple(value.shape) for name, value in vars(call).items() if isinstance(value, Tensor)}
+    return f"{call.mode} {call.hidden.dtype} {given} dim {call.dim} strides {call.hidden.stride()}"
