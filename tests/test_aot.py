@@ -4,7 +4,9 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,10 @@ pytest.importorskip("triton")  # a reason to skip: there is no Triton for every 
 
 from fastpool.triton_kernels import aot  # after the skip
 
-from fastpool.segments import PoolBackwardCall, PoolCall  # after the skip
+from fastpool import cli
+from fastpool.backends import triton as triton_backend
+from fastpool.modes import MODES
+from fastpool.segments import PoolBackwardCall, PoolCall, accumulator  # after the skip
 
 
 def run(*arguments: str, cache: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -42,35 +47,53 @@ def test_compiles_for_gpus_that_are_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.hsaco"))
 
 
-@pytest.mark.parametrize("dim", [64, 384, 1024, 4096])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def drawn_calls(dtype: torch.dtype, dim: int, count: int) -> Iterator[PoolCall]:
+    """In every mode and spelling; masks and indices as `variants` has them."""
+    drawn = random.Random(dim)
+    for _ in range(count):
+        batch, rows = int(2 ** drawn.uniform(0, 12)), int(2 ** drawn.uniform(0, 16))
+        mode, spelled = drawn.choice(list(MODES.values())), drawn.choice(aot.SPELLINGS)
+        normalize, weighted = drawn.random() < 0.5, mode.takes_weights and drawn.random() < 0.5
+        yield aot.make_call(mode.name, dtype, dim, (batch, rows), spelled, normalize, weighted)
+
+
+# Widths of one strip and of many, and the least.
+WIDTHS = [(torch.bfloat16, 8), (torch.bfloat16, 384), (torch.float16, 4096), (torch.float32, 1024), (torch.float64, 64)]
+
+
+@pytest.mark.parametrize(("dtype", "dim"), WIDTHS, ids=str)
 def test_every_choice_of_the_heuristic_is_compiled(dtype: torch.dtype, dim: int) -> None:
     """Batches drawn at random come to no program that is not among the variants."""
-    compiled = {variant.key for variant in aot.variants([dtype], [dim])}
+    compiled = {variant.key for variant in aot.variants([dtype], [dim], every=True)}
     drawn = random.Random(dim)
-    for _ in range(300):
-        batch, rows = int(2 ** drawn.uniform(0, 12)), int(2 ** drawn.uniform(0, 16))
-        hidden = torch.empty(batch, rows, dim, dtype=dtype, device="meta")
-        mask = torch.empty(batch, rows, dtype=torch.int64, device="meta")
-        call = PoolCall("mean", hidden, mask, normalize=dim <= 512 or dtype != torch.float64)
-        key = aot.key_of(aot.plan_pool(call, aot.Device("test", drawn.choice(aot.PROCESSORS))), "mean(int64 mask)")
-        assert key in compiled, (batch, rows)
+    for call in drawn_calls(dtype, dim, 500):
+        launch = aot.plan_pool(call, aot.Device("test", drawn.choice(aot.PROCESSORS)))
+        assert aot.key_of(launch) in compiled, call
 
 
-@pytest.mark.parametrize("dim", [64, 384, 1024])
-def test_every_choice_for_gradients_is_compiled(dim: int) -> None:
+@pytest.mark.parametrize(("dtype", "dim"), WIDTHS, ids=str)
+def test_every_choice_for_gradients_is_compiled(dtype: torch.dtype, dim: int) -> None:
     """Likewise."""
-    compiled = {variant.key for variant in aot.variants([torch.bfloat16], [dim])}
+    compiled = {variant.key for variant in aot.variants([dtype], [dim], every=True)}
     drawn = random.Random(dim)
-    for _ in range(100):
-        batch, rows = int(2 ** drawn.uniform(0, 12)), int(2 ** drawn.uniform(0, 16))
-        hidden = torch.empty(batch * rows, dim, dtype=torch.bfloat16, device="meta")
-        cu_seqlens = torch.empty(batch + 1, dtype=torch.int32, device="meta")
-        gradient = torch.empty(batch, dim, dtype=torch.float32, device="meta")
-        call = PoolBackwardCall(PoolCall("max", hidden, cu_seqlens=cu_seqlens), gradient, gradient)
-        for launch in aot.plan_pool_backward(call, aot.Device("test", drawn.choice(aot.PROCESSORS))):
-            what = f"gradient of hidden {aot.kernel_name(launch)} max(cu_seqlens)"
-            assert aot.key_of(launch, what) in compiled, (batch, rows)
+    for call in drawn_calls(dtype, dim, 300):
+        if call.normalize:  # gradients are those of a result that is not
+            continue
+        gradient = torch.empty(call.batch, dim, dtype=accumulator(dtype), device="meta")
+        of_weights = call.weights is not None and drawn.random() < 0.5
+        backward = PoolBackwardCall(call, gradient, gradient, of_weights)
+        for launch in aot.plan_pool_backward(backward, aot.Device("test", drawn.choice(aot.PROCESSORS))):
+            assert aot.key_of(launch) in compiled, call
+
+
+def test_usual_spellings_come_to_every_configuration() -> None:
+    """The others differ in what is given, not in what is compiled in."""
+
+    def configurations(every: bool) -> set[object]:
+        found = aot.variants([torch.bfloat16], [384], every=every)
+        return {(variant.key[0], *variant.key[2:]) for variant in found if variant.launch.arguments.get("NORMALIZE", 1)}
+
+    assert configurations(every=False) == configurations(every=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
@@ -84,9 +107,85 @@ def test_what_is_wrong_is_said() -> None:
     good = aot.Report(registers=100, spills=0, shared=0, load=16, store=4)
     assert good.complaint(wide=("load",)) is None
     assert good.complaint(wide=("load", "store")) == "the widest store of aligned rows is 4 bytes"
-    assert aot.Report(128, 8, 0, 16, 16).complaint(wide=()) == "8 bytes spilled"
-    assert aot.Report(100, 0, 0, 16, 16, 1).complaint(wide=()) == "1 multiply-adds are fused"
+    assert aot.Report(128, 8, 0, 16, 16).complaint() == "8 bytes spilled"
     assert aot.Report(100, 0, 0, 8, 16).complaint(wide=("load",)) == "the widest load of aligned rows is 8 bytes"
+
+
+# As Triton writes it: what comes before an arrival, and what is read behind it.
+ALONE = """
+.visible .entry pool_kernel(.param .u64 .ptr .global .align 1 pool_kernel_param_0)
+\tld.param.b64 \t%rd1, [pool_kernel_param_0];
+\t// fma.rn.f32 in a comment
+$L__BB0_1:
+\tmad.lo.s32 \t%r1, %r2, %r3, %r4;
+\t@%p1 ld.global.v4.b32 { %r5, %r6, %r7, %r8 }, [ %rd1 + 0 ];
+\tadd.rn.f32 \t%r9, %r5, %r6;
+\tdiv.rn.f32 \t%r10, %r9, %r7;
+\t@!%p1 bra \t$L__BB0_1;
+\tst.global.b64 \t[%rd1], %rd2;
+"""
+MEETING = (
+    ALONE
+    + """
+\t@%p2 atom.global.gpu.acq_rel.add.u32 %r11, [ %rd3 + 0 ], %r12;
+\tbar.sync \t0;
+\t@%p3 ld.global.cg.v4.b32 { %r13, %r14, %r15, %r16 }, [ %rd4 + 0 ];
+\tld.global.cg.b64 \t%rd5, [%rd6];
+"""
+)
+MINIMUM = "\tatom.global.gpu.relaxed.min.s32 %r1, [ %rd1 + 0 ], %r2;\n"
+
+
+def complaint(ptx: str, meets: bool) -> str | None:
+    return aot.read_ptx(ptx, registers=64, spills=0, shared=0).complaint(("load",), meets)
+
+
+def test_ptx_is_read() -> None:
+    found = aot.read_ptx(MEETING, registers=64, spills=0, shared=1024)
+    assert found == aot.Report(64, 0, 1024, 16, 8, (), ("atom.global.gpu.acq_rel.add.u32",), 0, 2)
+    assert complaint(MEETING, meets=True) is None
+    assert complaint(ALONE, meets=False) is None
+    assert complaint(ALONE + MINIMUM, meets=False) is None
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        "add.rn.ftz.f32", "div.approx.f32", "div.full.f32", "rcp.approx.ftz.f64", "fma.rn.f32", "fma.rn.f64",
+        "fma.rn.bf16x2", "mad.rn.f32", "ex2.approx.ftz.f32",
+    ],
+)  # fmt: skip
+def test_operations_that_round_otherwise_are_found(operation: str) -> None:
+    for before in ("\t", "\t@%p1 "):
+        doctored = f"{ALONE}{before}{operation} \t%r1, %r2, %r3;\n"
+        assert complaint(doctored, meets=False) == f"not rounded as IEEE's: {operation}"
+
+
+ARRIVAL = "atom.global.gpu.acq_rel.add.u32"
+
+
+@pytest.mark.parametrize(
+    ("ptx", "meets", "words"),
+    [
+        (MEETING, False, "1 atomic operations acquire and release, not 0"),
+        (ALONE, True, "0 atomic operations acquire and release, not 1"),
+        (MEETING.replace("acq_rel", "relaxed"), True, "0 atomic operations acquire and release, not 1"),
+        (MEETING.replace("acq_rel", "release"), True, "0 atomic operations acquire and release, not 1"),
+        (MEETING.replace("acq_rel", "acquire"), True, "0 atomic operations acquire and release, not 1"),
+        (MEETING.replace("gpu.acq_rel", "cta.acq_rel"), True, "0 atomic operations acquire and release, not 1"),
+        (f"{MEETING}\t{ARRIVAL} %r1, [%rd1], %r2;\n", True, "2 atomic operations acquire and release, not 1"),
+        (f"{ALONE}\tred.global.gpu.relaxed.add.f32 [%rd1], %r2;\n", False, "red.global.gpu.relaxed.add.f32"),
+        (f"{MEETING}\tatom.global.gpu.relaxed.add.f64 %rd2, [%rd1], %rd2;\n", True, "whose order may matter"),
+        (f"{ALONE}\tatom.global.gpu.relaxed.min.f32 %r1, [%rd1], %r2;\n", False, "whose order may matter"),
+        (f"{ALONE}\tatom.global.add.s32 %r1, [%rd1], %r2;\n", False, "whose order may matter"),
+        (MEETING.replace("global.cg.b64", "global.b64"), True, "1 of 2 loads of other programs' states are not .cg"),
+        (MEETING.replace("ld.global.cg", "ld.global.ca"), True, "2 of 2 loads of other programs' states are not .cg"),
+    ],
+)  # fmt: skip
+def test_memory_that_is_shared_otherwise_is_found(ptx: str, meets: bool, words: str) -> None:
+    found = complaint(ptx, meets)
+    assert found is not None
+    assert words in found
 
 
 def test_a_wrong_variant_is_an_exit_status_of_1(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,6 +194,16 @@ def test_a_wrong_variant_is_an_exit_status_of_1(capsys: pytest.CaptureFixture[st
     *lines, total = capsys.readouterr().out.splitlines()
     assert all("FAILED: " in line for line in lines)
     assert total == f"{len(lines)} variants, {len(lines)} wrong"
+
+
+def test_every_spelling_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(triton_backend, "INTERPRETED", False)  # nothing is compiled here
+    monkeypatch.setattr(aot, "run", lambda *arguments: asked.append(arguments) or 0)
+    for more in ([], ["--every"]):
+        assert cli.main(["aot", "cuda:90", "--dtype", "float64", "--dim", "64", "--jobs", "3", *more]) == 0
+    target = aot.parse_target("cuda:90")
+    assert asked == [([target], ["float64"], [64], 3, False), ([target], ["float64"], [64], 3, True)]
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,10 @@ from .plan import Device, plan_normalize, plan_normalize_backward, plan_pool, pl
 
 DIMS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 3584, 4096, 5120, 8192, 16384)
 PROCESSORS = (108, 132, 148, 304)  # of an A100, an H100 or H200, a B200, an MI300X
-# (batch, rows) that bring out every configuration of the heuristic; a test draws others and finds no more.
-SHAPES = tuple(product((1, 8, 64, 1024), (16, 32, 64, 128, 256, 512, 1024, 4096, 32768)))
+# (batch, rows) that bring out every configuration of the heuristic, and of gradients; a test draws others and finds no
+# more.
+SHAPES = tuple(product((2**k for k in range(13)), (2**k for k in range(16))))
+GRADIENT_SHAPES = ((8, 512), (8, 4096))
 
 
 # What a kernel does with aligned rows, by LOAD_BYTES a thread.
@@ -59,6 +61,11 @@ class Variant:
         """What has to be LOAD_BYTES wide."""
         return WIDE[kernel_name(self.launch)] if self.launch.arguments.get("VECTOR", 1) > 1 else ()
 
+    @property
+    def meets(self) -> bool:
+        """Whether its programs may have parts of one segment."""
+        return not self.launch.arguments.get("WHOLE", True)
+
 
 def kernel_name(launch: Launch) -> str:
     name: str = launch.kernel.fn.__name__
@@ -69,22 +76,35 @@ def kernel_name(launch: Launch) -> str:
 class Report:
     """What a variant became on a target: registers of a thread, bytes of them spilled to memory, bytes of shared
     memory, bytes of a thread's widest load and widest store, of token states and their gradient where those are the
-    widest; fused multiply-adds, which round once where the canonical order rounds twice (on AMD they cannot be told
-    from those of a division)."""
+    widest. For NVIDIA's alone: operations that do not round once, as IEEE's, to the nearest, subnormals too; atomic
+    operations; loads of what other programs have left that the L1 cache may serve, and those that go past it. (On AMD
+    operations cannot be told from those of a division, and units do not meet.)"""
 
     registers: int
     spills: int
     shared: int
     load: int
     store: int
-    fused: int = 0
+    inexact: tuple[str, ...] = ()
+    atomics: tuple[str, ...] = ()
+    cached: int = 0
+    uncached: int = 0
 
-    def complaint(self, wide: Sequence[str]) -> str | None:
-        """What is wrong with it, if anything. `wide`: what has to be LOAD_BYTES wide."""
+    def complaint(self, wide: Sequence[str] = (), meets: bool = False) -> str | None:
+        """What is wrong with it, if anything. `wide`: what has to be LOAD_BYTES wide; `meets`: units of a segment meet
+        in an arrival tree, which takes one atomic operation; beside it only the minimum of integers is allowed."""
         if self.spills:
             return f"{self.spills} bytes spilled"
-        if self.fused:
-            return f"{self.fused} multiply-adds are fused"
+        if self.inexact:
+            return f"not rounded as IEEE's: {', '.join(self.inexact)}"
+        arrivals = [name for name in self.atomics if {"acq_rel", "gpu"} <= {*name.split(".")}]
+        if len(arrivals) != meets:
+            return f"{len(arrivals)} atomic operations acquire and release, not {int(meets)}"
+        others = [name for name in self.atomics if name not in arrivals and not re.search(r"\.min\.[su]\d+$", name)]
+        if others:
+            return f"atomic operations whose order may matter: {', '.join(others)}"
+        if meets and (self.cached or not self.uncached):
+            return f"{self.cached} of {self.cached + self.uncached} loads of other programs' states are not .cg"
         for what in wide:
             if getattr(self, what) < LOAD_BYTES:
                 return f"the widest {what} of aligned rows is {getattr(self, what)} bytes"
@@ -95,82 +115,138 @@ def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _calls(mode: str, weighted: bool, dtype: torch.dtype, dim: int) -> Iterator[PoolCall]:
-    """The usual spellings of every shape. What strides and lengths are does not matter, only what is there."""
-    for batch, rows in SHAPES:
-        index, cu = _empty(batch, dtype=torch.int64), _empty(batch + 1, dtype=torch.int32)
-        padded, packed = _empty(batch, rows, dim, dtype=dtype), _empty(batch * rows, dim, dtype=dtype)
-        weights = _empty(batch, rows, dtype=torch.float32) if weighted else None
-        flat = None if weights is None else weights.view(-1)
-        for normalize in (False, True):
-            mask = _empty(batch, rows, dtype=torch.int64 if normalize else torch.bool)
-            yield PoolCall(mode, padded, mask, weights=weights, normalize=normalize)
-        yield PoolCall(mode, padded, ends=index, weights=weights, normalize=True)
-        yield PoolCall(mode, packed, cu_seqlens=cu, weights=flat, normalize=True)
-        yield PoolCall(mode, packed, starts=index, ends=index, weights=flat, normalize=True)
+@dataclass(frozen=True)
+class Spelling:
+    """What a call gives besides token states and weights."""
+
+    padded: bool
+    bounds: tuple[str, ...]
+    masked: bool
+
+    @property
+    def layout(self) -> "Spelling":
+        """With nothing that it can do without."""
+        return Spelling(self.padded, () if self.padded else self.bounds, False)
 
 
-def _backward_calls(call: PoolCall) -> Iterator[PoolBackwardCall]:
-    gradient = _empty(call.batch, call.hidden.shape[-1], dtype=accumulator(call.hidden.dtype))
-    for of_weights in (False, True) if call.weights is not None else (False,):
-        yield PoolBackwardCall(call, gradient, gradient, of_weights)
+# Every spelling, and the usual ones, which come to the same code as the others but for a bound that is loaded or not.
+SPELLINGS = tuple(
+    Spelling(padded, bounds, masked)
+    for padded, every in (
+        (True, ((), ("starts",), ("ends",), ("starts", "ends"))),
+        (False, (("cu_seqlens",), ("starts", "ends"))),
+    )
+    for bounds in every
+    for masked in (True, False)
+)
+USUAL = tuple(
+    one for one in SPELLINGS if not one.padded or (one.bounds, one.masked) in (((), True), (("ends",), False))
+)
+# A mode of every family, one that reads one token, and weights, which are one more argument.
+FAMILY_MODES = (("mean", False), ("max", False), ("last", False), ("weighted_mean", False), ("weighted_mean", True))
 
 
-# A mode of every family; weights are one more argument.
-FAMILY_MODES = (("mean", False), ("max", False), ("weighted_mean", False), ("weighted_mean", True))
+def make_call(
+    mode: str,
+    dtype: torch.dtype,
+    dim: int,
+    shape: tuple[int, int],
+    spelling: Spelling,
+    normalize: bool,
+    weighted: bool,
+) -> PoolCall:
+    """Of (batch, rows). What strides and lengths are does not matter, only what is there."""
+    batch, rows = shape
+    per_token = (batch, rows) if spelling.padded else (batch * rows,)
+    arguments = {
+        name: _empty(batch + 1, dtype=torch.int32) if name == "cu_seqlens" else _empty(batch, dtype=torch.int64)
+        for name in spelling.bounds
+    }
+    if spelling.masked:
+        arguments["mask"] = _empty(*per_token, dtype=torch.int64 if normalize else torch.bool)
+    if weighted:
+        arguments["weights"] = _empty(*per_token, dtype=torch.float32)
+    return PoolCall(mode, _empty(*per_token, dim, dtype=dtype), normalize=normalize, **arguments)
 
 
-def key_of(launch: Launch, what: str) -> tuple[object, ...]:
-    """What makes a machine program: constants, types, warps, and `what` is given."""
-    constants = tuple((k, v) for k, v in launch.arguments.items() if k.isupper())
-    types = tuple(v.dtype for v in launch.arguments.values() if isinstance(v, Tensor))
-    return what, types, constants, launch.options["num_warps"]
+def _spelled(call: PoolCall) -> str:
+    given = [name for name in ("weights", "cu_seqlens", "starts", "ends") if getattr(call, name) is not None]
+    if call.mask is not None:
+        given.insert(0, f"{str(call.mask.dtype).removeprefix('torch.')} mask")
+    return ", ".join(["padded" if call.padded else "packed", *given])
 
 
-def variants(dtypes: Sequence[torch.dtype], dims: Sequence[int], lanes: int = 32, splits: bool = True) -> list[Variant]:
-    """The machine programs that calls of these dtypes and widths come to: every configuration that the heuristic can
-    choose, in every family and the usual spellings. Other types of indices and masks, other combinations
-    of bounds, and a result of another dtype are programs of their own, which differ in a load, a comparison or a
-    store."""
-    found: dict[tuple[object, ...], Variant] = {}
-
-    def add(launch: Launch, dtype: torch.dtype, what: str) -> None:
-        constants = {k: int(v) for k, v in launch.arguments.items() if k.isupper()}
-        shown = [f"{k.lower()}={constants[k]}" for k in ("COLUMNS", "LEAVES", "LEVELS", "SCAN") if k in constants]
-        flags = [k.lower() for k in ("WHOLE", "NORMALIZE") if constants.get(k)]
-        unaligned = ["unaligned"] if constants.get("VECTOR") == 1 else []
-        name = [
-            what,
-            str(dtype).removeprefix("torch."),
-            *shown,
-            f"warps={launch.options['num_warps']}",
-            *flags,
-            *unaligned,
-        ]
-        key = key_of(launch, what)
-        found.setdefault(key, Variant(" ".join(name), launch, key))
-
-    for dtype, dim in product(dtypes, dims):
-        for mode, weighted in FAMILY_MODES:
-            for call in _calls(mode, weighted, dtype, dim):
-                given = [
-                    name for name in ("weights", "cu_seqlens", "starts", "ends") if getattr(call, name) is not None
-                ]
-                if call.mask is not None:
-                    given.insert(0, f"{str(call.mask.dtype).removeprefix('torch.')} mask")
-                spelled = f"({', '.join(given)})"
-                for count in PROCESSORS:
-                    add(plan_pool(call, Device("aot", count, lanes, splits)), dtype, mode + spelled)
-                for backward in _backward_calls(call):
-                    of = "weights" if backward.of_weights else "hidden"
-                    for launch in plan_pool_backward(backward, Device("aot", 1, lanes)):
-                        add(launch, dtype, f"gradient of {of} {kernel_name(launch)} {mode}{spelled}")
-        x, one = _empty(1, dim, dtype=dtype), Device("aot", 1, lanes)
-        for spelled, dims in (("", None), ("(dims)", _empty(1, dtype=torch.int32))):
-            add(plan_normalize(x, 1e-12, x, one, dims), dtype, f"l2_normalize{spelled}")
-            gradient = NormalizeBackwardCall(NormalizeCall(x, dims=dims), _empty(1, dim, dtype=accumulator(dtype)))
-            add(plan_normalize_backward(gradient, one), dtype, f"gradient of l2_normalize{spelled}")
+@cache
+def _choices(
+    mode: str, dtype: torch.dtype, dim: int, layout: Spelling, normalize: bool, lanes: int, splits: bool
+) -> list[tuple[tuple[int, int], int]]:
+    """Shapes and numbers of processors, one of each for every configuration that the heuristic chooses. It does not
+    look at more than the layout."""
+    found: dict[tuple[object, ...], tuple[tuple[int, int], int]] = {}
+    for shape in SHAPES:
+        call = make_call(mode, dtype, dim, shape, layout, normalize, weighted=False)
+        for count in PROCESSORS:
+            found.setdefault(key_of(plan_pool(call, Device("aot", count, lanes, splits))), (shape, count))
     return list(found.values())
+
+
+def _launches(dtype: torch.dtype, dim: int, lanes: int, splits: bool, every: bool) -> Iterator[tuple[str, Launch]]:
+    """What calls of this dtype and width come to, and from what."""
+    spellings = SPELLINGS if every else USUAL
+    for mode, weighted in FAMILY_MODES:
+        for normalize in (False, True):
+            for spelling in spellings if every or normalize else USUAL[:1]:
+                for shape, count in _choices(mode, dtype, dim, spelling.layout, normalize, lanes, splits):
+                    call = make_call(mode, dtype, dim, shape, spelling, normalize, weighted)
+                    yield f"{mode}({_spelled(call)})", plan_pool(call, Device("aot", count, lanes, splits))
+        for shape, spelling in product(GRADIENT_SHAPES, spellings):
+            call = make_call(mode, dtype, dim, shape, spelling, False, weighted)
+            gradient = _empty(call.batch, dim, dtype=accumulator(dtype))
+            for of_weights in (False, True) if weighted else (False,):
+                of = "weights" if of_weights else "hidden"
+                backward = PoolBackwardCall(call, gradient, gradient, of_weights)
+                for launch in plan_pool_backward(backward, Device("aot", 1, lanes)):
+                    yield f"gradient of {of} {kernel_name(launch)} {mode}({_spelled(call)})", launch
+    x, one = _empty(1, dim, dtype=dtype), Device("aot", 1, lanes)
+    for spelled, dims in (("", None), ("(dims)", _empty(1, dtype=torch.int32))):
+        yield f"l2_normalize{spelled}", plan_normalize(x, 1e-12, x, one, dims)
+        gradient_call = NormalizeBackwardCall(NormalizeCall(x, dims=dims), _empty(1, dim, dtype=accumulator(dtype)))
+        yield f"gradient of l2_normalize{spelled}", plan_normalize_backward(gradient_call, one)
+
+
+def key_of(launch: Launch) -> tuple[object, ...]:
+    """What makes a machine program: constants, options, and the types of what is given."""
+    types = tuple(v.dtype if isinstance(v, Tensor) else v is None for v in launch.arguments.values())
+    constants = tuple((name, int(v)) for name, v in launch.arguments.items() if name.isupper())
+    return kernel_name(launch), types, constants, *launch.options.values()
+
+
+def variants(
+    dtypes: Sequence[torch.dtype], dims: Sequence[int], lanes: int = 32, splits: bool = True, every: bool = False
+) -> list[Variant]:
+    """The machine programs that calls of these dtypes and widths come to: every configuration that the heuristic can
+    choose, in every family, and in the usual spellings or every one. Other types of indices, masks and weights, and a
+    result of another dtype are programs of their own, which differ in a load, a comparison or a store."""
+    found: dict[tuple[object, ...], Variant] = {}
+    for dtype, dim in product(dtypes, dims):
+        for what, launch in _launches(dtype, dim, lanes, splits, every):
+            key = key_of(launch)
+            if key not in found:
+                found[key] = Variant(_name(what, dtype, launch), launch, key)
+    return list(found.values())
+
+
+def _name(what: str, dtype: torch.dtype, launch: Launch) -> str:
+    constants = {name: int(v) for name, v in launch.arguments.items() if name.isupper()}
+    shown = [
+        f"{name.lower()}={constants[name]}"
+        for name in ("COLUMNS", "LEAVES", "LEVELS", "ROWS", "SCAN")
+        if name in constants
+    ]
+    flags = [name.lower() for name in ("WHOLE", "NORMALIZE") if constants.get(name)]
+    unaligned = ["unaligned"] if constants.get("VECTOR") == 1 else []
+    warps = f"warps={launch.options['num_warps']}"
+    return " ".join([what, str(dtype).removeprefix("torch."), *shown, warps, *flags, *unaligned])
 
 
 class _Nowhere:
@@ -217,21 +293,48 @@ def _read_nvidia(compiled: Any) -> Report:
         command = [str(tool), "--dump-resource-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     numbers = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    # Token states: nothing else is as wide, but for states of the arrival tree, which are read past the L1 cache.
-    ptx = compiled.asm["ptx"]
+    spilled = numbers["STACK"] + numbers["LOCAL"]
+    return read_ptx(compiled.asm["ptx"], numbers["REG"], spilled, compiled.metadata.shared)
 
-    def widest(instruction: str) -> int:
-        found = re.findall(rf"{instruction}(?:\.\w+)*?(?:\.v(\d))?\.[busf](\d+)", ptx)
-        return max((int(elements or 1) * int(bits) // 8 for elements, bits in found), default=0)
 
+# An instruction of PTX, which a predicate may stand before; not a directive, a comment or a label.
+INSTRUCTION = re.compile(r"^[ \t{]*(?:@!?%\w+[ \t]+)?([a-z]\w*(?:\.[\w:]+)+)", re.MULTILINE)
+
+
+def read_ptx(ptx: str, registers: int, spills: int, shared: int) -> Report:
+    """What a program's text says, beside what the machine code does."""
+    names: list[str] = INSTRUCTION.findall(ptx)
+    inexact = {name for name in names if _is_inexact(name.split("."))}
+    atomics = [name for name in names if name.startswith(("atom.", "red."))]
+    # Behind their arrival programs load nothing but what others have left.
+    arrival = next((at for at, name in enumerate(names) if "acq_rel" in name.split(".")), len(names))
+    loads = [name.split(".") for name in names[arrival:] if name.startswith("ld.global")]
+    cached = [parts for parts in loads if "cg" not in parts]
+    # Token states: nothing else is as wide, but for states of the arrival tree.
     return Report(
-        numbers["REG"],
-        numbers["STACK"] + numbers["LOCAL"],
-        compiled.metadata.shared,
-        widest(r"ld\.global(?!\.cg)"),
-        widest(r"st\.global"),
-        len(re.findall(r"\bfma\.", ptx)),
+        registers,
+        spills,
+        shared,
+        max((_width(name) for name in names if name.startswith("ld.global") and ".cg" not in name), default=0),
+        max((_width(name) for name in names if name.startswith("st.global")), default=0),
+        tuple(sorted(inexact)),
+        tuple(atomics),
+        len(cached),
+        len(loads) - len(cached),
     )
+
+
+def _is_inexact(parts: list[str]) -> bool:
+    """Of an instruction's name: subnormals to zero, an approximation, or a multiply-add of floats, which rounds once
+    where the canonical order rounds twice."""
+    fused = parts[0] in ("fma", "mad") and re.fullmatch(r"b?f\d+(x2)?", parts[-1]) is not None
+    return fused or not {"ftz", "approx", "full"}.isdisjoint(parts)
+
+
+def _width(name: str) -> int:
+    """Bytes that an access by this name moves."""
+    found = re.search(r"(?:\.v(\d))?\.[busf](\d+)$", name)
+    return int(found[1] or 1) * int(found[2]) // 8 if found else 0
 
 
 _AMD_BYTES = {"byte": 1, "short": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
@@ -252,15 +355,15 @@ def _read_amd(compiled: Any) -> Report:
 
 
 @cache
-def _variants(dtype: str, dim: int, target: GPUTarget) -> list[Variant]:
-    return variants([getattr(torch, dtype)], [dim], target.warp_size, splits=target.backend == "cuda")
+def _variants(dtype: str, dim: int, target: GPUTarget, every: bool) -> list[Variant]:
+    return variants([getattr(torch, dtype)], [dim], target.warp_size, target.backend == "cuda", every)
 
 
-def _compile(job: tuple[GPUTarget, str, int, int]) -> tuple[str, Report | str]:
+def _compile(job: tuple[GPUTarget, str, int, bool, int]) -> tuple[str, Report | str]:
     """A report, or what went wrong. Jobs are named, not handed over: kernels and plans do not travel between
     processes."""
-    target, dtype, dim, index = job
-    variant = _variants(dtype, dim, target)[index]
+    target, dtype, dim, every, index = job
+    variant = _variants(dtype, dim, target, every)[index]
     try:
         return variant.name, compile_variant(variant, target)
     except Exception as error:  # whatever it is, the others are still to be compiled
@@ -268,26 +371,29 @@ def _compile(job: tuple[GPUTarget, str, int, int]) -> tuple[str, Report | str]:
         return variant.name, f"{type(error).__name__}: {words[-1]}"
 
 
-def run(targets: Sequence[GPUTarget], dtypes: Sequence[str], dims: Sequence[int], jobs: int) -> int:
-    """Compiles and prints, a line each and a total; 1 if any failed, spills, or loads or stores aligned rows by too
-    little, else 0."""
+def run(
+    targets: Sequence[GPUTarget], dtypes: Sequence[str], dims: Sequence[int], jobs: int, every: bool = False
+) -> int:
+    """Compiles and prints, a line each and a total; 1 if any failed or has a complaint, else 0."""
     work = []
     for target in targets:
         seen: set[tuple[object, ...]] = set()
         for dtype, dim in product(dtypes, dims):
-            for index, variant in enumerate(_variants(dtype, dim, target)):
+            for index, variant in enumerate(_variants(dtype, dim, target, every)):
                 if variant.key not in seen:
                     seen.add(variant.key)
-                    work.append((target, dtype, dim, index))
+                    work.append((target, dtype, dim, every, index))
     wrong = 0
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for (target, dtype, dim, index), (name, found) in zip(work, pool.map(_compile, work, chunksize=8), strict=True):
+        for job, (name, found) in zip(work, pool.map(_compile, work, chunksize=8), strict=True):
+            target, dtype, dim, _, index = job
             head = f"{target.backend}:{target.arch}  {name}"
             if isinstance(found, str):
                 wrong += 1
                 print(f"{head}  FAILED: {found}", flush=True)
                 continue
-            complaint = found.complaint(_variants(dtype, dim, target)[index].wide)
+            variant = _variants(dtype, dim, target, every)[index]
+            complaint = found.complaint(variant.wide, variant.meets)
             wrong += complaint is not None
             print(
                 f"{head}  registers {found.registers}  spills {found.spills}  shared {found.shared}  load {found.load}"

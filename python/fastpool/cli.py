@@ -70,12 +70,14 @@ def _parser() -> argparse.ArgumentParser:
         help="compile the Triton kernels ahead of time, without a GPU",
         description="Compiles every configuration of the Triton kernels that the heuristic can choose, for GPUs that "
         "need not be there, and prints registers, bytes spilled, shared memory and the widest load of token states of "
-        "each. Fills Triton's cache as the first calls would. Exits with 1 if a variant fails to compile, spills, or "
-        "loads aligned rows by less than 16 bytes a thread.",
+        "each. Fills Triton's cache as the first calls would. Exits with 1 if a variant fails to compile, spills, "
+        "loads aligned rows by less than 16 bytes a thread, rounds otherwise than IEEE's operations do, or shares "
+        "memory with other programs in another way than the arrival tree does.",
     )
     aot.add_argument("targets", metavar="TARGET", nargs="+", help="cuda:90, hip:gfx942, ...")
     aot.add_argument("--dtype", action="append", choices=_FLOATS, help="of the token states (all); may be repeated")
     aot.add_argument("--dim", metavar="H", action="append", type=_positive, help="hidden sizes (common ones)")
+    aot.add_argument("--every", action="store_true", help="in every spelling of a call, not the usual ones alone")
     aot.add_argument("--jobs", metavar="N", type=_positive, default=os.cpu_count(), help="processes (%(default)s)")
     aot.set_defaults(run=_aot)
 
@@ -150,7 +152,8 @@ def _aot(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"fastpool aot: {error}", file=sys.stderr)
         return 2
-    status: int = aot.run(targets, arguments.dtype or _FLOATS, arguments.dim or aot.DIMS, arguments.jobs)
+    dtypes, dims = arguments.dtype or _FLOATS, arguments.dim or aot.DIMS
+    status: int = aot.run(targets, dtypes, dims, arguments.jobs, arguments.every)
     return status
 
 
