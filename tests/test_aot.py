@@ -111,11 +111,12 @@ def test_what_is_wrong_is_said() -> None:
     assert aot.Report(100, 0, 0, 8, 16).complaint(wide=("load",)) == "the widest load of aligned rows is 8 bytes"
 
 
-# As Triton writes it: what comes before an arrival, and what is read behind it.
+# As Triton writes it: what every program may do, and the meeting in an arrival tree, which may stand anywhere. The
+# first parameter points to token states, the second to what other programs have left.
 ALONE = """
 .visible .entry pool_kernel(.param .u64 .ptr .global .align 1 pool_kernel_param_0)
 \tld.param.b64 \t%rd1, [pool_kernel_param_0];
-\t// fma.rn.f32 in a comment
+\t// fma.rn.f32 in a comment;
 $L__BB0_1:
 \tmad.lo.s32 \t%r1, %r2, %r3, %r4;
 \t@%p1 ld.global.v4.b32 { %r5, %r6, %r7, %r8 }, [ %rd1 + 0 ];
@@ -124,24 +125,26 @@ $L__BB0_1:
 \t@!%p1 bra \t$L__BB0_1;
 \tst.global.b64 \t[%rd1], %rd2;
 """
-MEETING = (
-    ALONE
-    + """
-\t@%p2 atom.global.gpu.acq_rel.add.u32 %r11, [ %rd3 + 0 ], %r12;
-\tbar.sync \t0;
-\t@%p3 ld.global.cg.v4.b32 { %r13, %r14, %r15, %r16 }, [ %rd4 + 0 ];
-\tld.global.cg.b64 \t%rd5, [%rd6];
+ARRIVING = """
+\tld.param.b64 \t%rd3, [pool_kernel_param_1];
+\tadd.s64 \t%rd4, %rd3, %rd9;
+$L__BB0_2:
+\tmov.b64 \t%rd5, %rd6;
+\t@%p3 ld.global.cg.v4.b32 { %r13, %r14, %r15, %r16 }, [ %rd5 + 0 ];
+\tadd.s64 \t%rd6, %rd4, 16;
+\tld.global.cg.b64 \t%rd7, [%rd3];
+\t@%p2 atom.global.gpu.acq_rel.add.u32 %r11, [ %rd8 + 0 ], %r12;
 """
-)
+MEETING = ALONE + ARRIVING
 MINIMUM = "\tatom.global.gpu.relaxed.min.s32 %r1, [ %rd1 + 0 ], %r2;\n"
 
 
 def complaint(ptx: str, meets: bool) -> str | None:
-    return aot.read_ptx(ptx, registers=64, spills=0, shared=0).complaint(("load",), meets)
+    return aot.read_ptx(ptx, registers=64, spills=0, shared=0, left=[1]).complaint(("load",), meets)
 
 
 def test_ptx_is_read() -> None:
-    found = aot.read_ptx(MEETING, registers=64, spills=0, shared=1024)
+    found = aot.read_ptx(MEETING, registers=64, spills=0, shared=1024, left=[1])
     assert found == aot.Report(64, 0, 1024, 16, 8, (), ("atom.global.gpu.acq_rel.add.u32",), 0, 2)
     assert complaint(MEETING, meets=True) is None
     assert complaint(ALONE, meets=False) is None
@@ -178,8 +181,8 @@ ARRIVAL = "atom.global.gpu.acq_rel.add.u32"
         (f"{MEETING}\tatom.global.gpu.relaxed.add.f64 %rd2, [%rd1], %rd2;\n", True, "whose order may matter"),
         (f"{ALONE}\tatom.global.gpu.relaxed.min.f32 %r1, [%rd1], %r2;\n", False, "whose order may matter"),
         (f"{ALONE}\tatom.global.add.s32 %r1, [%rd1], %r2;\n", False, "whose order may matter"),
-        (MEETING.replace("global.cg.b64", "global.b64"), True, "1 of 2 loads of other programs' states are not .cg"),
-        (MEETING.replace("ld.global.cg", "ld.global.ca"), True, "2 of 2 loads of other programs' states are not .cg"),
+        (MEETING.replace("global.cg.b64", "global.b64"), True, "1 past the L1 cache, 1 not"),
+        (MEETING.replace("ld.global.cg", "ld.global.ca"), True, "0 past the L1 cache, 2 not"),
     ],
 )  # fmt: skip
 def test_memory_that_is_shared_otherwise_is_found(ptx: str, meets: bool, words: str) -> None:

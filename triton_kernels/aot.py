@@ -28,7 +28,7 @@ from .config import LOAD_BYTES
 from .launch import Launch
 from .plan import Device, plan_normalize, plan_normalize_backward, plan_pool, plan_pool_backward
 
-DIMS = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 3584, 4096, 5120, 8192, 16384)
+DIMS = (8, 16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 3584, 4096, 5120, 8192, 16384)
 PROCESSORS = (108, 132, 148, 304)  # of an A100, an H100 or H200, a B200, an MI300X
 # (batch, rows) that bring out every configuration of the heuristic, and of gradients; a test draws others and finds no
 # more.
@@ -104,7 +104,7 @@ class Report:
         if others:
             return f"atomic operations whose order may matter: {', '.join(others)}"
         if meets and (self.cached or not self.uncached):
-            return f"{self.cached} of {self.cached + self.uncached} loads of other programs' states are not .cg"
+            return f"loads of other programs' states: {self.uncached} past the L1 cache, {self.cached} not"
         for what in wide:
             if getattr(self, what) < LOAD_BYTES:
                 return f"the widest {what} of aligned rows is {getattr(self, what)} bytes"
@@ -282,10 +282,10 @@ def compile_variant(variant: Variant, target: GPUTarget) -> Report:
     options = {k: v for k, v in launch.options.items() if target.backend == "cuda" or k != "maxnreg"}
     driver.set_active(_Nowhere(target))  # and stays: this process is for compiling
     compiled = launch.kernel.warmup(**arguments, **options, grid=launch.grid)
-    return _read_amd(compiled) if target.backend == "hip" else _read_nvidia(compiled)
+    return _read_amd(compiled) if target.backend == "hip" else _read_nvidia(compiled, launch)
 
 
-def _read_nvidia(compiled: Any) -> Report:
+def _read_nvidia(compiled: Any, launch: Launch) -> Report:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -294,22 +294,27 @@ def _read_nvidia(compiled: Any) -> Report:
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     numbers = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     spilled = numbers["STACK"] + numbers["LOCAL"]
-    return read_ptx(compiled.asm["ptx"], numbers["REG"], spilled, compiled.metadata.shared)
+    parameters = [name for name, value in launch.arguments.items() if value is not None and not name.isupper()]
+    left = [parameters.index(name) for name in ("states", "totals") if name in parameters]
+    return read_ptx(compiled.asm["ptx"], numbers["REG"], spilled, compiled.metadata.shared, left)
 
 
-# An instruction of PTX, which a predicate may stand before; not a directive, a comment or a label.
-INSTRUCTION = re.compile(r"^[ \t{]*(?:@!?%\w+[ \t]+)?([a-z]\w*(?:\.[\w:]+)+)", re.MULTILINE)
+# An instruction of PTX, which a predicate may stand before, and its operands; not a directive, a comment or a label.
+INSTRUCTION = re.compile(r"^[ \t{]*(?:@!?%\w+[ \t]+)?([a-z]\w*(?:\.[\w:]+)+)[ \t]+([^;]*);", re.MULTILINE)
 
 
-def read_ptx(ptx: str, registers: int, spills: int, shared: int) -> Report:
-    """What a program's text says, beside what the machine code does."""
-    names: list[str] = INSTRUCTION.findall(ptx)
-    inexact = {name for name in names if _is_inexact(name.split("."))}
-    atomics = [name for name in names if name.startswith(("atom.", "red."))]
-    # Behind their arrival programs load nothing but what others have left.
-    arrival = next((at for at, name in enumerate(names) if "acq_rel" in name.split(".")), len(names))
-    loads = [name.split(".") for name in names[arrival:] if name.startswith("ld.global")]
-    cached = [parts for parts in loads if "cg" not in parts]
+def read_ptx(ptx: str, registers: int, spills: int, shared: int, left: Sequence[int] = ()) -> Report:
+    """What a program's text says, beside what the machine code does. `left`: parameters that point to what other
+    programs leave, by their number."""
+    instructions: list[tuple[str, str]] = INSTRUCTION.findall(ptx)
+    names = [name for name, _ in instructions]
+    addresses = _reached(instructions, left)
+    loads = [
+        name
+        for name, operands in instructions
+        if name.startswith("ld.global") and not addresses.isdisjoint(re.findall(r"%\w+", operands.rpartition("[")[2]))
+    ]
+    uncached = [name for name in loads if "cg" in name.split(".")]
     # Token states: nothing else is as wide, but for states of the arrival tree.
     return Report(
         registers,
@@ -317,11 +322,30 @@ def read_ptx(ptx: str, registers: int, spills: int, shared: int) -> Report:
         shared,
         max((_width(name) for name in names if name.startswith("ld.global") and ".cg" not in name), default=0),
         max((_width(name) for name in names if name.startswith("st.global")), default=0),
-        tuple(sorted(inexact)),
-        tuple(atomics),
-        len(cached),
-        len(loads) - len(cached),
+        tuple(sorted({name for name in names if _is_inexact(name.split("."))})),
+        tuple(name for name in names if name.startswith(("atom.", "red."))),
+        len(loads) - len(uncached),
+        len(uncached),
     )
+
+
+def _reached(instructions: Sequence[tuple[str, str]], parameters: Sequence[int]) -> set[str]:
+    """Registers whose value is made from these parameters, but for what is loaded from where they point to."""
+    found: set[str] = set()
+    before = -1
+    while before < len(found):
+        before = len(found)
+        for name, operands in instructions:
+            to, _, of = operands.partition(",")
+            if name.startswith("ld.param"):
+                reached = any(f"_param_{number}]" in of for number in parameters)
+            else:
+                reached = not name.startswith(("ld.", "atom.", "setp.")) and any(
+                    register in found for register in re.findall(r"%\w+", of)
+                )
+            if reached:
+                found.add(to.strip())
+    return found
 
 
 def _is_inexact(parts: list[str]) -> bool:
