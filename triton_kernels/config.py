@@ -166,6 +166,7 @@ TILE_THREADS = 128
 # for. Left alone, ptxas takes up to twice as many to keep addresses.
 SHARE_REGISTERS = 96
 STRIP_BYTES = 2048  # of its widest row
+SEVERAL_ROWS = 16  # at most, where several segments may hold one: each row's own mask and weight take registers
 
 
 def tile(width: int, element_size: int) -> tuple[int, int]:
@@ -183,7 +184,7 @@ def chunk(rows: int, strips: int, tile_rows: int, processors: int) -> int:
     for all of them."""
 
     def each(per_processor: int) -> int:
-        return -(-rows * strips // (per_processor * processors))
+        return -(-rows // max(1, per_processor * processors // strips))
 
     return max(1, -(-max(each(16), min(LEAST_CHUNK, each(4))) // tile_rows)) * tile_rows
 

@@ -221,6 +221,7 @@ def plan_pool_backward(call: PoolBackwardCall, device: Device) -> list[Launch]:
     skew, mask_skew, weight_skew = (_skew(x, rows, padded) for x in (hidden.select(-1, 0), mask, weights))
     starts = pool.cu_seqlens if cu else pool.starts
     family = SUM if pool.mode in ONE_TOKEN else FAMILIES[pool.mode]
+    several = not padded and not cu  # segments may hold a row
     known = {
         "gradient": gradient, "result": call.result, "hidden": hidden, "out": out, "mask": mask, "weights": weights,
         "starts": None if starts is None else starts.contiguous(),
@@ -235,8 +236,9 @@ def plan_pool_backward(call: PoolBackwardCall, device: Device) -> list[Launch]:
     def planned(kernel: Any, grid: tuple[int, int, int], threads: int, **more: Any) -> Launch:
         values = {**known, **more}
         few = threads // device.lanes
-        one_segment = kernel is backward.share_kernel and (padded or cu)
-        most = config.SHARE_REGISTERS if one_segment else registers(few, shared=False)
+        most = registers(few, shared=False)
+        if kernel is backward.share_kernel and not several:
+            most = config.SHARE_REGISTERS if values["COLUMNS"] * element_size > LOAD_BYTES else registers(few)
         brought, fixed = {}, {}
         for name in kernel.arg_names:
             (brought if name in _TENSORS else fixed)[name] = values[name]
@@ -244,6 +246,9 @@ def plan_pool_backward(call: PoolBackwardCall, device: Device) -> list[Launch]:
 
     def over_chunks(kernel: Any, width: int, aligned: int, **more: Any) -> Launch:
         columns, tile_rows = config.tile(width, element_size)
+        if several:
+            one_load = config.TILE_THREADS * LOAD_BYTES // (columns * element_size)
+            tile_rows = min(tile_rows, max(config.SEVERAL_ROWS, one_load))
         strips = 1 if call.of_weights else -(-width // columns)
         total = batch * rows if padded else rows
         each = config.chunk(total, strips, tile_rows, device.processors)
