@@ -106,7 +106,9 @@ class PoolPlan:
     grid: tuple[int, int, int]
     shape: tuple[int, int]  # of the result
     dtype: torch.dtype
+    accumulator: torch.dtype
     slots: int  # for states of units; 0: every segment is one
+    counters: int  # of their arrival
     fixed: dict[str, Any]
     options: dict[str, Any]
     programs: dict[torch.device, Any] = field(default_factory=dict)
@@ -117,7 +119,7 @@ class PoolPlan:
         device = hidden.device
         states = totals = counter = None
         if self.slots:
-            states = torch.empty((self.slots, self.shape[1]), dtype=accumulator(hidden.dtype), device=device)
+            states = torch.empty((self.slots, self.shape[1]), dtype=self.accumulator, device=device)
             totals = torch.empty((self.slots, 2), dtype=torch.float64, device=device)
             counter = _COUNTER  # counters come with the launch
         brought = {
@@ -127,8 +129,7 @@ class PoolPlan:
             "ends": None if call.ends is None else call.ends.contiguous(),
             "states": states, "totals": totals, "arrivals": counter, "stale": counter, "stale_count": 0,
         }  # fmt: skip
-        counters = self.slots * self.grid[1]
-        return Launch(pool_kernel, self.grid, brought, self.fixed, self.options, counters, self.programs)
+        return Launch(pool_kernel, self.grid, brought, self.fixed, self.options, self.counters, self.programs)
 
 
 _COUNTER = torch.empty(0, dtype=torch.int32)  # what counters look like to the compiler
@@ -165,8 +166,8 @@ def make_pool_plan(call: PoolCall, device: Device) -> PoolPlan:
     }  # fmt: skip
     shared = FAMILIES[call.mode] is SUM or element_size < 8
     return PoolPlan(
-        (slots if cu and not whole else batch * programs, strips, 1), (batch, width), dtype, slots, fixed,
-        options(config.warps, config.registers or registers(config.warps, shared)),
+        (slots if cu and not whole else batch * programs, strips, 1), (batch, width), dtype, accumulator(hidden.dtype),
+        slots, slots * strips, fixed, options(config.warps, config.registers or registers(config.warps, shared)),
     )  # fmt: skip
 
 
@@ -176,75 +177,99 @@ def plan_pool(call: PoolCall, device: Device) -> Launch:
     return make_pool_plan(call, device).launch(call)
 
 
-def plan_normalize(x: Tensor, eps: float, out: Tensor, device: Device, dims: Tensor | None = None) -> Launch:
-    """The launch that normalises the first columns of x, as many as `out` has or dims say, into `out`; neither is
-    empty."""
-    element_size, width = x.element_size(), out.shape[-1]
-    x, outer_stride, inner_stride, inner = _two_strides(x)
+@dataclass(frozen=True)
+class Part:
+    """A launch but for the tensors `names`."""
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    names: tuple[str, ...]
+    fixed: dict[str, Any]
+    options: dict[str, Any]
+    programs: dict[torch.device, Any] = field(default_factory=dict)
+
+    def launch(self, tensors: dict[str, Any]) -> Launch:
+        brought = {name: tensors[name] for name in self.names}
+        return Launch(self.kernel, self.grid, brought, self.fixed, self.options, programs=self.programs)
+
+
+def make_normalize_plan(x: Tensor, eps: float, width: int, device: Device) -> Part:
+    """For the first `width` columns of an x that is not empty."""
+    element_size = x.element_size()
+    outer_stride, inner_stride, inner = _two_strides(x)
     columns = row_columns(width, element_size, device.lanes)
     aligned = vector(element_size, width, outer_stride, inner_stride)
-    brought = {"x": x, "out": out, "dims": None if dims is None else dims.contiguous()}
     fixed = {
         "eps": eps, "dim": width // aligned, "inner": inner,
         "outer_stride": outer_stride // aligned, "inner_stride": inner_stride // aligned,
         "VECTOR": aligned, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
     }  # fmt: skip
     few = warps(1, columns, element_size, device.lanes)
-    return Launch(normalize_kernel, (out.numel() // width, 1, 1), brought, fixed, options(few, registers(few)))
+    grid = (x.numel() // x.shape[-1], 1, 1)
+    return Part(normalize_kernel, grid, ("x", "out", "dims"), fixed, options(few, registers(few)))
 
 
-def plan_normalize_backward(call: NormalizeBackwardCall, device: Device) -> Launch:
-    """The launch that writes the gradient of an x that is not empty."""
-    gradient, dims, eps, out = call.gradient, call.normalize.dims, call.normalize.eps, call.output()
-    element_size, dim, width = out.element_size(), gradient.shape[-1], out.shape[-1]
-    x, outer_stride, inner_stride, inner = _two_strides(call.normalize.x)
+def plan_normalize(x: Tensor, eps: float, out: Tensor, device: Device, dims: Tensor | None = None) -> Launch:
+    """The launch that normalises the first columns of x, as many as `out` has or dims say, into `out`; neither is
+    empty."""
+    return launch_normalize(make_normalize_plan(x, eps, out.shape[-1], device), x, out, dims)
+
+
+def launch_normalize(part: Part, x: Tensor, out: Tensor, dims: Tensor | None, **more: Tensor) -> Launch:
+    """x is copied where its rows have more strides than a kernel takes."""
+    if len(_leading(x)) > 2:
+        x = x.contiguous()
+    return part.launch({"x": x, "out": out, "dims": None if dims is None else dims.contiguous(), **more})
+
+
+def make_normalize_backward_plan(call: NormalizeBackwardCall, device: Device) -> Part:
+    """For an x that is not empty."""
+    x, element_size = call.normalize.x, call.normalize.x.element_size()
+    dim, width = call.gradient.shape[-1], x.shape[-1]
+    outer_stride, inner_stride, inner = _two_strides(x)
     columns = row_columns(width, element_size, device.lanes)
     aligned = vector(element_size, dim, width, outer_stride, inner_stride)
-    brought = {"gradient": gradient, "x": x, "out": out, "dims": None if dims is None else dims.contiguous()}
     fixed = {
-        "eps": eps, "dim": dim // aligned, "width": width // aligned, "inner": inner,
+        "eps": call.normalize.eps, "dim": dim // aligned, "width": width // aligned, "inner": inner,
         "outer_stride": outer_stride // aligned, "inner_stride": inner_stride // aligned,
         "VECTOR": aligned, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
     }  # fmt: skip
     few = warps(1, columns, element_size, device.lanes)
-    chosen = options(few, registers(few))
-    return Launch(normalize_backward_kernel, (out.numel() // width, 1, 1), brought, fixed, chosen)
+    grid, names = (x.numel() // width, 1, 1), ("gradient", "x", "out", "dims")
+    return Part(normalize_backward_kernel, grid, names, fixed, options(few, registers(few)))
 
 
-def plan_pool_backward(call: PoolBackwardCall, device: Device) -> list[Launch]:
-    """The launches, one after another, of a call with at least one segment, row and column. The last has the gradient
-    as its `out`."""
-    pool, gradient, out = call.pool, call.gradient, call.output()
-    hidden, mask, weights = pool.hidden, pool.mask, pool.weights
+def plan_normalize_backward(call: NormalizeBackwardCall, device: Device) -> Launch:
+    """The launch that writes the gradient of an x that is not empty."""
+    part, normalize = make_normalize_backward_plan(call, device), call.normalize
+    return launch_normalize(part, normalize.x, call.output(), normalize.dims, gradient=call.gradient)
+
+
+def make_pool_backward_plan(call: PoolBackwardCall, device: Device) -> list[Part]:
+    """For a call with at least one segment, row and column: the launches, one after another."""
+    pool, gradient, hidden = call.pool, call.gradient, call.pool.hidden
     element_size, dim, width = hidden.element_size(), gradient.shape[1], hidden.shape[-1]
     padded, cu, rows, batch = pool.padded, pool.cu_seqlens is not None, pool.rows, pool.batch
-    skew, mask_skew, weight_skew = (_skew(x, rows, padded) for x in (hidden.select(-1, 0), mask, weights))
-    starts = pool.cu_seqlens if cu else pool.starts
+    skew, mask_skew, weight_skew = (_skew(x, rows, padded) for x in (hidden.select(-1, 0), pool.mask, pool.weights))
     family = SUM if pool.mode in ONE_TOKEN else FAMILIES[pool.mode]
     several = not padded and not cu  # segments may hold a row
     known = {
-        "gradient": gradient, "result": call.result, "hidden": hidden, "out": out, "mask": mask, "weights": weights,
-        "starts": None if starts is None else starts.contiguous(),
-        "ends": None if pool.ends is None else pool.ends.contiguous(),
-        "spans": hidden.new_empty((batch, 2), dtype=torch.int64), "divisors": gradient.new_empty(batch),
-        "products": gradient.new_empty(batch) if call.of_weights else None, "maxima": None,
         "mode": MODES[pool.mode].code, "batch": batch, "rows": rows, "mask_skew": mask_skew, "weight_skew": weight_skew,
-        "token_stride": 0 if mask is None else mask.stride(-1),
-        "weight_stride": 0 if weights is None else weights.stride(-1), "PADDED": padded, "CU": cu,
+        "token_stride": 0 if pool.mask is None else pool.mask.stride(-1),
+        "weight_stride": 0 if pool.weights is None else pool.weights.stride(-1), "PADDED": padded, "CU": cu,
     }  # fmt: skip
 
-    def planned(kernel: Any, grid: tuple[int, int, int], threads: int, **more: Any) -> Launch:
+    def planned(kernel: Any, grid: tuple[int, int, int], threads: int, **more: Any) -> Part:
         values = {**known, **more}
         few = threads // device.lanes
         most = registers(few, shared=False)
         if kernel is backward.share_kernel and not several:
             most = config.SHARE_REGISTERS if values["COLUMNS"] * element_size > LOAD_BYTES else registers(few)
-        brought, fixed = {}, {}
-        for name in kernel.arg_names:
-            (brought if name in _TENSORS else fixed)[name] = values[name]
-        return Launch(kernel, grid, brought, fixed, options(few, most))
+        names = tuple(name for name in kernel.arg_names if name in _TENSORS)
+        fixed = {name: values[name] for name in kernel.arg_names if name not in _TENSORS}
+        return Part(kernel, grid, names, fixed, options(few, most))
 
-    def over_chunks(kernel: Any, width: int, aligned: int, **more: Any) -> Launch:
+    def over_chunks(kernel: Any, width: int, aligned: int, **more: Any) -> Part:
         columns, tile_rows = config.tile(width, element_size)
         if several:
             one_load = config.TILE_THREADS * LOAD_BYTES // (columns * element_size)
@@ -260,20 +285,48 @@ def plan_pool_backward(call: PoolBackwardCall, device: Device) -> list[Launch]:
     columns, _ = config.tile(dim, element_size)
     levels = (-(-dim // columns) - 1).bit_length()
     size, threads = config.scan(rows if padded else -(-rows // batch), family is WEIGHTED)
-    launches = [
+    parts = [
         planned(
-            backward.prepare_kernel, (batch, 1, 1), threads, result=call.result if call.of_weights else None, dim=dim,
-            FAMILY=(WEIGHTED if family is WEIGHTED else SUM).value, COLUMNS=columns, LEVELS=levels, SCAN=size,
+            backward.prepare_kernel, (batch, 1, 1), threads, dim=dim, COLUMNS=columns, LEVELS=levels, SCAN=size,
+            FAMILY=(WEIGHTED if family is WEIGHTED else SUM).value,
         )
     ]  # fmt: skip
     read = vector(element_size, dim, hidden.stride(-2), skew)
     strides = {"skew": skew // read, "row_stride": hidden.stride(-2) // read}
     if call.of_weights:
-        return [*launches, over_chunks(backward.share_of_weights_kernel, dim, read, LEVELS=levels, **strides)]
+        return [*parts, over_chunks(backward.share_of_weights_kernel, dim, read, LEVELS=levels, **strides)]
     if family is MAX:
-        known["maxima"] = hidden.new_full((batch, dim), backward.NEVER.value, dtype=torch.int32)
-        launches.append(over_chunks(backward.first_maximum_kernel, dim, read, **strides))
-    return [*launches, over_chunks(backward.share_kernel, width, vector(element_size, dim, width))]
+        parts.append(over_chunks(backward.first_maximum_kernel, dim, read, **strides))
+    return [*parts, over_chunks(backward.share_kernel, width, vector(element_size, dim, width))]
+
+
+def launch_parts(parts: list[Part], call: PoolBackwardCall) -> list[Launch]:
+    """With memory for the result, the `out` of the last, and for what launches leave each other."""
+    pool, gradient, batch = call.pool, call.gradient, call.pool.batch
+    starts = pool.starts if pool.cu_seqlens is None else pool.cu_seqlens
+    finds_maxima = any(part.kernel is backward.first_maximum_kernel for part in parts)
+    tensors = {
+        "gradient": gradient, "result": call.result, "hidden": pool.hidden, "out": call.output(),
+        "mask": pool.mask, "weights": pool.weights,
+        "starts": None if starts is None else starts.contiguous(),
+        "ends": None if pool.ends is None else pool.ends.contiguous(),
+        "spans": gradient.new_empty((batch, 2), dtype=torch.int64), "divisors": gradient.new_empty(batch),
+        "products": gradient.new_empty(batch) if call.of_weights else None,
+        "maxima": gradient.new_full(gradient.shape, backward.NEVER.value, dtype=torch.int32) if finds_maxima else None,
+    }  # fmt: skip
+    launches = []
+    for part in parts:
+        launch = part.launch(tensors)
+        if part.kernel is backward.prepare_kernel and not call.of_weights:
+            launch.brought["result"] = None  # which is how it knows that nobody wants a product
+        launches.append(launch)
+    return launches
+
+
+def plan_pool_backward(call: PoolBackwardCall, device: Device) -> list[Launch]:
+    """The launches, one after another, of a call with at least one segment, row and column. The last has the gradient
+    as its `out`."""
+    return launch_parts(make_pool_backward_plan(call, device), call)
 
 
 _TENSORS = {"gradient", "result", "hidden", "out", "mask", "weights", "starts", "ends"}
@@ -290,14 +343,13 @@ def _batch_stride(per_token: Tensor | None) -> int:
     return per_token.stride(0) if per_token is not None and per_token.dim() == 2 else 0
 
 
-def _two_strides(x: Tensor) -> tuple[Tensor, int, int, int]:
-    """x, copied where its rows have more strides than a kernel takes; outer stride, inner stride, inner rows."""
+def _two_strides(x: Tensor) -> tuple[int, int, int]:
+    """Outer stride, inner stride, inner rows of x, or of its copy where it has more strides than that."""
     leading = _leading(x)
     if len(leading) > 2:
-        x = x.contiguous()
-        leading = _leading(x)
+        leading = [(x.shape[-1], x.numel() // x.shape[-1])]
     (outer_stride, _), (inner_stride, inner) = ([(0, 1)] + leading)[-2:]
-    return x, outer_stride, inner_stride, inner
+    return outer_stride, inner_stride, inner
 
 
 def _leading(x: Tensor) -> list[tuple[int, int]]:

@@ -4,12 +4,16 @@ from torch import Tensor
 
 from ..segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from .plan import (
+    Part,
     PoolPlan,
     device_of,
+    launch_normalize,
+    launch_parts,
+    make_normalize_backward_plan,
+    make_normalize_plan,
+    make_pool_backward_plan,
     make_pool_plan,
     plan_normalize,
-    plan_normalize_backward,
-    plan_pool_backward,
 )
 from .pool import NORM_EPS
 
@@ -47,8 +51,11 @@ def pool_backward(call: PoolBackwardCall) -> Tensor:
     """Runs a PoolBackwardCall."""
     if call.pool.batch == 0 or call.pool.hidden.numel() == 0:
         return call.output().zero_()
-    _check_rows(call.pool)
-    launches = plan_pool_backward(call, device_of(call.gradient.device))
+    parts: list[Part] | None = call.known.get("plan")
+    if parts is None:
+        _check_rows(call.pool)
+        parts = call.known["plan"] = make_pool_backward_plan(call, device_of(call.gradient.device))
+    launches = launch_parts(parts, call)
     for launch in launches:
         launch.run()
     out: Tensor = launches[-1].brought["out"]
@@ -57,17 +64,21 @@ def pool_backward(call: PoolBackwardCall) -> Tensor:
 
 def l2_normalize(call: NormalizeCall) -> Tensor:
     """Runs a NormalizeCall."""
-    out: Tensor = call.output()
+    x, out = call.x, call.output()
     if out.numel() > 0:
-        plan_normalize(call.x, call.eps, out, device_of(out.device), call.dims).run()
+        part: Part | None = call.known.get("plan")
+        if part is None:
+            part = call.known["plan"] = make_normalize_plan(x, call.eps, out.shape[-1], device_of(x.device))
+        launch_normalize(part, x, out, call.dims).run()
     return out
 
 
 def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
     """Runs a NormalizeBackwardCall."""
-    if call.tensor.numel() == 0:
-        return call.output()
-    launch = plan_normalize_backward(call, device_of(call.tensor.device))
-    launch.run()
-    out: Tensor = launch.brought["out"]
+    x, out = call.tensor, call.output()
+    if out.numel() > 0:
+        part: Part | None = call.known.get("plan")
+        if part is None:
+            part = call.known["plan"] = make_normalize_backward_plan(call, device_of(x.device))
+        launch_normalize(part, x, out, call.normalize.dims, gradient=call.gradient).run()
     return out

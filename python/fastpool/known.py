@@ -22,8 +22,8 @@ def known(values: tuple[object, ...], tensors: tuple[Tensor | None, ...]) -> Kno
             if tensor is None:
                 looks.append(None)
             elif type(tensor) in _PLAIN:
-                at = tensor.data_ptr() % 16
-                looks += (tensor.dtype, tensor.device, tensor.layout, tensor.shape, tensor.stride(), at)
+                # One that is not strided has no memory to point at, or no shape.
+                looks += (tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.data_ptr() % 16)
             else:
                 return {}
         key = tuple(looks)
