@@ -146,7 +146,7 @@ def main() -> None:
     tuned = [case for case in (ALL if arguments.all else SHORT_LIST) if arguments.filter in case.name]
     cases = [case for case in SMALL if arguments.filter in case.name and case not in tuned] + tuned
     began, jobs = time.monotonic(), os.cpu_count() or 1
-    compilers = precompile.compile_calls([partial(plan, cases, among)], jobs)
+    compilers = precompile.compile_calls([partial(plan_calls, cases, among)], jobs)
     precompile.tell(f"{len(cases)} cases", compilers, time.monotonic() - began)
 
     out = arguments.out or TUNED / f"{slug(torch.cuda.get_device_name())}.json"
