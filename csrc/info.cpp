@@ -29,6 +29,7 @@ PYBIND11_MODULE(_native, m) {
       },
       py::arg("name") = "", "Use this instruction set; the best one without a name. The bits stay the same.");
 
+  native::set_python(true);  // whose dispatch defines the ops that calls may turn to
   m.def("redirect_process", &native::redirect_process);
   m.def("redirect_thread", &native::redirect_thread);
   m.def("set_direct", &native::set_direct);

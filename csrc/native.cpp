@@ -9,6 +9,7 @@ namespace {
 
 std::atomic<int> process_wish{automatic};
 std::atomic<bool> validate{false};
+std::atomic<bool> python{false};
 std::array<std::atomic<int64_t>, kDevices> python_from{};
 thread_local int thread_wish = inherit;
 thread_local bool direct = false;
@@ -21,12 +22,14 @@ bool redirecting(int device, int64_t hidden_bytes) {
   const int wish = thread_wish == inherit ? process_wish.load(std::memory_order_relaxed) : thread_wish;
   if (wish == other || device == kCpu) return wish == other;
   return validate.load(std::memory_order_relaxed) ||
-         (wish == automatic && hidden_bytes >= python_from.at(device).load(std::memory_order_relaxed));
+         (wish == automatic && python.load(std::memory_order_relaxed) &&
+          hidden_bytes >= python_from.at(device).load(std::memory_order_relaxed));
 }
 void redirect_process(int wish) { process_wish.store(wish, std::memory_order_relaxed); }
 void redirect_thread(int wish) { thread_wish = wish; }
 void set_direct(bool on) { direct = on; }
 void set_cuda_validation(bool on) { validate.store(on, std::memory_order_relaxed); }
+void set_python(bool there) { python.store(there, std::memory_order_relaxed); }
 void set_python_from(int device, int64_t bytes) { python_from.at(device).store(bytes, std::memory_order_relaxed); }
 void set_error(const std::string& message) { error = message; }
 std::string take_error() { return error.empty() ? "fastpool: the call failed in Python" : std::exchange(error, {}); }

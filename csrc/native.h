@@ -20,8 +20,10 @@ FASTPOOL_API void redirect_process(int wish);
 FASTPOOL_API void redirect_thread(int wish);
 FASTPOOL_API void set_direct(bool on);  // this thread's calls come from Python's dispatch
 FASTPOOL_API void set_cuda_validation(bool on);
-// From which size on another backend is the faster one on a CUDA device; from 0 on until that is known.
+// From which size on another backend is the faster one on a CUDA device. Until that is known, every call asks Python,
+// if it is there: programs without it have no other backend.
 FASTPOOL_API void set_python_from(int device, int64_t bytes);
+FASTPOOL_API void set_python(bool there);
 // The message of the error that Python's dispatch has just raised in this thread.
 FASTPOOL_API void set_error(const std::string& message);
 FASTPOOL_API std::string take_error();

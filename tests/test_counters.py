@@ -99,6 +99,36 @@ def test_a_signal_in_between() -> None:
         launch(9)
 
 
+def test_threads_on_one_stream() -> None:
+    """While one is between its choice of a buffer and its launch, another has counters of its own."""
+    launch(9)
+    chosen, over = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def slow(arrivals: Tensor, stale: Tensor, stale_count: int) -> None:
+        chosen.set()
+        assert over.wait(60)
+        assert not arrivals[:9].any()
+        stale[:stale_count] = 0
+        arrivals[:9] = 7
+        seen.append(arrivals.data_ptr())
+
+    thread = threading.Thread(target=counters.launch_with_counters, args=(CPU, 9, slow))
+    thread.start()
+    assert chosen.wait(60)
+    for _ in range(3):
+        launch(9, seen)
+    kept = {buffer.data_ptr() for pair in counters._pairs.values() for buffer in pair.buffers if buffer is not None}
+    over.set()
+    thread.join()
+    *others, mine = seen
+    assert len(others) == 3
+    assert mine in kept
+    assert not kept & set(others)
+    for _ in range(3):
+        launch(9)
+
+
 def test_each_stream_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     streams = [0, 1, 0, 1, 1, 0]
     monkeypatch.setattr(counters, "_stream", lambda device: streams.pop(0))
@@ -133,27 +163,73 @@ def test_which_streams_keep_none(monkeypatch: pytest.MonkeyPatch) -> None:
         assert counters._stream(device) == kept
 
 
-def test_threads_on_one_stream() -> None:
-    """Choosing a buffer and launching are one step."""
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            for i in range(200):
-                launch(1 + i % 7)
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
+def test_each_device_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Default streams of all devices have the same handle."""
+    monkeypatch.setattr(counters, "_stream", lambda device: 0)
+    made: list[torch.device] = []
+    monkeypatch.setattr(counters, "_kept", lambda device, size: made.append(device) or torch.zeros(size).int())
+    devices = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    for device in devices * 3:
+        counters.launch_with_counters(device, 9, lambda arrivals, stale, stale_count: None)
+    assert made == [*devices, *devices]
 
 
-def test_streams_that_are_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    for stream in range(3 * counters.MOST_STREAMS):
+def test_kept_memory_is_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes from another thread and another stream: on the device that is meant, and the current stream waits for
+    whatever that stream still does with it."""
+    said: list[str] = []
+
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __enter__(self) -> None:
+            said.append(f"{self.name} in {'another' if threading.current_thread() is not main else 'this'} thread")
+
+        def __exit__(self, *_: object) -> None:
+            said.append(f"left {self.name}")
+
+        def wait_stream(self, other: "Named") -> None:
+            said.append(f"{self.name} waits for {other.name}")
+
+    class Memory:
+        def record_stream(self, stream: Named) -> None:
+            said.append(f"used by {stream.name}")
+
+        def zero_(self) -> str:
+            said.append("cleared")
+            return "counters"
+
+    main = threading.current_thread()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Named("side"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Named("current"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: Named(str(device)))
+    monkeypatch.setattr(counters.torch, "empty", lambda size, **more: Memory())
+    assert counters._kept(torch.device("cuda", 1), 9) == "counters"
+    assert said == [
+        "cuda:1 in another thread",
+        "side in another thread",
+        "left side",
+        "left cuda:1",
+        "current waits for side",
+        "used by current",
+        "cleared",
+    ]
+    said.clear()
+
+    def fails(size: int, **more: object) -> Memory:
+        raise MemoryError
+
+    monkeypatch.setattr(counters.torch, "empty", fails)
+    with pytest.raises(MemoryError):
+        counters._kept(torch.device("cuda", 1), 9)
+
+
+def test_only_so_many_streams_have_buffers(monkeypatch: pytest.MonkeyPatch, zeros: list[int]) -> None:
+    monkeypatch.setattr(counters, "MOST_STREAMS", 3)
+    for stream in (0, 1, 2, 3, 4, 3, 0):
         monkeypatch.setattr(counters, "_stream", lambda device, stream=stream: stream)
         launch(2)
-    assert len(counters._pairs) <= counters.MOST_STREAMS
+    assert len(counters._pairs) == 3
+    assert zeros == [counters.LEAST] * 3 + [2] * 3 + [counters.LEAST]

@@ -136,7 +136,7 @@ def test_nothing_is_contracted(cuobjdump: str) -> None:
 
 @pytest.mark.skipif(
     not AUDIT.exists() and os.environ.get("CI") != "true",
-    reason="torch-abi-audit is not installed: a machine lent for its GPU need not have it, CI must",
+    reason="torch-abi-audit is not installed: a machine with a GPU need not have it, CI must",
 )
 def test_uses_the_stable_abi_alone() -> None:
     audit = subprocess.run([str(AUDIT), str(LIBRARY)], capture_output=True, text=True)

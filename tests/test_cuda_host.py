@@ -327,16 +327,20 @@ def test_every_gpu_has_its_own_size(host: Host, monkeypatch: pytest.MonkeyPatch)
         host.set_python_from(device, NEVER)
 
 
-def test_until_python_says_a_size_every_call_asks_it() -> None:
-    """The first call on a GPU, so that it can."""
+def test_python_is_asked_where_it_is() -> None:
+    """By the first call on each GPU, so that it can say from which size on; a program without it has nothing to turn
+    to."""
     code = """
 import ctypes, sys, torch
 redirecting = ctypes.CDLL(sys.argv[1])._ZN8fastpool6native11redirectingEil
 redirecting.argtypes, redirecting.restype = [ctypes.c_int, ctypes.c_int64], ctypes.c_bool
+print([redirecting(device, 2**40) for device in (-1, 0, 1, 127)])
+import fastpool
 print([redirecting(device, 0) for device in (-1, 0, 1, 127)])
 """
-    done = subprocess.run([sys.executable, "-c", code, str(LIBRARY)], capture_output=True, text=True)
-    assert done.stdout.strip() == "[False, True, True, True]", done.stderr
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FASTPOOL_")}
+    done = subprocess.run([sys.executable, "-c", code, str(LIBRARY)], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines() == ["[False, False, False, False]", "[False, True, True, True]"], done.stderr
 
 
 ADDRESSES = """

@@ -17,6 +17,7 @@ from on_gpu import (
     assert_a_graph_sees_new_lengths,
     batches,
     moved,
+    seen,
     waits,
 )
 from torch import Tensor
@@ -141,7 +142,7 @@ def test_dims_are_one_launch_and_nobody_waits(backend: str) -> None:
         return fastpool.l2_normalize(x, dims=dims)
 
     call()
-    assert Gpu().launches(call) in (1, None)
+    assert seen(Gpu().launches(call)) == 1
     assert not waits(call)
 
 
@@ -187,9 +188,6 @@ def test_bounds_outside_are_clamped(backend: str) -> None:
     clamped = {"starts": starts.clamp(0, 100), "ends": ends.clamp(0, 100).maximum(starts.clamp(0, 100))}
     means = expected("mean", {"hidden": hidden, **clamped})
     assert same_bits(pool("mean", {"hidden": hidden, "starts": starts, "ends": ends}).cpu(), means)
-    # A cu_seqlens that runs backwards and away: no result is promised, but rows that nobody wrote are zeros.
-    backwards = torch.tensor([0, 50, 30, far, 100])
-    assert pool("mean", {"hidden": hidden, "cu_seqlens": backwards}).isfinite().all()
     padded, lengths = hidden.view(4, 25, 48), torch.tensor([-3, 5, 26, 2**31 - 1], dtype=torch.int32)
     means = expected("mean", {"hidden": padded, "lengths": lengths.clamp(0, 25)})
     assert same_bits(pool("mean", {"hidden": padded, "lengths": lengths}).cpu(), means)
@@ -265,18 +263,18 @@ def test_another_device_than_the_current_one(backend: str) -> None:
 # ---- what a call costs
 
 
-def launches(mode: str, arguments: dict[str, Any]) -> int | None:
+def launches(mode: str, arguments: dict[str, Any]) -> int:
     """Of a call that is captured."""
     call: Callable[[], Tensor] = partial(getattr(fastpool, mode), **all_moved(arguments), normalize=True)
     call()
-    return Gpu().launches(call)
+    return seen(Gpu().launches(call))
 
 
 @pytest.mark.parametrize("mode", ["mean", "max", "last", "weighted_mean"])
 def test_a_small_call_is_one_launch(backend: str, mode: str) -> None:
     batch = sequences([64, 3, 20, 0, 50, 61, 1, 32], 384, torch.bfloat16)
     for spelling in ("padded_right_mask", "padded_lengths", "padded_starts_ends", "packed"):
-        assert launches(mode, SPELLINGS[spelling].make(batch, False)) in (1, None), spelling
+        assert launches(mode, SPELLINGS[spelling].make(batch, False)) == 1, spelling
 
 
 @pytest.mark.parametrize("mode", ["cls", "last"])
@@ -284,7 +282,7 @@ def test_a_token_of_a_long_text_is_one_launch(backend: str, mode: str) -> None:
     """Nothing is split where one token is all there is to find."""
     batch = sequences([9000, 3, 700], 384, torch.bfloat16)
     for spelling in ("padded_left_mask", "packed"):
-        assert launches(mode, SPELLINGS[spelling].make(batch, False)) in (1, None), spelling
+        assert launches(mode, SPELLINGS[spelling].make(batch, False)) == 1, spelling
 
 
 @pytest.mark.parametrize("mode", ["mean", "last"])

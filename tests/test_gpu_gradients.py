@@ -32,7 +32,7 @@ def assert_the_cpus(mode: str, arguments: dict[str, Any], case: object = None, *
 @pytest.mark.parametrize(("mode", "weighted"), variants())
 def test_gradients_are_the_cpus(backend: str, mode: str, weighted: bool, dtype: torch.dtype) -> None:
     for n, (case, arguments) in enumerate(batches(SHAPES, mode, weighted, dtype)):
-        # By turns, each with holes and without them.
+        # By turns, in pairs, since batches with holes and without them take turns too.
         more = {"dim": max(1, case.width // 2), "normalize": True} if n // 2 % 2 else {}
         assert_the_cpus(mode, arguments, (case, more), **more)
 

@@ -92,7 +92,7 @@ def test_what_has_no_looks_is_checked_each_time(change: dict[str, Any]) -> None:
     for _ in range(2):
         with pytest.raises(TypeError):
             dispatch.check(replace(CALL, **change))
-    assert not known._known
+    assert not known._young
 
 
 def test_values_are_no_part_of_it() -> None:
@@ -102,10 +102,15 @@ def test_values_are_no_part_of_it() -> None:
 
 
 def test_it_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for again and again stays, whatever passes by."""
     monkeypatch.setattr(known, "_LIMIT", 10)
+    CALL.__dict__.pop("known", None)
+    CALL.known["number"] = 1
     for n in range(1, 35):
         assert PoolCall("mean", torch.zeros(1, n, 8)).known == {}
-        assert len(known._known) <= 10
+        assert len(known._young) <= 10
+        assert len(known._old) <= 10
+        assert replace(CALL).known == {"number": 1}
 
 
 def test_fakes_are_not_kept() -> None:
@@ -117,4 +122,4 @@ def test_fakes_are_not_kept() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert PoolCall("mean", hidden).known == {}
-    assert not known._known
+    assert not known._young

@@ -14,10 +14,10 @@ MAX_LEVELS = 4  # a state per level stays in registers (endless has so few colum
 # Bytes of a segment that one processor reads in the time of what splitting it costs: finding its units, and meeting.
 SHORT = 256 << 10
 SMALL = 8 << 20  # bytes of a batch below which that matters
-# Packed segments are as long as their mean says, give or take a few times: so much of all rows one program may have to
-# read where one of them is as long as all.
+# Packed segments are as long as their mean says, give or take a few times, unless they may overlap; where one of them
+# is as long as all rows, one program reads so much.
 LIKELY = 4
-LONGEST_WALK = 1 << 20  # bytes
+LONGEST_WALK = 512 << 10  # bytes
 # Where no measurement says otherwise (benchmarks/tune.py), token states of fewer bytes are left to CUDA C++: its calls
 # cost the host less and never wait for a compiler.
 NATIVE_BELOW_BYTES = 64 << 20
@@ -55,11 +55,12 @@ class Shape:
     weighted: bool
     processors: int
     lanes: int = 32  # threads of a warp; 64 on most AMD GPUs
+    may_overlap: bool = False  # segments, each of which may then be as long as all rows
 
     @property
     def likely(self) -> int:
         """Tokens that a segment hardly exceeds."""
-        return min(self.longest, LIKELY * self.mean)
+        return self.longest if self.may_overlap else min(self.longest, LIKELY * self.mean)
 
     def units(self, split: int) -> int:
         """At most so many units have tokens."""

@@ -4,33 +4,29 @@ Each stream of a device has two buffers, used in turn: a launch counts in one an
 before it has counted in the other. Launches of a stream run one after another, so what one has cleared is clear for
 the next, whatever the launch before left behind: a cu_seqlens that decreases leaves nodes whose children never all
 come, which whoever arrives last could not clear. A captured graph may be replayed on any stream, beside others: it
-gets memory of its own, and clears it.
+gets memory of its own, and clears it. So does whoever finds a stream's buffers taken by another thread.
 """
 
-import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from threading import Lock, Thread
 from typing import Any
 
 import torch
 from torch import Tensor
 
 LEAST = 4096  # counters of a buffer
-MOST_STREAMS = 256  # whose buffers are kept
+MOST_STREAMS = 256  # that have buffers; others clear memory of their own
 PER_THREAD_STREAM = 2  # CUDA's handle for as many streams as there are threads
 
-Launch = Callable[[Tensor, Tensor, int], Any]  # counters; stale ones, of which so many are to be cleared
+Counting = Callable[[Tensor, Tensor, int], Any]  # counters of a launch; stale ones, of which so many are to be cleared
 
 
 class _Pair:
     """The buffers of a stream."""
 
     def __init__(self) -> None:
-        # Choosing a buffer and launching are one step for every thread that uses the stream. A signal's handler may
-        # come in between, in the same thread.
-        self.lock = threading.RLock()
-        self.launching = False
+        self.lock = Lock()  # held from the choice of a buffer until its launch is on the stream
         self.forget()
 
     def forget(self) -> None:
@@ -39,10 +35,7 @@ class _Pair:
         self.used = [0, 0]
         self.turn = 0
 
-    def run(self, device: torch.device, count: int, launch: Launch) -> None:
-        if self.launching:
-            return launch(*_own(device, count))
-        self.launching = True
+    def run(self, device: torch.device, count: int, launch: Counting) -> None:
         try:
             mine, other = self.turn, 1 - self.turn
             counters = self.buffers[mine]
@@ -54,34 +47,34 @@ class _Pair:
         except BaseException:
             self.forget()
             raise
-        finally:
-            self.launching = False
 
 
 _pairs: dict[tuple[torch.device, int], _Pair] = {}
-os.register_at_fork(after_in_child=_pairs.clear)  # locks that threads of the parent hold
 
 
-def _own(device: torch.device, count: int) -> tuple[Tensor, Tensor, int]:
-    """Counters of one launch alone."""
-    counters = torch.zeros(count, dtype=torch.int32, device=device)
-    return counters, counters, 0
+def launch_with_counters(device: torch.device, count: int, launch: Counting) -> None:
+    """Runs a launch that needs `count` counters, on the current stream of `device`, which must be the current one."""
+    pair = _pair(device)
+    # Taken by another thread, by this one, which a signal has interrupted, or before a fork.
+    if pair is None or not pair.lock.acquire(blocking=False):
+        counters = torch.zeros(count, dtype=torch.int32, device=device)
+        launch(counters, counters, 0)
+        return
+    try:
+        pair.run(device, count, launch)
+    finally:
+        pair.lock.release()
 
 
-def _kept(device: torch.device, size: int) -> Tensor:
-    """Counters that stay. Where a thread warms up or captures a graph, torch gives it memory of the graph's, which is
-    given to others later: so another thread asks for these, and a stream that is not the graph's."""
-    if device.type != "cuda":
-        return torch.zeros(size, dtype=torch.int32, device=device)
-
-    def allocate() -> Tensor:
-        with torch.cuda.stream(torch.cuda.Stream(device)):
-            return torch.empty(size, dtype=torch.int32, device=device)
-
-    with ThreadPoolExecutor(1) as other:
-        counters = other.submit(allocate).result()
-    counters.record_stream(torch.cuda.current_stream(device))
-    return counters.zero_()
+def _pair(device: torch.device) -> _Pair | None:
+    """The buffers of the current stream; None where none can be kept for it."""
+    stream = _stream(device)
+    if stream is None:
+        return None
+    pair = _pairs.get((device, stream))
+    if pair is None and len(_pairs) < MOST_STREAMS:
+        pair = _pairs.setdefault((device, stream), _Pair())
+    return pair
 
 
 def _stream(device: torch.device) -> int | None:
@@ -94,15 +87,23 @@ def _stream(device: torch.device) -> int | None:
     return None if stream == PER_THREAD_STREAM else stream
 
 
-def launch_with_counters(device: torch.device, count: int, launch: Launch) -> None:
-    """Runs a launch that needs `count` counters, on the current stream of `device`, which must be the current one."""
-    stream = _stream(device)
-    if stream is None:
-        return launch(*_own(device, count))
-    pair = _pairs.get((device, stream))
-    if pair is None:
-        if len(_pairs) >= MOST_STREAMS:  # streams come and go; who still uses a pair keeps it
-            _pairs.pop(next(iter(_pairs)), None)
-        pair = _pairs.setdefault((device, stream), _Pair())
-    with pair.lock:
-        pair.run(device, count, launch)
+def _kept(device: torch.device, size: int) -> Tensor:
+    """Counters that stay. To a thread that warms up or captures a graph, torch gives memory of the graph's, which is
+    given to others later: so another thread asks for these, on a stream that is not the graph's."""
+    if device.type != "cuda":
+        return torch.zeros(size, dtype=torch.int32, device=device)
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    future: Future[Tensor] = Future()
+
+    def allocate() -> None:
+        try:
+            with torch.cuda.device(device), torch.cuda.stream(stream):
+                future.set_result(torch.empty(size, dtype=torch.int32, device=device))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=allocate).start()
+    counters = future.result()
+    current.wait_stream(stream)  # whatever had the memory before, or has filled it
+    counters.record_stream(current)
+    return counters.zero_()

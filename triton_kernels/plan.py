@@ -68,10 +68,13 @@ def vector(element_size: int, *lengths: int) -> int:
 def shape_of(call: PoolCall, width: int, device: Device) -> Shape:
     """What the choice of a configuration may depend on; `width` columns are used."""
     mean = call.rows if call.padded else -(-call.rows // call.batch)
+    may_overlap = not call.padded and call.cu_seqlens is None
     element_size = call.hidden.element_size()
     columns = row_columns(width, element_size, device.lanes)
     weighted = FAMILIES[call.mode] is WEIGHTED
-    return Shape(call.batch, call.rows, mean, columns, element_size, weighted, device.processors, device.lanes)
+    return Shape(
+        call.batch, call.rows, mean, columns, element_size, weighted, device.processors, device.lanes, may_overlap
+    )  # fmt: skip
 
 
 def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
@@ -84,8 +87,8 @@ def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
         return shape.columns, config
     if not device.splits or -(-shape.longest // config.split) > MOST_UNITS:
         return endless(shape)
-    if not call.padded and call.cu_seqlens is None:
-        # Segments may overlap, so that each may be as long as all rows, and gets slots for that: larger units, fewer.
+    if shape.may_overlap:
+        # Each segment may be as long as all rows, and gets slots for that: larger units, fewer.
         most = max(MIN_WORKSPACE, shape.longest * width)
         while config.levels < MAX_LEVELS and _workspace(shape, config, width) > most:
             config = replace(config, levels=config.levels + 1)
@@ -96,7 +99,7 @@ def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
 
 def _workspace(shape: Shape, config: Config, width: int) -> int:
     """Bytes of the states of units, where every segment has slots for the longest."""
-    return shape.batch * -(-shape.longest // config.split) * width * 4
+    return shape.batch * -(-shape.longest // config.split) * width * max(4, shape.element_size)
 
 
 @dataclass(frozen=True)
@@ -253,14 +256,14 @@ def make_pool_backward_plan(call: PoolBackwardCall, device: Device) -> list[Part
     skew, mask_skew, weight_skew = (_skew(x, rows, padded) for x in (hidden.select(-1, 0), pool.mask, pool.weights))
     family = SUM if pool.mode in ONE_TOKEN else FAMILIES[pool.mode]
     several = not padded and not cu  # segments may hold a row
-    known = {
+    shared = {
         "mode": MODES[pool.mode].code, "batch": batch, "rows": rows, "mask_skew": mask_skew, "weight_skew": weight_skew,
         "token_stride": 0 if pool.mask is None else pool.mask.stride(-1),
         "weight_stride": 0 if pool.weights is None else pool.weights.stride(-1), "PADDED": padded, "CU": cu,
     }  # fmt: skip
 
     def planned(kernel: Any, grid: tuple[int, int, int], threads: int, **more: Any) -> Part:
-        values = {**known, **more}
+        values = {**shared, **more}
         few = threads // device.lanes
         most = registers(few, shared=False)
         if kernel is backward.share_kernel and not several:

@@ -27,7 +27,7 @@ from .reduce import (
     weight_of,
     widen,
 )
-from .segments import behind_last_real, bounds, count_real, decreases, find, first_real, first_slot, is_real
+from .segments import around, behind_last_real, bounds, count_real, decreases, find, first_real, first_slot, is_real
 
 NORM_EPS = tl.constexpr(1e-12)  # as in fastpool.reference
 
@@ -128,7 +128,8 @@ def pool_kernel(
     if CU and not WHOLE:
         if decreases(starts, program, batch, rows):
             # Some segment may be found by nobody. Results are undefined then, but not what the memory held before.
-            for row in range(batch):
+            begin, end = around(starts, program, batch, rows)
+            for row in range(begin, end):
                 tl.store(out + row * width + columns, tl.zeros((COLUMNS,), out.dtype.element_ty), mask=inside)
         segment = find(starts, program, batch, rows, SPLIT)
         base = first_slot(starts, segment, rows, SPLIT)

@@ -124,11 +124,23 @@ def find(cu_seqlens, slot, batch, rows, SPLIT: tl.constexpr):
 
 @triton.jit
 def decreases(cu_seqlens, segment, batch, rows):
-    """Whether a packed segment ends before it begins, once both are clamped to [0, rows]; False from `batch` on."""
-    there = segment < batch
+    """Whether a packed segment ends before it begins, once both are clamped to [0, rows]; False where there is none."""
+    there = (segment >= 0) & (segment < batch)
     begin = tl.load(cu_seqlens + segment, mask=there, other=0).to(tl.int64)
     end = tl.load(cu_seqlens + segment + 1, mask=there, other=0).to(tl.int64)
     return tl.minimum(tl.maximum(end, 0), rows) < tl.minimum(tl.maximum(begin, 0), rows)
+
+
+@triton.jit
+def around(cu_seqlens, segment, batch, rows):
+    """[begin, end): the segments between the decrease before this one and the one behind it."""
+    begin = segment
+    while (begin > 0) & (decreases(cu_seqlens, begin - 1, batch, rows) == 0):
+        begin -= 1
+    end = segment + 1
+    while (end < batch) & (decreases(cu_seqlens, end, batch, rows) == 0):
+        end += 1
+    return begin, end
 
 
 # Spans: from the first to behind the last real token of each segment, [batch, 2], in rows of the whole of hidden.

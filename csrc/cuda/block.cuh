@@ -68,10 +68,9 @@ FASTPOOL_KERNEL_INLINE Program find_program(const PoolCall& call, const Plan& pl
   return {first <= p ? b : -1, p - first, first};
 }
 
-// Whether cu_seqlens decrease, which is the caller's error, at the block's own number.
-FASTPOOL_KERNEL_INLINE bool decreases_here(const PoolCall& call, const Plan& plan) {
-  const int64_t p = blockIdx.x;
-  return plan.search && p < call.batch && clamped(call.starts[p], call) > clamped(call.ends[p], call);
+// Whether cu_seqlens decrease, which is the caller's error, at segment b.
+FASTPOOL_KERNEL_INLINE bool decreases(const PoolCall& call, int64_t b) {
+  return clamped(call.starts[b], call) > clamped(call.ends[b], call);
 }
 
 // The distance from `row` to the nearest real token among n rows, forwards (step 1) or backwards (-1); n if there is

@@ -17,12 +17,18 @@ FASTPOOL_KERNEL_INLINE int strip_columns(const PoolCall& call, const Plan& plan)
   return static_cast<int>(left < plan.strip ? left : plan.strip);
 }
 
-// Where cu_seqlens decrease, some segment may have no block: its row is zeros, not what the memory held before.
-FASTPOOL_KERNEL_INLINE void clear_result(const PoolCall& call) {
-  uint16_t* const out = static_cast<uint16_t*>(call.out);
-  const int64_t n = call.batch * call.dim * size_of(call.out_dtype) / static_cast<int64_t>(sizeof(uint16_t));
+// Where cu_seqlens decrease, some segment may have no block: its row is zeros, not what the memory held before. A block
+// with the number of a decrease clears what lies between the one before and the one behind it.
+FASTPOOL_KERNEL_INLINE void clear_around(const PoolCall& call, int64_t b) {
+  int64_t begin = b, end = b + 1;
 #pragma unroll 1
-  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) out[i] = 0;
+  while (begin > 0 && !decreases(call, begin - 1)) --begin;
+#pragma unroll 1
+  while (end < call.batch && !decreases(call, end)) ++end;
+  const int64_t row = call.dim * size_of(call.out_dtype) / static_cast<int64_t>(sizeof(uint16_t));
+  uint16_t* const out = static_cast<uint16_t*>(call.out);
+#pragma unroll 1
+  for (int64_t i = begin * row + threadIdx.x; i < end * row; i += blockDim.x) out[i] = 0;
 }
 
 template <class T, Family F, int V>
@@ -32,9 +38,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   using A = typename AccumulatorOf<T>::type;
   const Shared<A> shared(plan.shared);
   clear_stale(workspace.counters);
-  const bool decreases = decreases_here(call, plan);
+  const bool at_decrease = plan.search && blockIdx.x < call.batch && decreases(call, blockIdx.x);
   const Program program = find_program(call, plan);
-  if (decreases) clear_result(call);
+  if (at_decrease) clear_around(call, blockIdx.x);
   const int b = program.segment;
   if (b < 0) return;
   const Segment bounds = bounds_of(call, b);

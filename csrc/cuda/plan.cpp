@@ -14,7 +14,7 @@ constexpr int64_t kUnitsPerMultiprocessor = 16;
 constexpr int64_t kMaxSplit = 512;
 // Bytes of a segment that one multiprocessor reads in the time of what splitting it costs, which is meeting; bytes of a
 // batch below which that matters; and bytes of the longest segment there may be, which one block would then walk alone.
-constexpr int64_t kShortBytes = 256 << 10, kSmallBytes = 8 << 20, kLongestWalkBytes = 1 << 20;
+constexpr int64_t kShortBytes = 256 << 10, kSmallBytes = 8 << 20, kLongestWalkBytes = 512 << 10;
 // A segment of packed rows is likely not longer than so many times their mean.
 constexpr int64_t kLikelyMeans = 4;
 // As far as memory for partial states may push it; a block's binary counter then holds 12 levels.
@@ -95,7 +95,7 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
     const bool packed = cu || (call.batch_stride == 0 && call.starts.data != nullptr && call.ends.data != nullptr);
     const int64_t tokens = packed ? rows : call.batch * rows;
     const int64_t mean = ceil_div(rows, std::max<int64_t>(call.batch, 1));
-    const int64_t likely = packed ? std::min(rows, kLikelyMeans * mean) : rows;
+    const int64_t likely = cu ? std::min(rows, kLikelyMeans * mean) : rows;
     const int64_t row_bytes = call.dim * size;
     const bool whole =
         likely * row_bytes <= kShortBytes && rows * row_bytes <= kLongestWalkBytes && tokens * row_bytes < kSmallBytes;

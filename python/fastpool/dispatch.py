@@ -112,6 +112,10 @@ def check(call: Call) -> None:
     if "checked" not in call.known:
         call.check()
         call.known["checked"] = True
+    _check_values(call)
+
+
+def _check_values(call: Call) -> None:
     if _validate or call.tensor.device.type == "cpu":
         call.check_values()
 
@@ -183,7 +187,8 @@ class Explanation:
 
 def explain_call(call: Call) -> Explanation:
     """Which backend a call takes, without running it. Raises what the call itself would raise for its arguments."""
-    check(call)
+    call.check()
+    _check_values(call)
     asked = wish()
     reasons: dict[str, str] = {}
     taken: str | None = None

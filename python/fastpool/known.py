@@ -8,8 +8,9 @@ from torch.nn import Parameter
 
 Known = dict[str, Any]
 
-_LIMIT = 4096  # kinds of calls; where there are more, all are forgotten
-_known: dict[tuple[object, ...], Known] = {}
+_LIMIT = 4096  # kinds of calls; then a new generation begins, and what was not asked for since the last is forgotten
+_young: dict[tuple[object, ...], Known] = {}
+_old: dict[tuple[object, ...], Known] = {}
 _PLAIN = (Tensor, Parameter)  # what a subclass looks like is its own affair
 
 
@@ -27,16 +28,21 @@ def known(values: tuple[object, ...], tensors: tuple[Tensor | None, ...]) -> Kno
             else:
                 return {}
         key = tuple(looks)
-        found = _known.get(key)
+        found = _young.get(key)
     except (RuntimeError, TypeError):  # no memory, no strides, no hash
         return {}
-    if found is None:
-        if len(_known) >= _LIMIT:
-            _known.clear()
-        found = _known[key] = {}
-    return found
+    return _remembered(key) if found is None else found
+
+
+def _remembered(key: tuple[object, ...]) -> Known:
+    global _young, _old
+    found = _old.get(key)
+    if len(_young) >= _LIMIT:
+        _old, _young = _young, {}
+    return _young.setdefault(key, {} if found is None else found)
 
 
 def forget() -> None:
     """For those who change what plans depend on: a tuner, tests."""
-    _known.clear()
+    _young.clear()
+    _old.clear()
