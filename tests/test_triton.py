@@ -352,3 +352,6 @@ def test_known_programs_are_launched_alike(monkeypatch: pytest.MonkeyPatch) -> N
         assert Kernel.compiled == number + 2, other.keys()
     launched(hidden, mask=torch.ones(20, 4, dtype=torch.bool).T)  # a stride is a number, which is not compiled in
     assert Kernel.compiled == number + 2
+    device = torch.device("cuda", 1)  # a program is loaded on one device
+    launched(hidden)
+    assert Kernel.compiled == number + 3
