@@ -82,9 +82,10 @@ aot: $(VENV)/extra-test
 
 # Need a GPU and what is installed there; fetch nothing, and no GPU test may skip. gpu-first: builds for this GPU, is it
 # right, how fast is it, in four minutes; gpu-rest: everything else, for SECONDS_LEFT (560) seconds. Results are written to
-# OUT (gpu-out/) as they come. COMMIT names what is measured outside of a git checkout; ONLY="tune memcheck" chooses stages.
+# OUT (gpu-out/) as they come. COMMIT names what is measured outside of a git checkout; ONLY="smoke native, tune" chooses
+# stages by what their names hold.
 gpu gpu-first gpu-rest:
-	$(PYTHON) benchmarks/gpu_stages.py $(if $(filter gpu,$@),first rest,$(@:gpu-%=%)) $(if $(ONLY),--only $(ONLY))
+	$(PYTHON) benchmarks/gpu_stages.py $(if $(filter gpu,$@),first rest,$(@:gpu-%=%)) $(if $(ONLY),--only "$(ONLY)")
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache python/*.egg-info *.egg-info

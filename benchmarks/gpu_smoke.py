@@ -27,9 +27,10 @@ from cases import SKEWED, Batch, Case, build
 from fastpool.backends import triton
 from fastpool.testing import SPELLINGS, gradients, moved, same_bits, sequences, special_values
 from gpu import Gpu
-from gpu_turns import Cuda, copies_of, time_calls
+from gpu_turns import Cuda, copies_of, eager_turn, seconds_of, time_calls
 from providers import SPELLINGS as WAYS
 from providers import Call
+from samples import Spread
 
 BACKENDS = ("native", "triton")
 _SMALL = 1 << 17  # elements that the interpreter pools within a second or so
@@ -79,7 +80,7 @@ REPEATED = (
     Shape("many", "mean", "packed", [300] * 64, 256),
 )
 SPEEDS = (Case(512, 64, 1024), Case(32768, 1, 4096), Case(16, 32, 384), Case(512, 64, 768), Case(SKEWED, 256, 1024))
-_HOST_CALLS = 50
+_ROUNDS = 9
 _PADDED_BYTES = 1 << 30  # a batch that is mostly padding is timed as packed alone
 
 
@@ -312,8 +313,9 @@ def share(nbytes: int, us: float, gb_per_s: float) -> float:
 
 
 def speed(found: Findings, backends: Sequence[str], gpu: Gpu) -> None:
-    """Cold calls in a graph, as a share of the fastest read-only stream, and what a call costs the host."""
-    rates, empty = Cuda(gpu, rounds=9).limits()
+    """Cold calls in a graph, as a share of the fastest read-only stream; calls from Python, one after another, and what
+    one costs the host. In a graph, a call that splits segments clears its counters by a launch of its own."""
+    rates, empty = Cuda(gpu, _ROUNDS).limits()
     for reader, rate in rates.items():
         found.say(f"      read-only stream, {reader}: {rate:.0f} GB/s")
     found.say("      an empty kernel:", ", ".join(f"{name} {one.median:.2f} us" for name, one in empty.items()))
@@ -332,12 +334,12 @@ def _speed(
     found: Findings, gpu: Gpu, way: Callable[[Batch, bool], Call], batches: list[Batch], rate: float, what: str
 ) -> None:
     calls = [way(one, True) for one in batches]
-    us = time_calls(calls, gpu, rounds=9).median
-    _, host = gpu.time(lambda: [calls[0]() for _ in range(_HOST_CALLS)], cold=False, ahead=False)
-    part = share(batches[0].real_bytes, us, rate)
-    found.say(
-        f"      {what} {us:.1f} us, {100 * part:.0f} % of the stream, host {1e6 * host / _HOST_CALLS:.1f} us a call"
-    )
+    us = time_calls(calls, gpu, _ROUNDS).median
+    turn = eager_turn(gpu, "", calls, seconds_of(gpu, calls[0]), _ROUNDS)
+    samples = [turn.sample() for _ in range(turn.rounds)]
+    eager, host = (Spread.of([sample[column] for sample in samples]).median for column in ("eager", "host"))
+    graph = f"{us:.1f} us in a graph, {100 * share(batches[0].real_bytes, us, rate):.0f} % of the stream"
+    found.say(f"      {what} {graph}; eager {eager:.1f} us, host {host:.1f} us")
 
 
 def _mostly_padding(case: Case) -> bool:

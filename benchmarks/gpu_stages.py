@@ -1,19 +1,21 @@
 """A GPU's first minutes: stages in order of worth, each in a process of its own and under its own limit.
 
-gpu_stages.py first              builds; is it right, how fast is it: under four minutes
-gpu_stages.py rest               everything else, for as long as SECONDS_LEFT (default 560) says
-gpu_stages.py rest --only tune   the stages whose name holds this, and what they wait for
-gpu_stages.py first rest --list  what they are
+gpu_stages.py first                           builds; is it right, how fast is it: under four minutes
+gpu_stages.py rest                            everything else, for as long as SECONDS_LEFT (default 560) says
+gpu_stages.py rest --only "tune, memcheck"    the stages whose name holds one of these, and what they wait for
+gpu_stages.py first rest --list               what they are
 
 Every line goes to the terminal and to $OUT/first.log or rest.log (default gpu-out/) as soon as it is there, and figures
-to $OUT/*.json: whatever ends the run, nothing is lost. A stage that fails or takes too long does not stop the others,
-but for the build. The last line says what passed; the exit status is 1 if a stage failed that judges whether fastpool
-is right. COMMIT says what is measured, where git cannot; SMOKE_DEVICE=cpu rehearses without a GPU. Needs nothing but
-Python.
+to $OUT/*.json: whatever ends the run, nothing of it is lost. What an earlier run of the same stages left there is
+deleted first; with --only the log goes on. A stage that fails or takes too long does not stop the others, but for the
+build. The last line says what passed; the exit status is 1 if a stage failed that judges whether fastpool is right.
+COMMIT says what is measured, where git cannot; SMOKE_DEVICE=cpu rehearses without a GPU. Needs nothing but Python.
 """
 
 import argparse
+import ctypes
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -31,15 +33,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LEAST_SECONDS = 8  # with fewer left, no stage begins
 GRACE_SECONDS = 5  # between asking a process to end and ending it
-_CORES = os.cpu_count() or 1
-_FEWER = max(1, _CORES - 4)  # for what runs beside a measurement
+MARGIN_SECONDS = 10  # between the {seconds} that a command is told and its limit
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Stage:
-    """`command`: as for a shell, with {out}, {device} and {commit} to be filled in. A stage waits for those it comes
-    `after`; the next ones do not wait for one in the `background`. One that `judges` says whether fastpool is right.
-    Without a `vital` one the others make no sense."""
+    """`command`: as for a shell, with {out}, {device}, {commit} and {seconds} to be filled in. A stage waits for those
+    it comes `after`; the next ones do not wait for one in the `background`. One that `judges` says whether fastpool is
+    right. Without a `vital` one the others make no sense."""
 
     name: str
     seconds: int
@@ -50,30 +54,50 @@ class Stage:
     vital: bool = False
 
 
-# Those that need a GPU: all of a name but the tests of this file.
+def workers(jobs: int) -> list[str]:
+    """pytest's options for so many processes; none where pytest-xdist is not installed."""
+    return ["--dist", "worksteal", "-n", str(jobs)] if jobs > 1 and find_spec("xdist") else []
+
+
+# Those that need a GPU: all of a name but the tests of this file. By name, since others import what may not be there.
 GPU_TESTS = [f"tests/{path.name}" for path in sorted(ROOT.glob("tests/test_gpu*.py")) if "stages" not in path.name]
+# What `large` ones ask for is compiled by nobody beforehand: on a CPU their tensors would be as large.
+MARKED = "gpu_machine and not large"
+_ALL = " ".join(GPU_TESTS)
 _FORWARD = " ".join(name for name in GPU_TESTS if "gradients" not in name)
 _GRADIENTS = " ".join(name for name in GPU_TESTS if "gradients" in name)
 _PYTEST = "python -m pytest -q --tb=short -p as_they_come -p no:cacheprovider --maxfail=40"
-_ON_CORES = f"OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 {_PYTEST}"
-if find_spec("xdist"):
-    _ON_CORES += f" --dist worksteal -n {min(14, _CORES)}"
-_SANITIZER = (
-    "PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --kernel-regex kns=fastpool --error-exitcode 1 --tool {tool} "
-    f'{_PYTEST} -x {_FORWARD} -m sanitized -k "native and (outside or wider or dims)"'
+_ON_CORES = " ".join(
+    ["OMP_NUM_THREADS=1 MKL_NUM_THREADS=1", _PYTEST, *workers(min(14, CORES)), "-m", shlex.quote(MARKED)]
 )
-_BESIDE = f"nice -n 19 python benchmarks/precompile.py --jobs {_FEWER}"
+# Beside stages that use the CPU, and after them.
+_BESIDE = f"nice -n 19 python benchmarks/precompile.py --jobs {max(1, CORES - 4)}"
+
+
+def _sanitizer(tool: str, backend: str) -> str:
+    """Triton's programs are named as its functions are, torch's kernels are looked at as well."""
+    kernels = "--kernel-regex kns=fastpool " if backend == "native" else ""
+    return (
+        f"PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer {kernels}--error-exitcode 1 --tool {tool} "
+        f"{_PYTEST} -x {_ALL} -m sanitized -k {backend}"
+    )
+
 
 # In both parts, since the second may find itself on another machine; where nothing has changed, it takes seconds.
-_BUILD = Stage("build", 100, "python -m pip install -q --no-build-isolation --no-deps -e .", vital=True)
+_BUILD = Stage("build", 100, "python -m pip install -v --no-build-isolation --no-deps -e .", vital=True)
 
-# Programs of Triton are compiled on all cores while the C++ kernels, which need none, are looked at.
+# Programs of Triton are compiled while the C++ kernels, which need none, are looked at.
 FIRST = (
     Stage("machine", 20, "nvidia-smi", background=True),
     _BUILD,
     Stage("versions", 30, "python -m fastpool env", background=True),
-    Stage("precompile", 60, "python benchmarks/precompile.py smoke quick", background=True),
-    Stage("smoke native", 45, "python benchmarks/gpu_smoke.py bits repeat --backends native", judges=True),
+    Stage("precompile", 60, f"{_BESIDE} smoke quick", background=True),
+    Stage(
+        "smoke native",
+        45,
+        "OMP_NUM_THREADS=1 python benchmarks/gpu_smoke.py bits repeat --backends native",
+        judges=True,
+    ),
     Stage(
         "smoke triton", 60, "python benchmarks/gpu_smoke.py bits repeat --backends triton", ("precompile",), judges=True
     ),
@@ -81,66 +105,72 @@ FIRST = (
     Stage(
         "quick figures",
         70,
-        "python benchmarks/run.py --device {device} --quick --only shapes --seconds 60 --no-plots {commit} "
+        "python benchmarks/run.py --device {device} --quick --only shapes --seconds {seconds} --no-plots {commit} "
         "--json {out}/quick.json",
         ("precompile",),
     ),
 )
 
-# What needs no Triton; then figures, since they are what nobody can make elsewhere, with a clock that is the GPU's and
-# does not mind what is compiled for the tests meanwhile; then the tests, a dtype at a time.
+# What needs no Triton; then figures, since they are what nobody can make elsewhere; then the tests, a dtype at a time.
+# Nothing is compiled beside what measures, since some of it is the host's time.
 REST = (
     _BUILD,
     Stage("precompile figures", 60, f"{_BESIDE} figures tune", background=True),
+    Stage("machine code", 40, f"{_PYTEST} tests/test_cuda_build.py -m gpu_machine", judges=True),
     Stage("native forward", 90, f'{_ON_CORES} {_FORWARD} -k "not triton"', judges=True),
-    Stage(
-        "precompile bfloat16",
-        200,
-        f'{_BESIDE} tests -- -k "triton and (bfloat16 or not float)"',
-        ("precompile figures",),
-        background=True,
-    ),
     Stage(
         "figures",
         150,
-        "python benchmarks/run.py --device {device} --only shapes --seconds 140 --no-plots {commit} "
+        "python benchmarks/run.py --device {device} --only shapes --seconds {seconds} --no-plots {commit} "
         "--json {out}/full.json",
         ("precompile figures",),
     ),
     Stage(
-        "triton forward, bfloat16",
+        "precompile bfloat16",
+        200,
+        f'{_BESIDE} tests -- -k "triton and (bfloat16 or not float)"',
+        background=True,
+    ),
+    Stage("memcheck native", 90, _sanitizer("memcheck", "native"), judges=True),
+    Stage(
+        "triton forward bfloat16",
         120,
         f'{_ON_CORES} {_FORWARD} -k "triton and (bfloat16 or not float)"',
         ("precompile bfloat16",),
         judges=True,
     ),
     Stage(
-        "gradients, bfloat16",
+        "gradients bfloat16",
         100,
         f'{_ON_CORES} {_GRADIENTS} -k "bfloat16 or overlapping or graph"',
         ("precompile bfloat16",),
         judges=True,
     ),
     Stage(
-        "tune", 150, "python benchmarks/tune.py --seconds 140 --out {out}/tuned.json {commit}", ("precompile figures",)
+        "tune",
+        150,
+        "python benchmarks/tune.py --seconds {seconds} --out {out}/tuned.json {commit}",
+        ("precompile figures",),
     ),
-    Stage("precompile others", 200, f'{_BESIDE} tests -- -k "triton and float"', ("tune",), background=True),
-    Stage("memcheck", 90, _SANITIZER.replace("{tool}", "memcheck"), judges=True),
+    Stage("precompile others", 200, f'{_BESIDE} tests -- -k "triton and float"', background=True),
+    Stage("racecheck native", 90, _sanitizer("racecheck", "native"), judges=True),
     Stage(
-        "triton forward, other dtypes",
+        "triton forward others",
         100,
         f'{_ON_CORES} {_FORWARD} -k "triton and float and not bfloat16"',
         ("precompile others",),
         judges=True,
     ),
     Stage(
-        "gradients, the rest",
+        "gradients others",
         100,
         f'{_ON_CORES} {_GRADIENTS} -k "not (bfloat16 or overlapping or graph)"',
         ("precompile others",),
         judges=True,
     ),
-    Stage("racecheck", 90, _SANITIZER.replace("{tool}", "racecheck"), judges=True),
+    Stage("memcheck triton", 120, _sanitizer("memcheck", "triton"), ("precompile others",), judges=True),
+    Stage("large", 60, f'{_PYTEST} {_ALL} -m "gpu_machine and large"', judges=True),
+    Stage("racecheck triton", 120, _sanitizer("racecheck", "triton"), ("precompile others",), judges=True),
 )
 PARTS = {"first": (FIRST, 235), "rest": (REST, 560)}  # with the seconds that all of one take at most
 
@@ -161,8 +191,8 @@ def commit() -> str:
         return named
     git = ["git", "--no-optional-locks", "rev-parse", "HEAD"]
     try:
-        return subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        return subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 
@@ -176,13 +206,25 @@ def environment() -> dict[str, str]:
     return {**wanted, **os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
+def die_with_parent() -> None:
+    """In a process about to become another program: it is ended as soon as the thread that started it is no more."""
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _on_its_own() -> None:
+    """A group, so that it can be ended with all that it starts, but no session: whoever ends ours ends it as well."""
+    os.setpgid(0, 0)
+    die_with_parent()
+
+
 class Run:
     """The stages of one part."""
 
     def __init__(self, stages: Sequence[Stage], seconds: float, log: Path, words: dict[str, str]) -> None:
-        self.stages, self.words, self.environment = stages, words, environment()
-        self.began = time.monotonic()
+        self.began = time.monotonic()  # before anything that may take its time
         self.until = self.began + seconds
+        self.stages, self.words, self.environment = stages, words, environment()
         self.outcomes: dict[str, str] = {}
         self._log = log.open("a")
         self._lock = threading.Lock()
@@ -229,31 +271,34 @@ class Run:
             return f"not run: {self.stopped}"
         if self.until - time.monotonic() < LEAST_SECONDS:
             return "not run: no time left"
-        program = self._command(stage)[1][0]
+        program = self._command(stage, 0)[1][0]
         return "" if shutil.which(program) else f"not run: there is no {program}"
 
-    def _command(self, stage: Stage) -> tuple[dict[str, str], list[str]]:
-        """Its own environment, and the words of its command."""
-        words = shlex.split(stage.command.format(**self.words))
+    def _command(self, stage: Stage, seconds: float) -> tuple[dict[str, str], list[str]]:
+        """Its own environment, and the words of its command, with its limit."""
+        words = shlex.split(filled(stage.command, self.words, seconds))
         own = dict(word.split("=", 1) for word in takewhile(_assigns, words))
         command = words[len(own) :]
         return own, [sys.executable if word == "python" else word for word in command]
 
     def _run(self, stage: Stage) -> str:
-        own, command = self._command(stage)
-        seconds = min(stage.seconds, self.until - time.monotonic())
         began = time.monotonic()
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**self.environment, **own},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        seconds = min(stage.seconds, self.until - began)
+        own, command = self._command(stage, seconds)
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**self.environment, **own},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                preexec_fn=_on_its_own,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            return f"failed: {error}"
         self._running[stage.name] = process
         self.say(f"== {stage.name}, at most {seconds:.0f} s: {shlex.join(command)}")
         if self.stopped:
@@ -291,6 +336,11 @@ class Run:
         return 1 if wrong or self.stopped else 0
 
 
+def filled(command: str, words: dict[str, str], seconds: float) -> str:
+    """A stage's command, with what it is to know of this run."""
+    return command.format(**words, seconds=max(1, int(seconds - MARGIN_SECONDS)))
+
+
 def _assigns(word: str) -> bool:
     """Whether it is of the form NAME=value."""
     name, equals, _ = word.partition("=")
@@ -307,41 +357,58 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def chosen(stages: Sequence[Stage], texts: Sequence[str]) -> Iterator[Stage]:
-    """Those whose name holds one of the texts, what they come after, and what all need."""
+    """Those whose name holds one of the texts, what they come after, and what all need; without texts all."""
     wanted = {stage.name for stage in stages if stage.vital or not texts or any(text in stage.name for text in texts)}
     for stage in reversed(stages):
         wanted.update(stage.after if stage.name in wanted else ())
     yield from (stage for stage in stages if stage.name in wanted)
 
 
+def delete_old(stages: Sequence[Stage], out: Path) -> None:
+    """The files that these stages write, so that those of an earlier run do not look like theirs."""
+    for stage in stages:
+        for name in re.findall(r"\{out\}/(\S+)", stage.command):
+            (out / name).unlink(missing_ok=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=PARTS, help="first, rest, or both")
-    parser.add_argument("--only", nargs="+", default=(), metavar="TEXT", help="stages whose name holds TEXT")
+    only = "stages whose name holds one of these texts, which commas separate"
+    parser.add_argument("--only", default="", metavar="TEXTS", help=only)
     parser.add_argument("--list", action="store_true", help="print the stages and run none")
     asked = parser.parse_args(arguments)
+    texts = [text.strip() for text in asked.only.split(",") if text.strip()]
+    for text in texts:
+        if not any(text in stage.name for part in asked.parts for stage in PARTS[part][0]):
+            parser.error(f"--only: no stage of {' and '.join(asked.parts)} has {text!r} in its name")
     out = Path(os.environ.get("OUT") or "gpu-out").resolve()
-    named = commit()
     words = {
         "out": shlex.quote(str(out)),
         "device": os.environ.get("SMOKE_DEVICE", "cuda"),
-        "commit": f"--commit {shlex.quote(named)}" if os.environ.get("COMMIT") else "",
+        "commit": f"--commit {shlex.quote(os.environ['COMMIT'])}" if os.environ.get("COMMIT") else "",
     }
     status = 0
     for part in asked.parts:
         stages, seconds = PARTS[part]
         if part == "rest":
             seconds = float(os.environ.get("SECONDS_LEFT") or seconds)
-        stages = tuple(chosen(stages, asked.only))
+        stages = tuple(chosen(stages, texts))
+        if all(stage.vital for stage in stages):
+            continue  # what is looked for is in the other part
         if asked.list:
             for stage in stages:
-                print(f"{part}: {stage.name}, {stage.seconds} s: {stage.command.format(**words)}")
+                print(f"{part}: {stage.name}, {stage.seconds} s: {filled(stage.command, words, stage.seconds)}")
             continue
         out.mkdir(parents=True, exist_ok=True)
-        run = Run(stages, seconds, out / f"{part}.log", words)
+        log = out / f"{part}.log"
+        delete_old(stages, out)
+        if not texts:
+            log.unlink(missing_ok=True)
+        run = Run(stages, seconds, log, words)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, run.stop)
-        run.say(f"== {part} of {named}")
+        run.say(f"== {part} of {commit()}")
         status |= run.all()
         if run.stopped:
             break

@@ -8,7 +8,9 @@ precompile.py --jobs 12 ...     on so many processes
 Where torch sees no GPU, for an H100. What is compiled is what calls ask for: calls are made, for tensors of the same
 shapes, and planned as for the GPU by the same code, but a launch is only compiled, under Triton's own key. Each process
 makes all calls, and compiles the programs that no other one has taken. As a pytest plugin (-p precompile) it does so
-with the calls of tests, which get their results from `native`.
+with the calls of tests, which get their results from `native`. Not compiled here is what tests ask for in processes of
+their own (test_validation_where_asked, test_after_a_launch_that_failed), what torch.compile makes of them, and what
+those ask for that need much memory.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 # Before Triton's kernels are imported: a precompiled program is not an interpreted one.
 os.environ["TRITON_INTERPRET"] = "0"
@@ -51,7 +53,10 @@ from cases import CASES, DTYPES, Case
 from fastpool import dispatch
 from fastpool.backends import native
 from fastpool.segments import PoolCall
-from gpu_stages import GPU_TESTS
+from fastpool.testing import Sequence as Text
+from fastpool.testing import sequences
+from gpu_stages import GPU_TESTS, MARKED, die_with_parent, workers
+from machine import cores
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent / "tests"
@@ -169,10 +174,19 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+def cheap(lengths: list[int], width: int, dtype: torch.dtype, holes: bool = False) -> list[Text]:
+    """As testing.sequences, but for the numbers, of which each row has one: drawing them all takes a process longer
+    than planning with them."""
+    narrow = sequences(lengths, 1, dtype, holes)
+    return [Text(one.states.expand(-1, width).contiguous(), one.real, one.weights) for one in narrow]
+
+
 def smoke() -> None:
     import gpu_smoke
 
-    if gpu_smoke.main(["bits", "repeat", "--device", "cpu", "--backends", "triton"]):
+    with patch.object(gpu_smoke, "sequences", cheap):
+        wrong = gpu_smoke.main(["bits", "repeat", "--device", "cpu", "--backends", "triton"])
+    if wrong:
         raise RuntimeError("gpu_smoke.py fails where its calls are only planned: run it with SMOKE_DEVICE=cpu")
     for case in gpu_smoke.SPEEDS:
         plan_case(case)
@@ -232,7 +246,7 @@ def compile_calls(calls: Sequence[Callable[[], None]], jobs: int) -> list[Compil
     """Makes the calls of these functions, which a spawned process must be able to import, in so many processes."""
     with (
         tempfile.TemporaryDirectory() as shared,
-        ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(jobs, get_context("spawn"), die_with_parent) as pool,
     ):
         work = [pool.submit(_work, Gpu.here(), Path(shared), calls) for _ in range(jobs)]
         return [one.result() for one in work]
@@ -243,12 +257,13 @@ def compile_tests(options: Sequence[str], jobs: int) -> list[Compiler]:
     with tempfile.TemporaryDirectory() as shared:
         (Path(shared) / "gpu").write_bytes(pickle.dumps(Gpu.here()))
         command = [sys.executable, "-m", "pytest", "-p", "precompile", "-p", "no:cacheprovider", "-q", "--tb=no"]
-        command += [] if jobs == 1 else ["-n", str(jobs), "--dist", "worksteal"]
-        command += ["-m", "not large", *GPU_TESTS, *options]
+        command += [*workers(jobs), "-m", MARKED, *GPU_TESTS, *options]
         path = os.pathsep.join([str(HERE), str(TESTS), os.environ.get("PYTHONPATH", "")])
         hidden = {"CUDA_VISIBLE_DEVICES": "", "FAIL_WITHOUT_CUDA": "0"}
         environment = {**os.environ, **hidden, "PYTHONPATH": path, _SHARED: shared}
-        done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=HERE.parent, env=environment, capture_output=True, text=True, preexec_fn=die_with_parent
+        )
         if done.returncode not in (0, 1):  # tests that passed, and that failed for want of a GPU
             raise SystemExit(f"precompile.py: no tests were run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         return [pickle.loads(done.read_bytes()) for done in Path(shared).glob("done-*")]
@@ -311,7 +326,7 @@ def main() -> int:
     parser.add_argument(
         "parts", nargs="+", choices=[*PARTS, "tests"], metavar="PART", help=", ".join([*PARTS, "tests"])
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--jobs", type=int, default=cores())
     asked = parser.parse_args(words[:at])
     failed = 0
     parts = [part for part in asked.parts if part != "tests"]

@@ -13,7 +13,6 @@ for every shape, which takes an hour. All are compiled on all cores before the f
 import argparse
 import json
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +31,7 @@ from cases import DTYPES, SHAPES, SKEWED, Batch, Case, build
 from fastpool import known
 from fastpool.dispatch import BACKENDS
 from fastpool.segments import PoolCall
-from machine import describe_commit, describe_versions
+from machine import cores, describe_commit, describe_versions
 
 GAIN = 0.03  # of the heuristic's time; less is noise
 Time = Callable[[Config], float]
@@ -122,6 +121,11 @@ def plan_calls(cases: Sequence[Case], among: Among) -> None:
                 run.pool(replace(call))  # another one, which is planned anew
 
 
+def no_other(shape: Shape) -> list[Config]:
+    """Of a shape that is not tuned."""
+    return []
+
+
 def _call(batch: Batch) -> torch.Tensor:
     return fastpool.mean(batch.packed, cu_seqlens=batch.cu_seqlens, normalize=True)
 
@@ -144,9 +148,10 @@ def main() -> None:
 
     among: Among = candidates if arguments.all else near
     tuned = [case for case in (ALL if arguments.all else SHORT_LIST) if arguments.filter in case.name]
-    cases = [case for case in SMALL if arguments.filter in case.name and case not in tuned] + tuned
-    began, jobs = time.monotonic(), os.cpu_count() or 1
-    compilers = precompile.compile_calls([partial(plan_calls, cases, among)], jobs)
+    small = [case for case in SMALL if arguments.filter in case.name and case not in tuned]
+    cases, began = small + tuned, time.monotonic()
+    calls = [partial(plan_calls, small, no_other), partial(plan_calls, tuned, among)]
+    compilers = precompile.compile_calls(calls, cores())
     precompile.tell(f"{len(cases)} cases", compilers, time.monotonic() - began)
 
     out = arguments.out or TUNED / f"{slug(torch.cuda.get_device_name())}.json"
@@ -166,19 +171,19 @@ def main() -> None:
             with choosing(config), fastpool.backend("triton"):
                 return time_calls(runs, gpu, rounds=5).median
 
-        if case in tuned:
-            _, shape = shape_of(case, gpu.device)
-            found = best(shape, time_of, among, until)
-            if found is not None:
-                configs[key(shape)] = asdict(found)
-            print(f"{case.name}: {found or 'the heuristic'}", flush=True)
+        _, shape = shape_of(case, gpu.device)
+        found = best(shape, time_of, among, until) if case in tuned else None
+        if found is not None:
+            configs[key(shape)] = asdict(found)
+        print(f"{case.name}: {found or 'the heuristic'}", flush=True)
         turns = []
-        for backend in ("native", "triton"):
-            if BACKENDS[backend].refuses(batch.packed) is None:
-                with fastpool.backend(backend):
-                    turns.append(eager_turn(gpu, backend, runs, seconds_of(gpu, runs[0]), 9, backend))
         seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-        take_turns(turns, seconds, lambda turn, error: print(f"  {turn.name}: {error}"))
+        with choosing(found or heuristic(shape)):  # what Triton will take from now on
+            for backend in ("native", "triton"):
+                if BACKENDS[backend].refuses(batch.packed) is None:
+                    with fastpool.backend(backend):
+                        turns.append(eager_turn(gpu, backend, runs, seconds_of(gpu, runs[0]), 9, backend))
+            take_turns(turns, seconds, lambda turn, error: print(f"  {turn.name}: {error}"))
         if len(seconds) == 4:  # both, on the device and on the host
             sizes.append((batch.real_bytes, *(median(seconds[name, "eager"]) for name in ("native", "triton"))))
         found_all = {

@@ -3,10 +3,12 @@ that are compiled beforehand."""
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -80,8 +82,41 @@ def test_one_that_hangs_is_ended_with_all_it_started(tmp_path: Path, monkeypatch
     assert status == 1
     assert outcomes == {"hangs": "failed: ended after 3 s", "next": "passed"}
     (child,) = [int(line.split()[-1]) for line in log.splitlines() if "hangs: child" in line]
-    stat = Path(f"/proc/{child}/stat")
-    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"  # dead, if nobody has asked yet
+    assert not lives(child)
+
+
+def lives(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"  # dead, if nobody has asked yet
+
+
+def test_a_stage_that_cannot_start_has_failed(tmp_path: Path) -> None:
+    """There is a program of its name, which the system does not know how to run."""
+    program = tmp_path / "no program"
+    program.write_text("\0")
+    program.chmod(0o755)
+    status, outcomes, log = run(
+        tmp_path, Stage("broken", 30, f"'{program}'", judges=True), Stage("next", 30, python("pass"))
+    )
+    assert status == 1
+    assert outcomes["broken"].startswith("failed: ")
+    assert outcomes["next"] == "passed"
+    assert "not: broken (failed" in log.splitlines()[-1]
+
+
+def test_a_command_is_told_its_real_limit(tmp_path: Path) -> None:
+    """What is left, if that is less than what the stage may take, less a margin."""
+    for limit, left, least, most in ((30, 600, 20, 20), (300, 60, 48, 50), (300, 9, 1, 1)):
+        _, _, log = run(tmp_path, Stage("told", limit, "echo told {seconds} s"), seconds=left)
+        (told,) = re.findall(r"told: told (\d+) s", log)
+        assert least <= int(told) <= most
+        (tmp_path / "log").unlink()
+
+
+def test_the_clock_runs_while_the_gpu_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(gpu_stages, "environment", lambda: asked.append(time.monotonic()) or {})
+    assert Run([], 60, tmp_path / "log", {}).began <= asked[0]
 
 
 def test_without_a_build_nothing_is_run(tmp_path: Path) -> None:
@@ -108,20 +143,41 @@ def test_stages_wait_for_what_they_need_and_for_nothing_else(tmp_path: Path) -> 
     assert set(outcomes.values()) == {"passed"}
 
 
-@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT])
-def test_whoever_ends_the_run_leaves_what_there_was(tmp_path: Path, kill: signal.Signals) -> None:
+def started(tmp_path: Path, *stages: str) -> "subprocess.Popen[str]":
+    """The program, in a process of its own, with one part of these stages."""
     code = (
-        "import sys; import gpu_stages as g; "
-        f"g.PARTS = {{'first': ((g.Stage('says', 60, '''{python('print(1 + 1)')}'''), "
-        "g.Stage('sleeps', 600, 'sleep 600'), g.Stage('never', 9, 'true')), 600)}; "
+        f"import sys; import gpu_stages as g; g.PARTS = {{'first': (({', '.join(stages)},), 600)}}; "
         "sys.exit(g.main(['first']))"
     )
     environment = {**os.environ, "OUT": str(tmp_path), "PYTHONPATH": str(PROGRAM.parent), "COMMIT": "abc"}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def line_with(process: "subprocess.Popen[str]", text: str) -> str:
     assert process.stdout is not None
-    for line in process.stdout:
-        if "== sleeps, at most" in line:
-            break
+    return next(line for line in process.stdout if text in line)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a process that its parent has died")
+def test_no_stage_outlives_the_run(tmp_path: Path) -> None:
+    """Nor is it in another session, whose end would not be its own."""
+    code = python("import os, time; print('stage', os.getpid(), os.getsid(0), os.getpgid(0)); time.sleep(600)")
+    process = started(tmp_path, f"g.Stage('sleeps', 600, '''{code}''')")
+    stage, session, group = map(int, line_with(process, "sleeps: stage").split()[-3:])
+    assert (session, group) == (os.getsid(process.pid), stage)
+    process.kill()
+    process.wait(60)
+    until = time.monotonic() + 60
+    while lives(stage) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not lives(stage)
+
+
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT])
+def test_whoever_ends_the_run_leaves_what_there_was(tmp_path: Path, kill: signal.Signals) -> None:
+    says = f"g.Stage('says', 60, '''{python('print(1 + 1)')}''')"
+    process = started(tmp_path, says, "g.Stage('sleeps', 600, 'sleep 600')", "g.Stage('never', 9, 'true')")
+    line_with(process, "== sleeps, at most")
     process.send_signal(kill)
     assert process.wait(60) == 1
     log = (tmp_path / "first.log").read_text()
@@ -145,8 +201,78 @@ def test_the_stages_are_sound() -> None:
         assert [stage.name for stage in stages if stage.vital] == ["build"]
     waited = sum(stage.seconds for stage in FIRST if stage.judges)
     assert waited + 100 < PARTS["first"][1]  # a build that takes its time leaves room for what judges
-    chosen = list(gpu_stages.chosen(REST, ["tune"]))
-    assert [stage.name for stage in chosen] == ["build", "precompile figures", "tune"]
+
+
+@pytest.mark.parametrize("stages", [FIRST, REST])
+def test_nothing_is_compiled_beside_what_measures(stages: tuple[Stage, ...]) -> None:
+    """Or what the host takes would be the compilers' affair as well. A stage begins once those in the foreground before
+    it have ended, and with them what they came after."""
+    ended: set[str] = set()
+    compiling: set[str] = set()
+    for stage in stages:
+        if stage.background:
+            compiling |= {stage.name} if "precompile.py" in stage.command else set()
+            continue
+        ended.update(stage.after)
+        if any(name in stage.command for name in ("run.py", "tune.py", "gpu_smoke.py speed")):
+            assert compiling <= ended, stage.name
+    assert compiling
+
+
+def test_every_test_for_a_machine_with_a_gpu_is_in_a_stage() -> None:
+    """And says so by its mark, without which it would not be chosen."""
+    marked = re.compile(r"\bgpu_machine\b|^pytestmark = MARKS$", re.M)
+    files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if path != Path(__file__)]
+    found = {f"tests/{path.name}" for path in files if marked.search(path.read_text())}
+    assert found == {*gpu_stages.GPU_TESTS, "tests/test_cuda_build.py"}
+    for test in found:
+        assert any(test in stage.command for stage in REST)
+
+
+def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    """The names of the stages."""
+    assert gpu_stages.main([*arguments, "--list"]) == 0
+    return [line.split(": ")[1].rpartition(",")[0] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_stages_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """With a blank in it, too; several of them; in the part that has them; and not by what nobody is called."""
+    assert listed(capsys, "rest", "--only", "tune") == ["build", "precompile figures", "tune"]
+    assert listed(capsys, "first", "--only", "smoke native") == ["build", "smoke native"]
+    assert listed(capsys, "first", "rest", "--only", "smoke native, tune") == [
+        *("build", "smoke native"),
+        *("build", "precompile figures", "tune"),
+    ]
+    assert listed(capsys, "first", "rest", "--only", "tune") == ["build", "precompile figures", "tune"]
+    with pytest.raises(SystemExit):
+        listed(capsys, "first", "--only", "smoke native, smok triton")
+    assert "no stage of first has 'smok triton' in its name" in capsys.readouterr().err
+
+
+def test_old_files_do_not_look_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stages write is deleted before they begin. Other files stay, and if some stages are chosen the log does."""
+    stages = (Stage("build", 9, "true", vital=True), Stage("one", 9, "test ! -e {out}/one.json"))
+    stages += (Stage("other", 9, "test ! -e {out}/other.json"),)
+    monkeypatch.setattr(gpu_stages, "PARTS", {"first": (stages, 60)})
+    monkeypatch.setenv("OUT", str(tmp_path))
+    for name in ("one.json", "other.json", "more.json", "first.log"):
+        (tmp_path / name).write_text("what was\n")
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # they stay pytest's
+    gpu_stages.main(["first", "--only", "one"])
+    assert {path.name for path in tmp_path.iterdir()} == {"other.json", "more.json", "first.log"}
+    assert (tmp_path / "first.log").read_text().startswith("what was\n")
+    gpu_stages.main(["first"])
+    assert {path.name for path in tmp_path.iterdir()} == {"more.json", "first.log"}
+    assert "what was" not in (tmp_path / "first.log").read_text()
+    assert "passed: build, one, other" in (tmp_path / "first.log").read_text()
+
+
+def test_tests_share_processes_where_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_stages, "find_spec", lambda name: None)
+    assert gpu_stages.workers(8) == []
+    monkeypatch.setattr(gpu_stages, "find_spec", lambda name: object())
+    assert gpu_stages.workers(8) == ["--dist", "worksteal", "-n", "8"]
+    assert gpu_stages.workers(1) == []
 
 
 def test_the_commit_is_what_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -304,7 +430,8 @@ def test_speed_is_a_share_of_the_stream(monkeypatch: pytest.MonkeyPatch, capsys:
     printed = capsys.readouterr().out
     assert found.wrong == 0
     assert "read-only stream, torch.sum: 100 GB/s" in printed
-    assert "64 B2 H24 bf16, native, packed: 0.1 us, 50 % of the stream, host 3.0 us a call" in printed
+    said = "64 B2 H24 bf16, native, packed: 0.1 us in a graph, 50 % of the stream; eager 0.1 us, host 3.0 us"
+    assert said in printed
     assert gpu_smoke.share(nbytes=3_000_000_000, us=1000.0, gb_per_s=4000.0) == 0.75
 
 
@@ -386,3 +513,66 @@ def test_what_gpu_tests_call_is_compiled(tmp_path: Path) -> None:
     told = said(tmp_path, str(PROGRAM.parent / "precompile.py"), "tests", "--jobs", "1", "--", "-k", one)
     assert "precompiled 2 programs for tests" in told  # strips, and the norm over them
     assert len(list((tmp_path / "cache").rglob("*.cubin"))) == 2
+
+
+_CHEAP = """
+import torch, gpu_smoke, precompile
+
+for shape in gpu_smoke.SHAPES + gpu_smoke.REPEATED:
+    right = shape.arguments()
+    gpu_smoke.sequences, kept = precompile.cheap, gpu_smoke.sequences
+    cheap = shape.arguments()
+    gpu_smoke.sequences = kept
+    assert cheap.keys() == right.keys(), shape
+    for one, other in zip(right.values(), cheap.values()):
+        if one.is_nested:
+            assert torch.equal(one.offsets(), other.offsets()), shape
+            one, other = one.values(), other.values()
+        assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype), shape
+        assert one.dtype not in (torch.int32, torch.int64) or torch.equal(one, other), shape
+"""
+
+
+def test_what_is_planned_are_the_batches_of_the_smoke_test(tmp_path: Path) -> None:
+    """Made without their numbers."""
+    pytest.importorskip("triton")  # likewise
+    said(tmp_path, "-c", _CHEAP)
+
+
+_TUNE = """
+import sys, torch
+import gpu, precompile, tune
+from fastpool.triton_kernels import plan, run
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop():
+    raise Stopped
+
+
+here = precompile.Gpu.here()
+precompile.Gpu.here = staticmethod(lambda: here)
+torch.cuda.is_available = lambda: True
+torch.cuda.get_device_name = lambda: "NVIDIA H100 80GB HBM3"
+gpu.Gpu = stop
+if __name__ == "__main__":
+    sys.argv = ["tune.py", "--filter", "16 B1 H384", "--out", sys.argv[1]]
+    try:
+        tune.main()
+    except Stopped:
+        print("stopped")
+"""
+
+
+def test_the_tuner_gets_as_far_as_the_gpu(tmp_path: Path) -> None:
+    """Of a case that is not tuned it compiles what the heuristic takes, and nothing else."""
+    pytest.importorskip("triton")  # likewise
+    program = tmp_path / "tune_it.py"
+    program.write_text(_TUNE)
+    told = said(tmp_path, str(program), str(tmp_path / "tuned.json"))
+    assert "precompiled 1 programs for 1 cases" in told
+    assert told.endswith("stopped\n")
+    assert len(list((tmp_path / "cache").rglob("*.cubin"))) == 1
