@@ -178,7 +178,7 @@ def cheap(lengths: list[int], width: int, dtype: torch.dtype, holes: bool = Fals
     """As testing.sequences, but for the numbers, of which each row has one: drawing them all takes a process longer
     than planning with them."""
     narrow = sequences(lengths, 1, dtype, holes)
-    return [Text(one.states.expand(-1, width).contiguous(), one.real, one.weights) for one in narrow]
+    return [Text(one.states.expand(-1, width), one.real, one.weights) for one in narrow]
 
 
 def smoke() -> None:

@@ -163,10 +163,12 @@ def test_no_stage_outlives_the_run(tmp_path: Path) -> None:
     """Nor is it in another session, whose end would not be its own."""
     code = python("import os, time; print('stage', os.getpid(), os.getsid(0), os.getpgid(0)); time.sleep(600)")
     process = started(tmp_path, f"g.Stage('sleeps', 600, '''{code}''')")
-    stage, session, group = map(int, line_with(process, "sleeps: stage").split()[-3:])
-    assert (session, group) == (os.getsid(process.pid), stage)
-    process.kill()
-    process.wait(60)
+    try:
+        stage, session, group = map(int, line_with(process, "sleeps: stage").split()[-3:])
+        assert (session, group) == (os.getsid(process.pid), stage)
+    finally:
+        process.kill()
+        process.wait(60)
     until = time.monotonic() + 60
     while lives(stage) and time.monotonic() < until:
         time.sleep(0.01)
