@@ -266,7 +266,14 @@ def compile_tests(options: Sequence[str], jobs: int) -> list[Compiler]:
         )
         if done.returncode not in (0, 1):  # tests that passed, and that failed for want of a GPU
             raise SystemExit(f"precompile.py: no tests were run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        return [pickle.loads(done.read_bytes()) for done in Path(shared).glob("done-*")]
+        compilers = [pickle.loads(one.read_bytes()) for one in Path(shared).glob("done-*")]
+        processes = 1 + (jobs if workers(jobs) else 0)
+        if len(compilers) < processes:  # what the others compiled is in the cache, but nobody knows what they left out
+            raise SystemExit(
+                f"precompile.py: {processes - len(compilers)} of {processes} processes of the tests ended early:\n"
+                f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            )
+        return compilers
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -296,8 +303,9 @@ def pytest_configure(config: pytest.Config) -> None:
     on_gpu.DEVICE = "cpu"
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    compiler = config.stash[_COMPILER]
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Before pytest-xdist says that a process has finished, which is then ended soon."""
+    compiler = session.config.stash[_COMPILER]
     (compiler.shared / f"done-{os.getpid()}").write_bytes(pickle.dumps(compiler))
 
 
