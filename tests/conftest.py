@@ -10,7 +10,7 @@ import torch
 
 # Of several processes that share the tests (pytest -n), each has its share of the cores, and so has what it starts.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
-    share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    share = max(1, len(os.sched_getaffinity(0)) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     torch.set_num_threads(min(share, torch.get_num_threads()))
     for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
         os.environ.setdefault(name, str(share))
