@@ -132,11 +132,11 @@ def test_other_platforms_get_the_reference_and_hear_why(monkeypatch: pytest.Monk
         assert dispatch.choose(PoolCall("mean", HIDDEN)) is reference
 
 
-def gpu_tensor(elements: int) -> torch.Tensor:
-    """Stands for one: nothing but its device and its size is looked at."""
+def gpu_tensor(elements: int, of: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """Stands for one: nothing but its device, dtype and size is looked at."""
 
     class Tensor:
-        device = torch.device("cuda", 0)
+        device, dtype = torch.device("cuda", 0), of
 
         def numel(self) -> int:
             return elements
@@ -159,6 +159,7 @@ def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         dispatch._native_below_bytes.cache_clear()
         assert dispatch._fastest_first(gpu_tensor(below // 2 - 1)) == ("native", "triton", "reference")
         assert dispatch._fastest_first(gpu_tensor(below // 2)) == ("triton", "native", "reference")
+        assert dispatch._fastest_first(gpu_tensor(below, torch.float64)) == ("native", "triton", "reference")
         assert told.pop() == (0, below)
         assert told == []
     monkeypatch.setattr(native, "_why_not_cuda", "the CUDA library was not built")

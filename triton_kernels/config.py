@@ -104,7 +104,7 @@ def widest(shape: Shape) -> int:
 def rows(shape: Shape) -> int:
     """Fewer where values are wide, and where a thread loads more than once for a row."""
     wide = shape.columns * shape.element_size > MOST_THREADS * LOAD_BYTES
-    return 8 >> (shape.element_size == 8) >> wide >> (wide and shape.weighted)
+    return 8 >> (shape.element_size == 8) >> 2 * wide
 
 
 def whole(shape: Shape) -> Config:

@@ -167,7 +167,7 @@ def make_pool_plan(call: PoolCall, device: Device) -> PoolPlan:
         "STAGES": config.stages,
         "SCAN": MOST_SCAN if call.mode in ONE_TOKEN else min(MOST_SCAN, 8 * device.lanes * config.warps),
     }  # fmt: skip
-    shared = FAMILIES[call.mode] is SUM or element_size < 8
+    shared = element_size < 8  # float64 needs what there is
     return PoolPlan(
         (slots if cu and not whole else batch * programs, strips, 1), (batch, width), dtype, accumulator(hidden.dtype),
         slots, slots * strips, fixed, options(config.warps, config.registers or registers(config.warps, shared)),

@@ -133,10 +133,11 @@ def _fastest_first(tensor: Tensor) -> tuple[str, ...]:
     """`auto` takes the first of these that does not refuse the call. All give the same bits."""
     if tensor.device.type != "cuda":
         return "native", "reference", "triton"
-    if native.cuda_unavailable() is None and tensor.numel() * tensor.element_size() < _native_below_bytes(
-        tensor.device
-    ):
-        return "native", "triton", "reference"
+    if native.cuda_unavailable() is None:
+        small = tensor.numel() * tensor.element_size() < _native_below_bytes(tensor.device)
+        # In float64 Triton's programs take so many registers that few fit a processor.
+        if small or tensor.dtype == torch.float64:
+            return "native", "triton", "reference"
     return "triton", "native", "reference"
 
 
