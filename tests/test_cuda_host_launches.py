@@ -53,10 +53,12 @@ def spellings(lengths: list[int], width: int, dtype: torch.dtype = torch.float32
 
 @pytest.mark.parametrize("mode", MODES)
 def test_tiny_batches_are_one_kernel(host: Host, mode: str) -> None:
+    """Without memory besides, unless texts may overlap: then each might be as long as all, and is split."""
     for lengths in ([16] * 32, [3, 0, 16, 9]):
         for arguments in spellings(lengths, 384, torch.bfloat16):
             assert spent(host, mode, arguments, normalize=True) == (1, 0), arguments.keys()
-            assert temporaries(host, mode, arguments, normalize=True) == 0, arguments.keys()
+            if "starts" not in arguments:
+                assert temporaries(host, mode, arguments, normalize=True) == 0, arguments.keys()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -189,10 +191,13 @@ def test_threads_share_a_stream(host: Host) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_temporaries(host: Host, dtype: torch.dtype) -> None:
-    """None for batches of short texts; else of the order of the result, and for long texts a small share of hidden."""
+    """None for batches of short texts that cannot overlap; else of the order of the result, and for long texts a small
+    share of hidden."""
     size = 8 if dtype == torch.float64 else 4  # of the accumulator
-    for batch, rows, width in ((32, 16, 256), (1, 1, 4096), (4, 40, 128)):
+    for batch, rows, width in ((32, 16, 96), (1, 1, 4096), (4, 40, 128)):
         for arguments in spellings([rows] * batch, width, dtype):
+            if "starts" in arguments:
+                continue
             assert temporaries(host, "mean", arguments, normalize=True) == 0, (batch, rows, width)
     for batch, rows, width in ((4, 9000, 256), (1, 33_000, 128), (1000, 40, 256)):
         hidden = torch.empty(batch * rows, width, dtype=dtype)
