@@ -2,7 +2,7 @@
 result."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,22 @@ def widest(shape: Shape) -> int:
     return max(1, min(16, 128 * LOAD_BYTES // (shape.columns * shape.element_size)))
 
 
+def is_wide(shape: Shape) -> bool:
+    """Whether a thread loads more than once for a row."""
+    return shape.columns * shape.element_size > MOST_THREADS * LOAD_BYTES
+
+
 def rows(shape: Shape) -> int:
-    """Fewer where values are wide, and where a thread loads more than once for a row."""
-    wide = shape.columns * shape.element_size > MOST_THREADS * LOAD_BYTES
-    return 8 >> (shape.element_size == 8) >> 2 * wide
+    """Fewer where values are wide, or rows."""
+    return 8 >> (shape.element_size == 8) >> 2 * is_wide(shape)
+
+
+def usual(shape: Shape, leaves: int, levels: int) -> Config:
+    """Wide rows with weights have half of the threads, with all the registers there are."""
+    few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
+    if shape.weighted and is_wide(shape):
+        return Config(leaves, levels, few // 2, rows(shape), registers=registers(few // 2, shared=False))
+    return Config(leaves, levels, few, rows(shape))
 
 
 def whole(shape: Shape) -> Config:
@@ -115,8 +127,7 @@ def whole(shape: Shape) -> Config:
     leaves = power_of_two(max(-(-shape.likely // LEAF), -(-longest // (LEAF << MAX_LEVELS))))
     leaves = min(leaves, max(1, MOST_THREADS * LOAD_BYTES // row_bytes), 16)
     levels = (-(-longest // (LEAF * leaves)) - 1).bit_length() if longest > 0 else 0
-    few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
-    return Config(leaves, levels, few, rows(shape))
+    return usual(shape, leaves, levels)
 
 
 def one_token(shape: Shape) -> Config:
@@ -143,7 +154,7 @@ def heuristic(shape: Shape) -> Config:
     levels = 3 if few * shape.lanes <= MOST_THREADS // 4 else 2
     if shape.units(LEAF * leaves << levels) < 4 * shape.processors:
         levels = 0
-    return Config(leaves, levels, few, rows(shape))
+    return usual(shape, leaves, levels)
 
 
 def endless(shape: Shape) -> tuple[int, Config]:
@@ -239,17 +250,15 @@ def candidates(shape: Shape) -> list[Config]:
     """What a tuner may try: every cut with more and fewer loads in flight; with loads of the next steps on their way
     through shared memory; and, where a program fills a processor, with half of the registers, so that two do."""
     found = []
-    usual = rows(shape)
     for leaves in (1, 2, 4, 8, 16):
-        most = warps(leaves, shape.columns, shape.element_size, shape.lanes)
         if leaves <= 4 * widest(shape):
             for levels in range(MAX_LEVELS + 1):
-                for few in sorted({max(1, most // 2), most}):
-                    found += [
-                        Config(leaves, levels, few, count) for count in sorted({max(1, usual // 2), usual, 2 * usual})
-                    ]
-                for count in (max(1, usual // 2), usual):
-                    found.append(Config(leaves, levels, most, count, stages=3))
-                    if most * shape.lanes == MOST_THREADS:
-                        found.append(Config(leaves, levels, most, count, registers=64))
-    return found
+                base = usual(shape, leaves, levels)
+                fewer, count = max(1, base.warps // 2), base.rows
+                for few in sorted({fewer, base.warps}):
+                    found += [replace(base, warps=few, rows=n) for n in sorted({max(1, count // 2), count, 2 * count})]
+                for n in (max(1, count // 2), count):
+                    found.append(replace(base, rows=n, stages=3))
+                    if base.warps * shape.lanes == MOST_THREADS:
+                        found.append(replace(base, rows=n, registers=64))
+    return list(dict.fromkeys(found))
