@@ -161,7 +161,7 @@ def stand_in(gpu: Gpu, shared: Path) -> Compiler:
     """Makes this process one that compiles."""
     compiler = Compiler(shared)
     instead_of_launching(gpu, compiler)
-    dispatch.BACKENDS["triton"] = StandIn()  # type: ignore[assignment]
+    dispatch.BACKENDS["triton"] = StandIn()  # type: ignore[assignment]  # no module
     torch.set_num_threads(1)
     return compiler
 
