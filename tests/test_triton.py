@@ -18,8 +18,9 @@ from fastpool.testing import DTYPES, SPELLINGS, Target, same_bits, sequences, sp
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
-import triton.language as tl  # after the skip
-from fastpool.triton_kernels import launch, plan, pool, reduce, segments  # likewise
+import triton  # after the skip
+import triton.language as tl  # likewise
+from fastpool.triton_kernels import arrive, launch, plan, pool, reduce, segments  # likewise
 from fastpool.triton_kernels.config import Config  # likewise
 from triton.runtime import interpreter  # likewise
 
@@ -89,6 +90,23 @@ def test_deep_tree(cut: Cut) -> None:
     assert_native_bits("sum", SPELLINGS["padded_lengths"].make(batch, False))
 
 
+@triton.jit
+def keep_and_find(counts, kept, found):
+    at = tl.arange(0, 8)
+    tl.store(kept + at, arrive.as_bits(tl.load(counts + at), kept.dtype.element_ty))
+    tl.store(found + at, arrive.from_bits(tl.load(kept + at)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_counts_are_kept_to_the_bit(dtype: torch.dtype) -> None:
+    """Beside states, which are floats: numbers that a float32 does not know, and those whose bits are a NaN's."""
+    counts = torch.tensor([0, 1, 2**24 + 1, 0x7F800000, 0x7F800001, 0x7FA00000, 2**31 - 2, 2**31 - 1])
+    counts = counts.to(TRITON.device)
+    kept, found = torch.empty(8, dtype=dtype, device=counts.device), torch.empty_like(counts)
+    keep_and_find[(1,)](counts, kept, found)
+    assert torch.equal(found, counts)
+
+
 @needs_interpreter
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("spelling", ["padded_right_mask", "packed"])
@@ -122,9 +140,10 @@ def test_fewer_programs_than_units(cut: Cut) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rows_wider_than_a_program(dtype: torch.dtype, cut: Cut) -> None:
-    """Columns in strips, and a norm in a second launch, rounded once all the same."""
+    """Columns in strips, each with a tree of its own, of two depths here; and a norm in a second launch, rounded once
+    all the same."""
     cut(1, 0, columns=64)
-    batch = sequences([100, 0, 7], 200, dtype, holes=True)
+    batch = sequences([300, 0, 7], 200, dtype, holes=True)
     for mode, normalize in (("mean", True), ("max", False), ("weighted_mean", True)):
         assert_native_bits(mode, SPELLINGS["packed_mask"].make(batch, False), normalize=normalize)
         assert_native_bits(mode, SPELLINGS["packed_mask"].make(batch, False), normalize=normalize, dim=64)

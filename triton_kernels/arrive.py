@@ -12,6 +12,9 @@ from .reduce import SUM, empty_counters, neutral, push
 
 FAN = tl.constexpr(8)
 CLEARED = tl.constexpr(128)  # counters that a program clears in one go
+# Of a strip, behind the columns of each row of the workspace: its count and its weight. Strips do not wait for each
+# other, so each has its own; and rows stay aligned.
+TOTALS_BYTES = tl.constexpr(16)
 
 
 @triton.jit
@@ -23,27 +26,45 @@ def clear(stale, count, program, programs):
 
 
 @triton.jit
-def leave(states, totals, at, width, columns, x, count, weight):
-    """A node's state, at row `at` of the workspace. Without real tokens its counts say it all, and nobody reads `x`."""
-    tl.store(states + at * width + columns, x, mask=(columns < width) & (count > 0))
-    tl.store(totals + at * 2, count.to(tl.float64))
-    tl.store(totals + at * 2 + 1, weight.to(tl.float64))
+def as_bits(count, dtype: tl.constexpr):
+    """An integer where only floats are kept, to the bit."""
+    if dtype == tl.float64:
+        return count.to(tl.int64).to(dtype, bitcast=True)
+    else:
+        return count.to(tl.int32).to(dtype, bitcast=True)
 
 
 @triton.jit
-def child(states, totals, at, there, width, columns, FAMILY: tl.constexpr, ACC: tl.constexpr):
+def from_bits(x):
+    """The integer that it was."""
+    if x.dtype == tl.float64:
+        return x.to(tl.int64, bitcast=True)
+    else:
+        return x.to(tl.int32, bitcast=True).to(tl.int64)
+
+
+@triton.jit
+def leave(states, totals, at, stride, width, columns, x, count, weight):
+    """A node's state, in row `at` of the workspace. Without real tokens its count says it all, and nobody reads `x`."""
+    tl.store(states + at * stride + columns, x, mask=(columns < width) & (count > 0))
+    tl.store(totals + at * stride, as_bits(count, x.dtype))
+    tl.store(totals + at * stride + 1, weight)
+
+
+@triton.jit
+def child(states, totals, at, there, stride, width, columns, FAMILY: tl.constexpr, ACC: tl.constexpr):
     """A child's state; what is not there is neutral. Past the L1 cache: another program has just written it."""
-    count = tl.load(totals + at * 2, mask=there, other=0.0, cache_modifier=".cg").to(tl.int64)
+    count = from_bits(tl.load(totals + at * stride, mask=there, other=0.0, cache_modifier=".cg"))
     there &= count > 0
     x = tl.load(
-        states + at * width + columns, mask=(columns < width) & there, other=neutral(FAMILY), cache_modifier=".cg"
+        states + at * stride + columns, mask=(columns < width) & there, other=neutral(FAMILY), cache_modifier=".cg"
     )
-    weight = tl.load(totals + at * 2 + 1, mask=there, other=0.0, cache_modifier=".cg").to(ACC)
+    weight = tl.load(totals + at * stride + 1, mask=there, other=0.0, cache_modifier=".cg")
     return x, count, weight
 
 
 @triton.jit
-def gather(states, totals, at, step, children, width, columns, FAMILY: tl.constexpr, ACC: tl.constexpr):
+def gather(states, totals, at, step, children, stride, width, columns, FAMILY: tl.constexpr, ACC: tl.constexpr):
     """The states of a node's children, `step` rows of the workspace apart, merged in pairs, and pairs of them. 2^SOME
     of them are read together: eight wide ones would not fit the registers."""
     SOME: tl.constexpr = 2
@@ -53,7 +74,7 @@ def gather(states, totals, at, step, children, width, columns, FAMILY: tl.conste
         lower, lower_weights = empty_counters(columns, SOME + 1, FAMILY, ACC)
         for i in tl.static_range(1 << SOME):
             which = (part << SOME) + i
-            x, n, w = child(states, totals, at + which * step, which < children, width, columns, FAMILY, ACC)
+            x, n, w = child(states, totals, at + which * step, which < children, stride, width, columns, FAMILY, ACC)
             lower = push(lower, x, i, FAMILY)
             lower_weights = push(lower_weights, w, i, SUM)
             count += n
@@ -64,10 +85,11 @@ def gather(states, totals, at, step, children, width, columns, FAMILY: tl.conste
 
 @triton.jit
 def arrive(
-    states, totals, arrivals, arrivals_stride, base, unit, units, width, columns, x, count, weight, FAMILY: tl.constexpr
-):
-    """Brings unit `unit` of a segment with `units` of them, whose rows of the workspace begin at `base`. Returns the
-    state of all of them and True to the last to arrive; to everybody else anything and False."""
+    states, totals, stride, arrivals, arrivals_stride, base, unit, units, width, columns, x, count, weight,
+    FAMILY: tl.constexpr,
+):  # fmt: skip
+    """Brings unit `unit` of a segment with `units` of them, whose rows of the workspace, `stride` elements apart, begin
+    at `base`. Returns the state of all of them and True to the last to arrive; to everybody else anything and False."""
     node = unit
     nodes = units  # of this depth
     step = tl.full((), 1, tl.int64)  # units under a node
@@ -77,7 +99,7 @@ def arrive(
         parent = node // FAN
         children = tl.minimum(nodes - parent * FAN, FAN)
         if children > 1:
-            leave(states, totals, base + node * step, width, columns, x, count, weight)
+            leave(states, totals, base + node * step, stride, width, columns, x, count, weight)
             tl.debug_barrier()  # what every thread has stored, before one of them counts
             # No two nodes of a segment count at the same place: those of depth d at multiples of FAN^d, plus d, up to
             # FAN^FAN units.
@@ -86,7 +108,7 @@ def arrive(
             if last:
                 tl.debug_barrier()
                 x, count, weight = gather(
-                    states, totals, base + parent * FAN * step, step, children, width, columns, FAMILY, x.dtype
+                    states, totals, base + parent * FAN * step, step, children, stride, width, columns, FAMILY, x.dtype
                 )
                 tl.debug_barrier()  # everybody has read, before this program leaves its next state in the same place
         node = parent

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..modes import MODES
 from ..segments import NormalizeBackwardCall, PoolBackwardCall, PoolCall, accumulator
 from . import backward, config
+from .arrive import TOTALS_BYTES
 from .config import (
     LOAD_BYTES,
     MAX_LEVELS,
@@ -110,7 +111,7 @@ class PoolPlan:
     shape: tuple[int, int]  # of the result
     dtype: torch.dtype
     accumulator: torch.dtype
-    slots: int  # for states of units; 0: every segment is one
+    states: tuple[int, int] | None  # shape of what units leave each other; None: every segment is one
     counters: int  # of their arrival
     fixed: dict[str, Any]
     options: dict[str, Any]
@@ -119,18 +120,16 @@ class PoolPlan:
     def launch(self, call: PoolCall) -> Launch:
         """With memory for its result and for what programs leave each other."""
         hidden, starts = call.hidden, call.starts if call.cu_seqlens is None else call.cu_seqlens
-        device = hidden.device
-        states = totals = counter = None
-        if self.slots:
-            states = torch.empty((self.slots, self.shape[1]), dtype=self.accumulator, device=device)
-            totals = torch.empty((self.slots, 2), dtype=torch.float64, device=device)
+        states = counter = None
+        if self.states is not None:
+            states = hidden.new_empty(self.states, dtype=self.accumulator)
             counter = _COUNTER  # counters come with the launch
         brought = {
-            "hidden": hidden, "out": torch.empty(self.shape, dtype=self.dtype, device=device),
+            "hidden": hidden, "out": hidden.new_empty(self.shape, dtype=self.dtype),
             "mask": call.mask, "weights": call.weights,
             "starts": None if starts is None else starts.contiguous(),
             "ends": None if call.ends is None else call.ends.contiguous(),
-            "states": states, "totals": totals, "arrivals": counter, "stale": counter, "stale_count": 0,
+            "states": states, "arrivals": counter, "stale": counter, "stale_count": 0,
         }  # fmt: skip
         return Launch(pool_kernel, self.grid, brought, self.fixed, self.options, self.counters, self.programs)
 
@@ -152,9 +151,8 @@ def make_pool_plan(call: PoolCall, device: Device) -> PoolPlan:
     most = MAX_PROGRAMS if call.padded else GUESSED_PROGRAMS * device.processors
     programs = 1 if whole else min(units, max(1, most // batch))
     slots = 0 if whole else rows // config.split + batch if cu else batch * units
-    dtype = call.out_dtype or hidden.dtype
-    if call.normalize and strips > 1:
-        dtype = accumulator(hidden.dtype)
+    summed = accumulator(hidden.dtype)
+    dtype = summed if call.normalize and strips > 1 else call.out_dtype or hidden.dtype
 
     aligned = vector(element_size, width, row_stride, batch_stride)
     fixed = {
@@ -167,11 +165,11 @@ def make_pool_plan(call: PoolCall, device: Device) -> PoolPlan:
         "STAGES": config.stages,
         "SCAN": MOST_SCAN if call.mode in ONE_TOKEN else min(MOST_SCAN, 8 * device.lanes * config.warps),
     }  # fmt: skip
+    grid = (slots if cu and not whole else batch * programs, strips, 1)
+    states = None if whole else (slots, width + strips * (TOTALS_BYTES.value // summed.itemsize))
     shared = element_size < 8  # float64 needs what there is
-    return PoolPlan(
-        (slots if cu and not whole else batch * programs, strips, 1), (batch, width), dtype, accumulator(hidden.dtype),
-        slots, slots * strips, fixed, options(config.warps, config.registers or registers(config.warps, shared)),
-    )  # fmt: skip
+    chosen = options(config.warps, config.registers or registers(config.warps, shared))
+    return PoolPlan(grid, (batch, width), dtype, summed, states, slots * strips, fixed, chosen)
 
 
 def plan_pool(call: PoolCall, device: Device) -> Launch:

@@ -9,7 +9,7 @@ canonical order (fastpool.reference) and no choice of it changes a bit.
 import triton
 import triton.language as tl
 
-from .arrive import arrive, clear
+from .arrive import TOTALS_BYTES, arrive, clear
 from .epilogue import divisor_of, normalize, quotient, round_to
 from .reduce import (
     CLS,
@@ -103,7 +103,7 @@ _RUNTIME += ["mask_batch_stride", "token_stride", "weight_batch_stride", "weight
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def pool_kernel(
-    hidden, out, mask, weights, starts, ends, states, totals, arrivals, stale,
+    hidden, out, mask, weights, starts, ends, states, arrivals, stale,
     stale_count, mode, batch, rows, dim, programs, batch_stride, row_stride,
     mask_batch_stride, token_stride, weight_batch_stride, weight_stride,
     FAMILY: tl.constexpr, NORMALIZE: tl.constexpr, CU: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr,
@@ -124,6 +124,9 @@ def pool_kernel(
     inside = columns < width
 
     if not WHOLE:
+        TOTALS: tl.constexpr = TOTALS_BYTES * 8 // ACC.primitive_bitwidth
+        stride = width + strips * TOTALS
+        totals = states + width + strip * TOTALS
         clear(stale, stale_count, program * strips + strip, tl.num_programs(0).to(tl.int64) * strips)
     if CU and not WHOLE:
         if decreases(starts, program, batch, rows):
@@ -177,8 +180,9 @@ def pool_kernel(
                 ACC, FAMILY, LEAVES, LEVELS, ROWS, STAGES, SCAN,
             )  # fmt: skip
             x, count, weight, complete = arrive(
-                states, totals, arrivals + strip, strips, base, unit, units, width, columns, x, count, weight, FAMILY
-            )
+                states, totals, stride, arrivals + strip, strips, base, unit, units, width, columns, x, count, weight,
+                FAMILY,
+            )  # fmt: skip
             unit += units if CU else programs
     # Behind the loop, since a segment is complete with a program's last unit: little is alive across the divisions.
     if complete:
