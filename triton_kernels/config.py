@@ -112,11 +112,13 @@ def rows(shape: Shape) -> int:
 
 
 def usual(shape: Shape, leaves: int, levels: int) -> Config:
-    """Wide rows with weights have half of the threads, with all the registers there are."""
+    """With weights, whose sums take registers too, wide rows have half of the threads, with all the registers there
+    are, and of programs of two warps five fit a processor instead of six."""
     few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
     if shape.weighted and is_wide(shape):
         return Config(leaves, levels, few // 2, rows(shape), registers=registers(few // 2, shared=False))
-    return Config(leaves, levels, few, rows(shape))
+    crowded = shape.weighted and few <= 2 and shape.element_size < 8  # float64 has all there are in any case
+    return Config(leaves, levels, few, rows(shape), registers=200 if crowded else 0)
 
 
 def whole(shape: Shape) -> Config:

@@ -1,7 +1,7 @@
 """From a call to a launch: which kernel, on what grid, with which arguments. Reads shapes, never data, so nothing here
 waits for the device, and a launch can be planned for tensors that hold nothing (aot.py)."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -23,6 +23,7 @@ from .config import (
     registers,
     row_columns,
     slug,
+    usual,
     warps,
 )
 from .launch import Launch, options
@@ -92,7 +93,7 @@ def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
         # Each segment may be as long as all rows, and gets slots for that: larger units, fewer.
         most = max(MIN_WORKSPACE, shape.longest * width)
         while config.levels < MAX_LEVELS and _workspace(shape, config, width) > most:
-            config = replace(config, levels=config.levels + 1)
+            config = usual(shape, config.leaves, config.levels + 1)
         if _workspace(shape, config, width) > most:
             return endless(shape)
     return shape.columns, config
