@@ -3,6 +3,7 @@
 gpu_stages.py first                           builds; is it right, how fast is it: under four minutes
 gpu_stages.py rest                            everything else, for as long as SECONDS_LEFT (default 560) says
 gpu_stages.py rest --only "tune, memcheck"    the stages whose name holds one of these, and what they wait for
+gpu_stages.py rest --times 8                  with limits so many times as long: for a machine of few cores
 gpu_stages.py first rest --list               what they are
 
 Every line goes to the terminal and to $OUT/first.log or rest.log (default gpu-out/) as soon as it is there, and figures
@@ -25,7 +26,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
@@ -46,7 +47,7 @@ class Stage:
     right. Without a `vital` one the others make no sense."""
 
     name: str
-    seconds: int
+    seconds: float
     command: str
     after: tuple[str, ...] = ()
     background: bool = False
@@ -376,6 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("parts", nargs="+", choices=PARTS, help="first, rest, or both")
     only = "stages whose name holds one of these texts, which commas separate"
     parser.add_argument("--only", default="", metavar="TEXTS", help=only)
+    parser.add_argument("--times", type=float, default=1, metavar="N", help="limits so many times as long")
     parser.add_argument("--list", action="store_true", help="print the stages and run none")
     asked = parser.parse_args(arguments)
     texts = [text.strip() for text in asked.only.split(",") if text.strip()]
@@ -390,15 +392,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     status = 0
     for part in asked.parts:
-        stages, seconds = PARTS[part]
+        stages, most = PARTS[part]
+        seconds = most * asked.times
         if part == "rest":
             seconds = float(os.environ.get("SECONDS_LEFT") or seconds)
-        stages = tuple(chosen(stages, texts))
+        stages = tuple(replace(stage, seconds=stage.seconds * asked.times) for stage in chosen(stages, texts))
         if all(stage.vital for stage in stages):
             continue  # what is looked for is in the other part
         if asked.list:
             for stage in stages:
-                print(f"{part}: {stage.name}, {stage.seconds} s: {filled(stage.command, words, stage.seconds)}")
+                print(f"{part}: {stage.name}, {stage.seconds:g} s: {filled(stage.command, words, stage.seconds)}")
             continue
         out.mkdir(parents=True, exist_ok=True)
         log = out / f"{part}.log"

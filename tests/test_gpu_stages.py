@@ -269,6 +269,19 @@ def test_old_files_do_not_look_new(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "passed: build, one, other" in (tmp_path / "first.log").read_text()
 
 
+def test_limits_grow_where_cores_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage's and a part's, but not what is left."""
+    stages = (Stage("build", 9, "true", vital=True), Stage("told", 30, "echo {seconds} s"))
+    monkeypatch.setattr(gpu_stages, "PARTS", {"first": (stages, 40), "rest": (stages, 40)})
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # they stay pytest's
+    for part, left, least, most in (("first", "", 110, 110), ("rest", "", 110, 110), ("rest", "60", 48, 50)):
+        monkeypatch.setenv("SECONDS_LEFT", left)
+        gpu_stages.main([part, "--times", "4"])
+        (told,) = re.findall(r"told: (\d+) s", (tmp_path / f"{part}.log").read_text())
+        assert least <= int(told) <= most
+
+
 def test_tests_share_processes_where_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_stages, "find_spec", lambda name: None)
     assert gpu_stages.workers(8) == []
