@@ -25,14 +25,16 @@ import cuda_host
 import on_gpu
 
 import fastpool
+from fastpool import known
 from fastpool.backends import native
 
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    """Threads, instruction set and validation as they were, whatever a test does."""
+    """Threads, instruction set and validation as they were, whatever a test does, and nothing known of its calls."""
     threads = torch.get_num_threads()
     yield
+    known.forget()
     torch.set_num_threads(threads)
     fastpool.validate(False)
     if native.info is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import fastpool
 from fastpool import dispatch, known
+from fastpool.backends import native, reference
 from fastpool.segments import NormalizeCall, PoolBackwardCall, PoolCall
 
 MEMORY = torch.zeros(10_000)
@@ -20,11 +21,6 @@ PACKED = HIDDEN.view(10, 96)
 CU = torch.tensor([0, 4, 10])
 
 
-@pytest.fixture(autouse=True)
-def _nothing_known() -> None:
-    known.forget()
-
-
 def test_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     checked = []
     check = PoolCall.check
@@ -32,6 +28,18 @@ def test_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         dispatch.check(PoolCall("mean", torch.zeros(2, 5, 8), torch.ones(2, 5).bool()))
     assert len(checked) == 1
+
+
+def test_chosen_once_for_each_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+    choose = dispatch._choose
+    monkeypatch.setattr(dispatch, "_choose", lambda call, asked: (chosen.append(asked), choose(call, asked))[1])
+    for _ in range(2):
+        assert dispatch.choose(replace(CALL)) is native
+        for name, module in (("reference", reference), ("native", native)):
+            with fastpool.backend(name):
+                assert dispatch.choose(replace(CALL)) is module
+    assert chosen == ["auto", "reference", "native"]
 
 
 DIFFERENT: list[dict[str, Any]] = [

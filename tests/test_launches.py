@@ -14,7 +14,6 @@ pytest.importorskip("triton")  # a reason to skip: there is no Triton for every 
 from fastpool.triton_kernels import counters, plan, run  # after the skip
 from fastpool.triton_kernels.launch import Launch  # likewise
 
-from fastpool import known
 from fastpool.modes import MODES
 from fastpool.segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.testing import SPELLINGS, sequences
@@ -44,11 +43,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
     found = Counted()
     monkeypatch.setattr(Launch, "_launch", lambda self, device: found.kernels.append(self))
     monkeypatch.setattr(run, "device_of", lambda device: DEVICE)
-    known.forget()
     counters._pairs.clear()
     with found:
         yield found
-    known.forget()
     counters._pairs.clear()
 
 

@@ -5,7 +5,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,14 +30,6 @@ needs_interpreter = pytest.mark.skipif(
 )
 
 Cut = Callable[..., None]
-
-
-@pytest.fixture(autouse=True)
-def _planned_anew() -> Iterator[None]:
-    """No test has another's plans."""
-    known.forget()
-    yield
-    known.forget()
 
 
 @pytest.fixture

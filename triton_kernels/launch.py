@@ -46,13 +46,14 @@ class Launch:
 
     def _run(self, device: torch.device) -> None:
         if self.counters == 0:
-            return self._launch(device)
-
-        def counting(arrivals: Tensor, stale: Tensor, stale_count: int) -> None:
-            self.brought.update(arrivals=arrivals, stale=stale, stale_count=stale_count)
             self._launch(device)
+        else:
+            launch_with_counters(device, self.counters, self._launch_counting)
 
-        launch_with_counters(device, self.counters, counting)
+    def _launch_counting(self, arrivals: Tensor, stale: Tensor, stale_count: int) -> None:
+        brought = self.brought
+        brought["arrivals"], brought["stale"], brought["stale_count"] = arrivals, stale, stale_count
+        self._launch(arrivals.device)
 
     def _launch(self, device: torch.device) -> None:
         arguments = (*self.brought.values(), *self.fixed.values())

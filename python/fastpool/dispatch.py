@@ -142,8 +142,16 @@ def _fastest_first(tensor: Tensor) -> tuple[str, ...]:
 
 
 def choose(call: Call) -> ModuleType:
-    """The backend for a checked call. Raises RuntimeError where the one asked for cannot serve it."""
+    """The backend for a checked call, chosen once for calls that look alike. Raises RuntimeError where the one asked
+    for cannot serve it."""
     asked = wish()
+    chosen: ModuleType | None = call.known.get(asked)
+    if chosen is None:
+        chosen = call.known[asked] = _choose(call, asked)
+    return chosen
+
+
+def _choose(call: Call, asked: str) -> ModuleType:
     if asked != "auto":
         reason = BACKENDS[asked].refuses(call.tensor)
         if reason is not None:
