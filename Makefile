@@ -33,7 +33,7 @@ demo: $(VENV)/extra-demo
 	$(BIN)/fastpool demo $(if $(QUERY),--query "$(QUERY)")
 
 test: $(VENV)/extra-test
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
 
 lint: $(VENV)/extra-lint
 	$(BIN)/ruff check $(PY)

@@ -6,6 +6,7 @@ here is what a server's first request would have compiled, under the same key of
 
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -396,17 +397,26 @@ def _compile(job: tuple[GPUTarget, str, int, bool, int]) -> tuple[str, Report | 
 
 
 def run(
-    targets: Sequence[GPUTarget], dtypes: Sequence[str], dims: Sequence[int], jobs: int, every: bool = False
+    targets: Sequence[GPUTarget],
+    dtypes: Sequence[str],
+    dims: Sequence[int],
+    jobs: int,
+    every: bool = False,
+    only: str = "",
 ) -> int:
-    """Compiles and prints, a line each and a total; 1 if any failed or has a complaint, else 0."""
+    """Compiles and prints, a line each and a total; 1 if any failed or has a complaint, 2 if there is none, else 0.
+    `only`: those whose name holds it."""
     work = []
     for target in targets:
         seen: set[tuple[object, ...]] = set()
         for dtype, dim in product(dtypes, dims):
             for index, variant in enumerate(_variants(dtype, dim, target, every)):
-                if variant.key not in seen:
+                if variant.key not in seen and only in variant.name:
                     seen.add(variant.key)
                     work.append((target, dtype, dim, every, index))
+    if not work:
+        print(f"fastpool aot: no variant has {only!r} in its name", file=sys.stderr)
+        return 2
     wrong = 0
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for job, (name, found) in zip(work, pool.map(_compile, work, chunksize=8), strict=True):

@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     aot.add_argument("targets", metavar="TARGET", nargs="+", help="cuda:90, hip:gfx942, ...")
     aot.add_argument("--dtype", action="append", choices=_FLOATS, help="of the token states (all); may be repeated")
     aot.add_argument("--dim", metavar="H", action="append", type=_positive, help="hidden sizes (common ones)")
+    aot.add_argument("--only", metavar="TEXT", default="", help="variants whose name holds this, as it is printed")
     aot.add_argument("--every", action="store_true", help="in every spelling of a call, not the usual ones alone")
     aot.add_argument("--jobs", metavar="N", type=_positive, default=os.cpu_count(), help="processes (%(default)s)")
     aot.set_defaults(run=_aot)
@@ -153,7 +154,7 @@ def _aot(arguments: argparse.Namespace) -> int:
         print(f"fastpool aot: {error}", file=sys.stderr)
         return 2
     dtypes, dims = arguments.dtype or _FLOATS, arguments.dim or aot.DIMS
-    status: int = aot.run(targets, dtypes, dims, arguments.jobs, arguments.every)
+    status: int = aot.run(targets, dtypes, dims, arguments.jobs, arguments.every, arguments.only)
     return status
 
 
