@@ -35,21 +35,30 @@ class Tree:
     reads_of: ClassVar[int] = 0
 
     def climb(
-        self, unit: int, units: int, thread: int, threads: int, launch: object = 0, counters: object = 0
+        self,
+        unit: int,
+        units: int,
+        thread: int,
+        threads: int,
+        launch: object = 0,
+        counters: object = 0,
+        totals_of: object = None,
     ) -> Generator[Instruction, Any, Any]:
-        """The units in the root's state for the last to arrive, None for others. States are a launch's own."""
+        """The units in the root's state for the last to arrive, None for others. States are a launch's own, and so are
+        their totals, unless they are said to be another's."""
+        owner = launch if totals_of is None else totals_of
         x: tuple[Any, ...] = () if unit in self.empty else (unit,)
         total = len(x)
         width, depth = 1, 1  # units under a child, and the depth of its parent
         while width < units:
             first = unit // (width * FAN) * (width * FAN)
-            slots = [("sums", launch, slot) for slot in range(first, min(first + width * FAN, units), width)]
+            slots = range(first, min(first + width * FAN, units), width)
             if len(slots) > 1:  # an only child passes for its parent
-                slot = ("sums", launch, unit // width * width)
+                slot = unit // width * width
                 if total > 0:
-                    yield Store((slot, thread), x)
+                    yield Store(("sums", launch, slot, thread), x)
                 if thread == 0:
-                    yield Store((slot, "total"), total)
+                    yield Store(("total", owner, slot), total)
                 if self.before_count:
                     yield Barrier()
                 if thread == 0:
@@ -62,11 +71,11 @@ class Tree:
                 yield from self.before_gather()
                 totals = []
                 for slot in slots:
-                    totals.append((yield Load((slot, "total"), unwritten=99)))
+                    totals.append((yield Load(("total", owner, slot), unwritten=99)))
                 x, total = (), sum(totals)
                 for slot, count in zip(slots, totals, strict=True):
                     if count > 0 or not self.only_real:
-                        x += yield Load((slot, (thread + self.reads_of) % threads), unwritten=WRONG)
+                        x += yield Load(("sums", launch, slot, (thread + self.reads_of) % threads), unwritten=WRONG)
                 if self.after_gather:
                     yield Barrier()
             width, depth = width * FAN, depth + 1
@@ -96,6 +105,20 @@ class TritonTree(Tree):
 def split_launch(tree: Tree, units: int, threads: int = 2) -> Launch:
     """A segment of so many units, a block each."""
     return Launch([[partial(tree.climb, unit, units, i, threads) for i in range(threads)] for unit in range(units)])
+
+
+def launch_in_strips(tree: Tree, units: int, share_totals: bool = False) -> Launch:
+    """A segment whose rows are cut into two strips, each with a tree of its own: units times strips blocks of a thread,
+    the first strip's before the second's. `share_totals`: strips leave their totals in one place, since those of a unit
+    are equal."""
+    totals_of = "all" if share_totals else None
+    return Launch(
+        [
+            [partial(tree.climb, unit, units, 0, 1, strip, strip, totals_of)]
+            for strip in range(2)
+            for unit in range(units)
+        ]
+    )
 
 
 @dataclass(frozen=True)

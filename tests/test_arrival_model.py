@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from arrival_model import Counters, CudaTree, Tree, TritonTree, Turn, counting_launch, split_launch
+from arrival_model import Counters, CudaTree, Tree, TritonTree, Turn, counting_launch, launch_in_strips, split_launch
 from weak_memory import Add, Instruction, Launch, Load, Machine, Store
 
 Outcome = tuple[Any, ...]
@@ -116,6 +116,17 @@ def test_cuda_needs_its_last_barrier_for_empty_units() -> None:
     """Without it a thread may read the total of the next state where a child's was. Where no unit is empty, it takes
     the same sums all the same; `test_wrong_without` has one that is."""
     assert not list(wrong_outcomes(CudaTree(after_gather=False), units=3))
+
+
+@pytest.mark.parametrize("share_totals", [False, True])
+@pytest.mark.parametrize("tree", [TritonTree, CudaTree])
+def test_strips_share_nothing(tree: type[Tree], share_totals: bool) -> None:
+    """Not even totals, which are equal: a node of the faster strip takes the place of a child that the other reads."""
+    units = 3
+    outcomes = Machine([launch_in_strips(tree(), units, share_totals)]).outcomes()
+    strips = ((outcome[:units], outcome[units:]) for outcome in outcomes)
+    right = all(is_right(strip, tuple(range(units)), threads=1) for both in strips for strip in both)
+    assert right is not share_totals
 
 
 # The counters of launches on streams. A call is its number of units; launch and result are numbered alike.
