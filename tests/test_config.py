@@ -135,7 +135,27 @@ def test_the_tuner_finds_where_triton_takes_over() -> None:
     assert tune.crossover([]) == 0
 
 
-@pytest.mark.parametrize(("batch", "rows", "width"), [(400, 100_000, 1024), (4000, 1 << 20, 4096), (3, 900, 384)])
+@pytest.mark.parametrize(
+    ("mode", "width", "dtype", "expected"),
+    [
+        ("mean", 384, torch.bfloat16, 168),
+        ("weighted_mean", 384, torch.bfloat16, 200),
+        ("weighted_mean", 128, torch.float32, 200),
+        ("weighted_mean", 1024, torch.bfloat16, 168),
+        ("weighted_mean", 128, torch.float64, 255),
+    ],
+)
+def test_registers_of_small_programs(mode: str, width: int, dtype: torch.dtype, expected: int) -> None:
+    """Few texts, so that a unit is a leaf. Five programs of two warps fit a processor with 200 registers a thread."""
+    hidden = torch.empty(2, 4096, width, dtype=dtype, device="meta")
+    launch = plan.plan_pool(PoolCall(mode, hidden), plan.Device("test", 132))
+    assert launch.arguments["LEAVES"] == 1
+    assert launch.options["maxnreg"] == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows", "width"), [(400, 100_000, 1024), (4000, 1 << 20, 4096), (3, 900, 384), (8192, 1 << 20, 1)]
+)
 def test_a_workspace_stays_small(batch: int, rows: int, width: int) -> None:
     """Overlapping segments could each be as long as all rows: beyond a limit, each is one piece."""
     hidden = torch.empty(rows, width, dtype=torch.bfloat16, device="meta")

@@ -113,7 +113,7 @@ def rows(shape: Shape) -> int:
 
 def usual(shape: Shape, leaves: int, levels: int) -> Config:
     """With weights, whose sums take registers too, wide rows have half of the threads, with all the registers there
-    are, and of programs of two warps five fit a processor instead of six."""
+    are, and programs of one or two warps have a tenth or a fifth of a processor's, not a twelfth or a sixth."""
     few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
     if shape.weighted and is_wide(shape):
         return Config(leaves, levels, few // 2, rows(shape), registers=registers(few // 2, shared=False))

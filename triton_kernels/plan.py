@@ -1,7 +1,7 @@
 """From a call to a launch: which kernel, on what grid, with which arguments. Reads shapes, never data, so nothing here
 waits for the device, and a launch can be planned for tensors that hold nothing (aot.py)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -23,7 +23,6 @@ from .config import (
     registers,
     row_columns,
     slug,
-    usual,
     warps,
 )
 from .launch import Launch, options
@@ -93,7 +92,7 @@ def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
         # Each segment may be as long as all rows, and gets slots for that: larger units, fewer.
         most = max(MIN_WORKSPACE, shape.longest * width)
         while config.levels < MAX_LEVELS and _workspace(shape, config, width) > most:
-            config = usual(shape, config.leaves, config.levels + 1)
+            config = replace(config, levels=config.levels + 1)
         if _workspace(shape, config, width) > most:
             return endless(shape)
     return shape.columns, config
@@ -101,7 +100,8 @@ def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
 
 def _workspace(shape: Shape, config: Config, width: int) -> int:
     """Bytes of the states of units, where every segment has slots for the longest."""
-    return shape.batch * -(-shape.longest // config.split) * width * max(4, shape.element_size)
+    row = width * max(4, shape.element_size) + -(-width // shape.columns) * TOTALS_BYTES.value
+    return shape.batch * -(-shape.longest // config.split) * row
 
 
 @dataclass(frozen=True)
