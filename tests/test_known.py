@@ -65,7 +65,7 @@ DIFFERENT: list[dict[str, Any]] = [
 
 
 def test_what_differs_is_not_known() -> None:
-    calls = [CALL] + [replace(CALL, **change) for change in DIFFERENT]
+    calls = [replace(CALL)] + [replace(CALL, **change) for change in DIFFERENT]
     calls.append(PoolBackwardCall(CALL, torch.zeros(2, 96)))
     calls.append(PoolBackwardCall(CALL, torch.zeros(2, 96), of_weights=True))
     calls += [NormalizeCall(HIDDEN), NormalizeCall(HIDDEN, eps=1.0), NormalizeCall(HIDDEN, dims=torch.ones(2, 5).int())]
@@ -112,8 +112,7 @@ def test_values_are_no_part_of_it() -> None:
 def test_it_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked for again and again stays, whatever passes by."""
     monkeypatch.setattr(known, "_LIMIT", 10)
-    CALL.__dict__.pop("known", None)
-    CALL.known["number"] = 1
+    replace(CALL).known["number"] = 1
     for n in range(1, 35):
         assert PoolCall("mean", torch.zeros(1, n, 8)).known == {}
         assert len(known._young) <= 10

@@ -175,7 +175,7 @@ def _warn_slow(call: Call) -> None:
     reasons = "; ".join(
         f"{name}: {module.refuses(call.tensor)}" for name, module in BACKENDS.items() if name != "reference"
     )
-    warnings.warn(f"fastpool runs its slow reference on {device} tensors ({reasons})", RuntimeWarning, stacklevel=4)
+    warnings.warn(f"fastpool runs its slow reference on {device} tensors ({reasons})", RuntimeWarning, stacklevel=5)
 
 
 @dataclass(frozen=True)
