@@ -1,6 +1,7 @@
 """What was found out of calls that look alike: checks and plans read shapes, strides, dtypes, devices and alignment of
 their arguments, never values, so that both are made once for all of them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +33,22 @@ def known(values: tuple[object, ...], tensors: tuple[Tensor | None, ...]) -> Kno
     except (RuntimeError, TypeError):  # no memory, no strides, no hash
         return {}
     return _remembered(key) if found is None else found
+
+
+class looked_up:
+    """A method as an attribute, looked up once: functools.cached_property without the lock that it takes before Python
+    3.12, which costs as much as the look-up of a tensor."""
+
+    def __init__(self, look_up: Callable[[Any], Known]) -> None:
+        self._look_up = look_up
+        self.__doc__ = look_up.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, call: Any, owner: type | None = None) -> Known:
+        found = call.__dict__[self._name] = self._look_up(call)
+        return found
 
 
 def _remembered(key: tuple[object, ...]) -> Known:

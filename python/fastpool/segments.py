@@ -6,13 +6,12 @@ things without Python; a test compares the two.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .known import Known, known
+from .known import Known, known, looked_up
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FLOAT_NAMES = "float16, bfloat16, float32 or float64"
@@ -118,7 +117,7 @@ class PoolCall:
     normalize: bool = False
     out_dtype: torch.dtype | None = None
 
-    @cached_property
+    @looked_up
     def known(self) -> Known:
         """What is known of calls that look like this one."""
         values = (self.kernel, self.mode, self.dim, type(self.dim), self.normalize, self.out_dtype)
@@ -304,7 +303,7 @@ class PoolBackwardCall:
     result: Tensor | None = None
     of_weights: bool = False
 
-    @cached_property
+    @looked_up
     def known(self) -> Known:
         """What is known of calls that look like this one."""
         pool = self.pool
@@ -358,7 +357,7 @@ class NormalizeCall:
     out_dtype: torch.dtype | None = None
     op: str = "fastpool.l2_normalize"
 
-    @cached_property
+    @looked_up
     def known(self) -> Known:
         """What is known of calls that look like this one."""
         values = (self.kernel, self.op, self.dim, type(self.dim), self.eps, type(self.eps), self.out_dtype)
@@ -427,7 +426,7 @@ class NormalizeBackwardCall:
     normalize: NormalizeCall
     gradient: Tensor
 
-    @cached_property
+    @looked_up
     def known(self) -> Known:
         """What is known of calls that look like this one."""
         call = self.normalize
