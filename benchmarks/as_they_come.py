@@ -1,7 +1,5 @@
 """A pytest plugin (-p as_they_come): a line for each failure, at once, since a run that is ended has no summary."""
 
-import os
-
 import pytest
 
 
@@ -21,5 +19,5 @@ class _Teller:
 @pytest.hookimpl(trylast=True)  # the terminal is there by then
 def pytest_configure(config: pytest.Config) -> None:
     terminal = config.pluginmanager.get_plugin("terminalreporter")
-    if terminal is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+    if terminal is not None and not hasattr(config, "workerinput"):  # which those of pytest-xdist have
         config.pluginmanager.register(_Teller(terminal))

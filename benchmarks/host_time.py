@@ -8,6 +8,8 @@ torch.ops.fastpool from the caller to the stand-in, by way of C++, which sends t
 Python's part of it: checks, choice, plan, memory, arguments. `new` is a call that looks like none before, `again` any
 other.
 
+What a torch.empty takes comes first: machines, and hours of one that others share, differ by more than calls do.
+
 --cuda: CUDA C++ in the build of its sources for a CPU (tests/cpp/cuda_host), with launches that do nothing.
 """
 
@@ -141,6 +143,8 @@ def main() -> None:
     arguments = parser.parse_args()
     gc.disable()
     torch.set_num_threads(1)
+    empty = microseconds(lambda: torch.empty((16, 64), dtype=torch.float32, device="cpu"), arguments.repeats)
+    print(f"torch.empty: {empty:.1f} us")
     found = {"Triton": triton(arguments.repeats)}
     if arguments.cuda:
         found["CUDA C++"] = cuda(arguments.repeats)
@@ -155,7 +159,7 @@ def main() -> None:
             print(f"{name}: Python, again is {met} {LIMIT_US:g} us")
     if arguments.json:
         head = {"commit": describe_commit(), "cpu": cpu_model(), "versions": describe_versions("triton")}
-        arguments.json.write_text(json.dumps({**head, "host_us": found}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({**head, "empty_us": empty, "host_us": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
