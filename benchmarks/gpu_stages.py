@@ -246,9 +246,9 @@ class Run:
             thread = self._threads[stage.name]
             thread.start()
             if not stage.background:
-                thread.join()
+                _join(thread)
         for thread in self._threads.values():
-            thread.join()
+            _join(thread)
         return self._tell()
 
     def stop(self, *_: object) -> None:
@@ -335,6 +335,12 @@ class Run:
             if (stage.judges or stage.vital) and not self.outcomes[stage.name].startswith(("passed", "not run"))
         ]
         return 1 if wrong or self.stopped else 0
+
+
+def _join(thread: threading.Thread) -> None:
+    """A signal that comes just before the main thread begins to wait is handled when it next wakes up: soon."""
+    while thread.is_alive():
+        thread.join(1)
 
 
 def filled(command: str, words: dict[str, str], seconds: float) -> str:
