@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -135,22 +136,17 @@ def test_the_tuner_finds_where_triton_takes_over() -> None:
     assert tune.crossover([]) == 0
 
 
-@pytest.mark.parametrize(
-    ("mode", "width", "dtype", "expected"),
-    [
-        ("mean", 384, torch.bfloat16, 168),
-        ("weighted_mean", 384, torch.bfloat16, 200),
-        ("weighted_mean", 128, torch.float32, 200),
-        ("weighted_mean", 1024, torch.bfloat16, 168),
-        ("weighted_mean", 128, torch.float64, 255),
-    ],
-)
-def test_registers_of_small_programs(mode: str, width: int, dtype: torch.dtype, expected: int) -> None:
-    """Few texts, so that a unit is a leaf. Five programs of two warps fit a processor with 200 registers a thread."""
-    hidden = torch.empty(2, 4096, width, dtype=dtype, device="meta")
-    launch = plan.plan_pool(PoolCall(mode, hidden), plan.Device("test", 132))
-    assert launch.arguments["LEAVES"] == 1
-    assert launch.options["maxnreg"] == expected
+@pytest.mark.parametrize(("mode", "levels"), [("mean", {0, 2, 3, 4}), ("weighted_mean", {0, 2, 3})])
+def test_weights_take_no_more_levels_than_usual(mode: str, levels: set[int]) -> None:
+    """Where each segment may be as long as all rows, units grow until their states fit: as far as registers go."""
+    found = set()
+    for batch, rows, width in product((4, 16, 64, 256), (8192, 32768, 131072), (64, 384, 1024, 2048)):
+        hidden = torch.empty(rows, width, dtype=torch.bfloat16, device="meta")
+        index = torch.empty(batch, dtype=torch.int64, device="meta")
+        launch = plan.plan_pool(PoolCall(mode, hidden, starts=index, ends=index), plan.Device("test", 132))
+        if not launch.arguments["WHOLE"]:
+            found.add(launch.arguments["LEVELS"])
+    assert found - {1} == levels
 
 
 @pytest.mark.parametrize(

@@ -112,13 +112,22 @@ def rows(shape: Shape) -> int:
 
 
 def usual(shape: Shape, leaves: int, levels: int) -> Config:
-    """With weights, whose sums take registers too, wide rows have half of the threads, with all the registers there
-    are, and programs of one or two warps have a tenth or a fifth of a processor's, not a twelfth or a sixth."""
+    """Wide rows with weights have half of the threads, with all the registers there are."""
     few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
     if shape.weighted and is_wide(shape):
         return Config(leaves, levels, few // 2, rows(shape), registers=registers(few // 2, shared=False))
-    crowded = shape.weighted and few <= 2 and shape.element_size < 8  # float64 has all there are in any case
-    return Config(leaves, levels, few, rows(shape), registers=200 if crowded else 0)
+    return Config(leaves, levels, few, rows(shape))
+
+
+def deep(shape: Shape, leaves: int) -> int:
+    """Levels of a large unit: eight groups, or four where many threads share the registers."""
+    few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
+    return 3 if few * shape.lanes <= MOST_THREADS // 4 else 2
+
+
+def deepest(shape: Shape, leaves: int) -> int:
+    """Levels of the largest unit. Weights, whose sums take registers too, leave none for more than usual."""
+    return deep(shape, leaves) if shape.weighted else MAX_LEVELS
 
 
 def whole(shape: Shape) -> Config:
@@ -140,8 +149,7 @@ def one_token(shape: Shape) -> Config:
 def heuristic(shape: Shape) -> Config:
     """Small batches of texts that a program can take whole need no other program's sums. Otherwise the widest program
     where segments have leaves for it and there are such units for every processor, else one leaf at a time; eight
-    groups to a unit where every processor still gets four units, four where many threads share the registers. Few
-    choices, since each is a compile."""
+    groups to a unit where every processor still gets four units. Few choices, since each is a compile."""
     row_bytes = shape.columns * shape.element_size
     if (
         shape.likely * row_bytes <= SHORT
@@ -152,8 +160,7 @@ def heuristic(shape: Shape) -> Config:
     leaves = widest(shape)
     if shape.mean <= LEAF or shape.units(LEAF * leaves) < shape.processors:
         leaves = 1
-    few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
-    levels = 3 if few * shape.lanes <= MOST_THREADS // 4 else 2
+    levels = deep(shape, leaves)
     if shape.units(LEAF * leaves << levels) < 4 * shape.processors:
         levels = 0
     return usual(shape, leaves, levels)

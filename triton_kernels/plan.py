@@ -14,10 +14,10 @@ from . import backward, config
 from .arrive import TOTALS_BYTES
 from .config import (
     LOAD_BYTES,
-    MAX_LEVELS,
     Config,
     Shape,
     choose,
+    deepest,
     endless,
     one_token,
     registers,
@@ -91,7 +91,7 @@ def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
     if shape.may_overlap:
         # Each segment may be as long as all rows, and gets slots for that: larger units, fewer.
         most = max(MIN_WORKSPACE, shape.longest * width)
-        while config.levels < MAX_LEVELS and _workspace(shape, config, width) > most:
+        while config.levels < deepest(shape, config.leaves) and _workspace(shape, config, width) > most:
             config = replace(config, levels=config.levels + 1)
         if _workspace(shape, config, width) > most:
             return endless(shape)
