@@ -189,17 +189,19 @@ def _run_on_gpu(
 def walk(
     console: Console, record: Record, device: Device, cases: list[Case], quick: bool, until: float = math.inf
 ) -> list[Result]:
-    """Every case, each printed and written as soon as it is there."""
+    """Every case, each printed and written as soon as it is there; while there is time for one like that before it."""
     results: list[Result] = []
+    took = 0.0
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Redrawn between cases only: a thread of its own would take turns with what is timed.
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
         task = progress.add_task("", total=len(cases))
         for case in cases:
             progress.update(task, description=case.name, refresh=True)
-            if time.monotonic() < until:
+            if (began := time.monotonic()) + took < until:
                 providers = providers_of(device.device.type, case.suite, quick)
                 result = measure(device, case, providers, timed=case.suite != "length")
+                took = time.monotonic() - began
             else:
                 result = skipped(case, OUT_OF_TIME)
             results.append(result)

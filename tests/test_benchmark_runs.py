@@ -223,7 +223,7 @@ def test_peers_are_left_out_when_time_is_up() -> None:
 def test_what_there_is_no_time_for_is_left_out_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
 ) -> None:
-    """Peers first, then cases, then the other parts; all of it by one clock."""
+    """Peers first, then cases that would take too long, then the other parts; all of it by one clock."""
     limits = run.Limits.of(started=100.0, seconds=40.0)
     assert (limits.peers, limits.all) == (130.0, 140.0)
     assert run.parse(["--seconds", "40"]).seconds == 40
@@ -235,13 +235,13 @@ def test_what_there_is_no_time_for_is_left_out_and_said(
     measured: list[str] = []
 
     def measure_slowly(device: QuickCpu, case: Case, *_: object, **__: object) -> Result:
-        now[0] += 10
+        now[0] += 10 if len(measured) < 2 else 30
         measured.append(case.name)
         assert device.deadline == limits.peers
         return measure.skipped(case)
 
     monkeypatch.setattr(run, "measure", measure_slowly)
-    now[0] = 115.0
+    now[0] = 105.0
     cases_ = [TINY, Case("queries", 6, 24), Case("queries", 7, 24), Case("queries", 8, 24)]
     run._run_on_cpu(console, Record(path, {}), cases_, ["shapes", "host", "quality"], True, limits)
     written = json.loads(path.read_text())
@@ -250,6 +250,10 @@ def test_what_there_is_no_time_for_is_left_out_and_said(
     assert written["host_failure"] == written["quality_failure"] == "out of time"
     assert "tiny_us" not in written
     assert "quality: out of time" in printed(console)
+    measured.clear()
+    now[0] = 125.0
+    run._run_on_cpu(console, Record(path, {}), cases_, ["shapes"], True, limits)
+    assert len(measured) == 1  # at 135 a second one, which takes as long, would end at 145
 
 
 def test_every_case_is_built_several_times_on_a_cpu(console: Console) -> None:
