@@ -136,6 +136,22 @@ def test_the_tuner_finds_where_triton_takes_over() -> None:
     assert tune.crossover([]) == 0
 
 
+@pytest.mark.parametrize(
+    ("mode", "width", "warps", "registers"),
+    [("mean", 2048, 8, 128), ("weighted_mean", 2048, 4, 255), ("weighted_mean", 4096, 8, 255)]
+    + [("weighted_mean", 1024, 4, 168)],
+)
+def test_weights_have_registers_for_meeting(mode: str, width: int, warps: int, registers: int) -> None:
+    """In large programs of which several share a segment; one alone needs no more than others."""
+    for rows, alone in ((100_000, False), (32, True)):
+        hidden = torch.empty(4, rows, width, dtype=torch.bfloat16, device="meta")
+        launch = plan.plan_pool(PoolCall(mode, hidden), plan.Device("test", 132))
+        assert launch.arguments["WHOLE"] == alone
+        threads = width // 8 if alone else 32 * warps
+        assert launch.options["num_warps"] == threads // 32
+        assert launch.options["maxnreg"] == (registers if not alone else 168 if threads <= 128 else 128)
+
+
 @pytest.mark.parametrize(("mode", "levels"), [("mean", {0, 2, 3, 4}), ("weighted_mean", {0, 2, 3})])
 def test_weights_take_no_more_levels_than_usual(mode: str, levels: set[int]) -> None:
     """Where each segment may be as long as all rows, units grow until their states fit: as far as registers go."""
