@@ -296,7 +296,7 @@ def _read_nvidia(compiled: Any, launch: Launch) -> Report:
     numbers = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     spilled = numbers["STACK"] + numbers["LOCAL"]
     parameters = [name for name, value in launch.arguments.items() if value is not None and not name.isupper()]
-    left = [parameters.index(name) for name in ("states",) if name in parameters]
+    left = [parameters.index("states")] if "states" in parameters else []
     return read_ptx(compiled.asm["ptx"], numbers["REG"], spilled, compiled.metadata.shared, left)
 
 

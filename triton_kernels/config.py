@@ -113,10 +113,14 @@ def rows(shape: Shape) -> int:
 
 def usual(shape: Shape, leaves: int, levels: int) -> Config:
     """Wide rows with weights have half of the threads, with all the registers there are."""
-    few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
-    if shape.weighted and is_wide(shape):
-        return Config(leaves, levels, few // 2, rows(shape), registers=registers(few // 2, shared=False))
-    return Config(leaves, levels, few, rows(shape))
+    config = Config(leaves, levels, warps(leaves, shape.columns, shape.element_size, shape.lanes), rows(shape))
+    return halved(config) if shape.weighted and is_wide(shape) else config
+
+
+def halved(config: Config) -> Config:
+    """Half of the threads, with all the registers there are."""
+    few = config.warps // 2
+    return replace(config, warps=few, registers=registers(few, shared=False))
 
 
 def deep(shape: Shape, leaves: int) -> int:
@@ -175,10 +179,8 @@ def endless(shape: Shape) -> tuple[int, Config]:
     columns = min(shape.columns, row_bytes // shape.element_size)
     leaves = max(1, MOST_THREADS * LOAD_BYTES // (columns * shape.element_size))
     levels = 14 if shape.longest <= 1 << 20 else 24
-    most = warps(leaves, columns, shape.element_size, shape.lanes)
-    if shape.weighted:
-        return columns, Config(leaves, levels, max(1, most // 2), 4, registers=registers(most // 2, shared=False))
-    return columns, Config(leaves, levels, most, 4)
+    config = Config(leaves, levels, warps(leaves, columns, shape.element_size, shape.lanes), 4)
+    return columns, halved(config) if shape.weighted else config
 
 
 TILE_BYTES = 8192  # of a gradient: four loads or stores for each of 128 threads, which leaves room for many programs

@@ -19,6 +19,7 @@ from .config import (
     choose,
     deepest,
     endless,
+    halved,
     one_token,
     registers,
     row_columns,
@@ -89,9 +90,8 @@ def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
     if not device.splits or -(-shape.longest // config.split) > MOST_UNITS:
         return endless(shape)
     if shape.weighted and config.warps > 4 and config.registers == 0:
-        # Weights and the arrival tree take more than so many threads have: half of them, with all the registers.
-        few = config.warps // 2
-        config = replace(config, warps=few, registers=registers(few, shared=False))
+        # Weights and the arrival tree take more registers than each of so many threads has.
+        config = halved(config)
     if shape.may_overlap:
         # Each segment may be as long as all rows, and gets slots for that: larger units, fewer.
         most = max(MIN_WORKSPACE, shape.longest * width)

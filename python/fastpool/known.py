@@ -1,5 +1,5 @@
-"""What was found out of calls that look alike: checks and plans read shapes, strides, dtypes, devices and alignment of
-their arguments, never values, so that both are made once for all of them."""
+"""What was found out of calls that look alike: checks, the choice of a backend and plans read shapes, strides, dtypes,
+devices and alignment of their arguments, never values, so that they are made once for all of them."""
 
 from collections.abc import Callable
 from typing import Any
