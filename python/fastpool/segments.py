@@ -152,7 +152,7 @@ class PoolCall:
     def output(self) -> Tensor:
         """An empty result."""
         columns = self.hidden.shape[-1] if self.dim is None else self.dim
-        return self.hidden.new_empty((self.batch, columns), dtype=self.out_dtype or self.hidden.dtype)
+        return self.hidden.new_empty(self.batch, columns, dtype=self.out_dtype or self.hidden.dtype)
 
     def check(self) -> None:
         """Raises TypeError or ValueError for anything but the values of index tensors; reads no data."""
@@ -327,7 +327,7 @@ class PoolBackwardCall:
         """An empty gradient, contiguous."""
         of = self.pool.weights if self.of_weights else self.pool.hidden
         assert of is not None
-        return of.new_empty(of.shape)
+        return of.new_empty(*of.shape)
 
     def check(self) -> None:
         """Raises TypeError or ValueError; reads no data."""
@@ -374,7 +374,7 @@ class NormalizeCall:
 
     def output(self) -> Tensor:
         """An empty result."""
-        return self.x.new_empty((*self.x.shape[:-1], self.columns), dtype=self.out_dtype or self.x.dtype)
+        return self.x.new_empty(*self.x.shape[:-1], self.columns, dtype=self.out_dtype or self.x.dtype)
 
     def check(self) -> None:
         """Raises TypeError or ValueError for anything but the values of dims; reads no data."""
@@ -443,7 +443,7 @@ class NormalizeBackwardCall:
 
     def output(self) -> Tensor:
         """An empty gradient, contiguous."""
-        return self.normalize.x.new_empty(self.normalize.x.shape)
+        return self.normalize.x.new_empty(*self.normalize.x.shape)
 
     def check(self) -> None:
         """Raises TypeError or ValueError; reads no data."""
