@@ -35,7 +35,9 @@ MAX_PROGRAMS = 65536
 # Of a processor, where segments may overlap, and so each may be as long as all rows: programs without a unit cost
 # little, but not nothing.
 GUESSED_PROGRAMS = 32
-MOST_SCAN = 1024  # elements of a mask looked at in one go: eight a thread; more where there is little else to do
+# Elements of a mask looked at in one go: eight a thread, or twice as many where there is little else to do. (32
+# of int64 do not fit a thread's registers.)
+MOST_SCAN = 1024
 MOST_UNITS = 8**8  # that the arrival tree can count
 MIN_WORKSPACE = 64 << 20  # bytes; a larger workspace may have half as many as bfloat16 token states
 
@@ -169,7 +171,7 @@ def make_pool_plan(call: PoolCall, device: Device) -> PoolPlan:
         "FAMILY": FAMILIES[call.mode].value, "NORMALIZE": call.normalize and strips == 1, "CU": cu, "WHOLE": whole,
         "VECTOR": aligned, "COLUMNS": columns, "LEAVES": config.leaves, "LEVELS": config.levels, "ROWS": config.rows,
         "STAGES": config.stages,
-        "SCAN": MOST_SCAN if call.mode in ONE_TOKEN else min(MOST_SCAN, 8 * device.lanes * config.warps),
+        "SCAN": min(MOST_SCAN, (16 if call.mode in ONE_TOKEN else 8) * device.lanes * config.warps),
     }  # fmt: skip
     grid = (slots if cu and not whole else batch * programs, strips, 1)
     states = None if whole else (slots, width + strips * (TOTALS_BYTES.value // summed.itemsize))
