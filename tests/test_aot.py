@@ -32,7 +32,7 @@ def run(*arguments: str, cache: Path, **variables: str) -> subprocess.CompletedP
 @pytest.mark.parametrize(
     ("only", "wide"),
     [
-        ("weighted_mean(padded, bool mask, weights)", {(), ("load",), ("store",)}),
+        ("weighted_mean(padded, int64 mask, weights)", {(), ("load",), ("store",)}),
         ("first_maximum max(padded", {("load",)}),
         ("l2_normalize", {("load",), ("load", "store")}),
     ],
@@ -59,13 +59,14 @@ def test_compiles_for_gpus_that_are_not_there(only: str, wide: set[tuple[str, ..
 
 
 def drawn_calls(dtype: torch.dtype, dim: int, count: int) -> Iterator[PoolCall]:
-    """In every mode and spelling; masks and indices as `variants` has them."""
+    """In every mode and spelling; indices as `variants` has them, and masks as in what is pooled."""
     drawn = random.Random(dim)
     for _ in range(count):
         batch, rows = int(2 ** drawn.uniform(0, 12)), int(2 ** drawn.uniform(0, 16))
         mode, spelled = drawn.choice(list(MODES.values())), drawn.choice(aot.SPELLINGS)
         normalize, weighted = drawn.random() < 0.5, mode.takes_weights and drawn.random() < 0.5
-        yield aot.make_call(mode.name, dtype, dim, (batch, rows), spelled, normalize, weighted)
+        mask = aot.mask_dtype(normalize)
+        yield aot.make_call(mode.name, dtype, dim, (batch, rows), spelled, normalize, weighted, mask)
 
 
 # Widths of one strip and of many, and the least.
@@ -88,8 +89,8 @@ def test_every_choice_for_gradients_is_compiled(dtype: torch.dtype, dim: int) ->
     compiled = {variant.key for variant in aot.variants([dtype], [dim], every=True)}
     drawn = random.Random(dim)
     for call in drawn_calls(dtype, dim, 300):
-        if call.normalize:  # gradients are those of a result that is not
-            continue
+        call.normalize = False  # gradients are those of a result that is not
+        call.mask = None if call.mask is None else call.mask.long()
         gradient = torch.empty(call.batch, dim, dtype=accumulator(dtype), device="meta")
         of_weights = call.weights is not None and drawn.random() < 0.5
         backward = PoolBackwardCall(call, gradient, gradient, of_weights)

@@ -109,8 +109,9 @@ def make_call(
     dim: int,
     shape: tuple[int, int],
     spelling: Spelling,
-    normalize: bool,
-    weighted: bool,
+    normalize: bool = False,
+    weighted: bool = False,
+    mask: torch.dtype = torch.int64,
 ) -> PoolCall:
     """Of (batch, rows). What strides and lengths are does not matter, only what is there."""
     batch, rows = shape
@@ -120,10 +121,16 @@ def make_call(
         for name in spelling.bounds
     }
     if spelling.masked:
-        arguments["mask"] = _empty(*per_token, dtype=torch.int64 if normalize else torch.bool)
+        arguments["mask"] = _empty(*per_token, dtype=mask)
     if weighted:
         arguments["weights"] = _empty(*per_token, dtype=torch.float32)
     return PoolCall(mode, _empty(*per_token, dim, dtype=dtype), normalize=normalize, **arguments)
+
+
+def mask_dtype(normalize: bool) -> torch.dtype:
+    """Of what is pooled, so that there are both: int64, as tokenizers make masks and as takes the most registers, for
+    normalised results, which come in more spellings."""
+    return torch.int64 if normalize else torch.bool
 
 
 def _spelled(call: PoolCall) -> str:
@@ -141,7 +148,7 @@ def _choices(
     look at more than the layout."""
     found: dict[tuple[object, ...], tuple[tuple[int, int], int]] = {}
     for shape in SHAPES:
-        call = make_call(mode, dtype, dim, shape, layout, normalize, weighted=False)
+        call = make_call(mode, dtype, dim, shape, layout, normalize)
         for count in PROCESSORS:
             found.setdefault(key_of(plan_pool(call, Device("aot", count, lanes, splits))), (shape, count))
     return list(found.values())
@@ -154,10 +161,10 @@ def _launches(dtype: torch.dtype, dim: int, lanes: int, splits: bool, every: boo
         for normalize in (False, True):
             for spelling in spellings if every or normalize else USUAL[:1]:
                 for shape, count in _choices(mode, dtype, dim, spelling.layout, normalize, lanes, splits):
-                    call = make_call(mode, dtype, dim, shape, spelling, normalize, weighted)
+                    call = make_call(mode, dtype, dim, shape, spelling, normalize, weighted, mask_dtype(normalize))
                     yield f"{mode}({_spelled(call)})", plan_pool(call, Device("aot", count, lanes, splits))
         for shape, spelling in product(GRADIENT_SHAPES, spellings):
-            call = make_call(mode, dtype, dim, shape, spelling, False, weighted)
+            call = make_call(mode, dtype, dim, shape, spelling, weighted=weighted)
             gradient = _empty(call.batch, dim, dtype=accumulator(dtype))
             for of_weights in (False, True) if weighted else (False,):
                 of = "weights" if of_weights else "hidden"

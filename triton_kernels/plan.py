@@ -17,7 +17,7 @@ from .config import (
     Config,
     Shape,
     choose,
-    deepest,
+    deep,
     endless,
     halved,
     one_token,
@@ -97,7 +97,7 @@ def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
     if shape.may_overlap:
         # Each segment may be as long as all rows, and gets slots for that: larger units, fewer.
         most = max(MIN_WORKSPACE, shape.longest * width)
-        while config.levels < deepest(shape, config.leaves) and _workspace(shape, config, width) > most:
+        while config.levels < deep(shape, config.leaves) and _workspace(shape, config, width) > most:
             config = replace(config, levels=config.levels + 1)
         if _workspace(shape, config, width) > most:
             return endless(shape)
@@ -273,7 +273,8 @@ def make_pool_backward_plan(call: PoolBackwardCall, device: Device) -> list[Part
         few = threads // device.lanes
         most = registers(few, shared=False)
         if kernel is backward.share_kernel and not several:
-            most = config.SHARE_REGISTERS if values["COLUMNS"] * element_size > LOAD_BYTES else registers(few)
+            more = family is MAX or values["COLUMNS"] * element_size <= LOAD_BYTES
+            most = registers(few) if more else config.SHARE_REGISTERS
         names = tuple(name for name in kernel.arg_names if name in _TENSORS)
         fixed = {name: values[name] for name in kernel.arg_names if name not in _TENSORS}
         return Part(kernel, grid, names, fixed, options(few, most))
