@@ -55,8 +55,9 @@ from fastpool.backends import native
 from fastpool.segments import PoolCall
 from fastpool.testing import Sequence as Text
 from fastpool.testing import sequences
-from gpu_stages import GPU_TESTS, MARKED, die_with_parent, workers
+from gpu_stages import GPU_TESTS, MARKED, workers
 from machine import cores
+from staging import die_with_parent
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent / "tests"
