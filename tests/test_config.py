@@ -152,9 +152,12 @@ def test_weights_have_registers_for_meeting(mode: str, width: int, warps: int, r
         assert launch.options["maxnreg"] == (registers if not alone else 168 if threads <= 128 else 128)
 
 
-@pytest.mark.parametrize("mode", ["mean", "max", "weighted_mean"])
-def test_units_grow_as_far_as_registers_go(mode: str) -> None:
-    """Where each segment may be as long as all rows, until their states fit."""
+@pytest.mark.parametrize(
+    ("mode", "levels"), [("mean", {0, 1, 2, 3, 4}), ("max", {0, 1, 2, 3, 4}), ("weighted_mean", {0, 1, 2, 3})]
+)
+def test_units_grow_as_far_as_registers_go(mode: str, levels: set[int]) -> None:
+    """Where each segment may be as long as all rows, until their states fit; the largest in half of the threads, where
+    that is still a whole load for each."""
     found = set()
     for batch, rows, width in product((4, 16, 64, 256), (8192, 32768, 131072), (64, 384, 1024, 2048)):
         hidden = torch.empty(rows, width, dtype=torch.bfloat16, device="meta")
@@ -162,7 +165,11 @@ def test_units_grow_as_far_as_registers_go(mode: str) -> None:
         launch = plan.plan_pool(PoolCall(mode, hidden, starts=index, ends=index), plan.Device("test", 132))
         if not launch.arguments["WHOLE"]:
             found.add(launch.arguments["LEVELS"])
-    assert found - {1} == {0, 2, 3}
+            threads = width // 8
+            if launch.arguments["LEVELS"] > (3 if threads <= 128 else 2) and threads > 128:
+                assert 32 * launch.options["num_warps"] == threads // 2
+                assert launch.options["maxnreg"] == 255
+    assert found == levels
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ from .plan import Device, plan_normalize, plan_normalize_backward, plan_pool, pl
 DIMS = (8, 16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 3584, 4096, 5120, 8192, 16384)
 PROCESSORS = (108, 132, 148, 304)  # of an A100, an H100 or H200, a B200, an MI300X
 # (batch, rows) that bring out every configuration of the heuristic, and of gradients; a test draws others and finds no
-# more.
-SHAPES = tuple(product((2**k for k in range(13)), (2**k for k in range(16))))
+# more. Packed segments may have less than a row each.
+SHAPES = tuple(product((2**k for k in range(13)), (2.0**k for k in range(-12, 16))))
 GRADIENT_SHAPES = ((8, 512), (8, 4096))
 
 
@@ -78,26 +78,28 @@ class Spelling:
 
     padded: bool
     bounds: tuple[str, ...]
-    masked: bool
+    mask: torch.dtype | None
 
     @property
     def layout(self) -> "Spelling":
         """With nothing that it can do without."""
-        return Spelling(self.padded, () if self.padded else self.bounds, False)
+        return Spelling(self.padded, () if self.padded else self.bounds, None)
 
 
 # Every spelling, and the usual ones, which come to the same code as the others but for a bound that is loaded or not.
-SPELLINGS = tuple(
-    Spelling(padded, bounds, masked)
+# Masks are int64, as tokenizers make them and as takes the most registers, and bool in one.
+BOOL_MASK = Spelling(True, (), torch.bool)
+SPELLINGS = (BOOL_MASK,) + tuple(
+    Spelling(padded, bounds, mask)
     for padded, every in (
         (True, ((), ("starts",), ("ends",), ("starts", "ends"))),
         (False, (("cu_seqlens",), ("starts", "ends"))),
     )
     for bounds in every
-    for masked in (True, False)
+    for mask in (torch.int64, None)
 )
 USUAL = tuple(
-    one for one in SPELLINGS if not one.padded or (one.bounds, one.masked) in (((), True), (("ends",), False))
+    one for one in SPELLINGS if not one.padded or (one.bounds, one.mask is None) in (((), False), (("ends",), True))
 )
 # A mode of every family, one that reads one token, and weights, which are one more argument.
 FAMILY_MODES = (("mean", False), ("max", False), ("last", False), ("weighted_mean", False), ("weighted_mean", True))
@@ -107,30 +109,23 @@ def make_call(
     mode: str,
     dtype: torch.dtype,
     dim: int,
-    shape: tuple[int, int],
+    shape: tuple[int, float],
     spelling: Spelling,
     normalize: bool = False,
     weighted: bool = False,
-    mask: torch.dtype = torch.int64,
 ) -> PoolCall:
     """Of (batch, rows). What strides and lengths are does not matter, only what is there."""
     batch, rows = shape
-    per_token = (batch, rows) if spelling.padded else (batch * rows,)
+    per_token = (batch, max(1, int(rows))) if spelling.padded else (max(1, int(batch * rows)),)
     arguments = {
         name: _empty(batch + 1, dtype=torch.int32) if name == "cu_seqlens" else _empty(batch, dtype=torch.int64)
         for name in spelling.bounds
     }
-    if spelling.masked:
-        arguments["mask"] = _empty(*per_token, dtype=mask)
+    if spelling.mask is not None:
+        arguments["mask"] = _empty(*per_token, dtype=spelling.mask)
     if weighted:
         arguments["weights"] = _empty(*per_token, dtype=torch.float32)
     return PoolCall(mode, _empty(*per_token, dim, dtype=dtype), normalize=normalize, **arguments)
-
-
-def mask_dtype(normalize: bool) -> torch.dtype:
-    """Of what is pooled, so that there are both: int64, as tokenizers make masks and as takes the most registers, for
-    normalised results, which come in more spellings."""
-    return torch.int64 if normalize else torch.bool
 
 
 def _spelled(call: PoolCall) -> str:
@@ -143,10 +138,10 @@ def _spelled(call: PoolCall) -> str:
 @cache
 def _choices(
     mode: str, dtype: torch.dtype, dim: int, layout: Spelling, normalize: bool, lanes: int, splits: bool
-) -> list[tuple[tuple[int, int], int]]:
+) -> list[tuple[tuple[int, float], int]]:
     """Shapes and numbers of processors, one of each for every configuration that the heuristic chooses. It does not
     look at more than the layout."""
-    found: dict[tuple[object, ...], tuple[tuple[int, int], int]] = {}
+    found: dict[tuple[object, ...], tuple[tuple[int, float], int]] = {}
     for shape in SHAPES:
         call = make_call(mode, dtype, dim, shape, layout, normalize)
         for count in PROCESSORS:
@@ -159,9 +154,9 @@ def _launches(dtype: torch.dtype, dim: int, lanes: int, splits: bool, every: boo
     spellings = SPELLINGS if every else USUAL
     for mode, weighted in FAMILY_MODES:
         for normalize in (False, True):
-            for spelling in spellings if every or normalize else USUAL[:1]:
+            for spelling in spellings if every or normalize else (BOOL_MASK,):
                 for shape, count in _choices(mode, dtype, dim, spelling.layout, normalize, lanes, splits):
-                    call = make_call(mode, dtype, dim, shape, spelling, normalize, weighted, mask_dtype(normalize))
+                    call = make_call(mode, dtype, dim, shape, spelling, normalize, weighted)
                     yield f"{mode}({_spelled(call)})", plan_pool(call, Device("aot", count, lanes, splits))
         for shape, spelling in product(GRADIENT_SHAPES, spellings):
             call = make_call(mode, dtype, dim, shape, spelling, weighted=weighted)
@@ -208,6 +203,8 @@ def _name(what: str, dtype: torch.dtype, launch: Launch) -> str:
         if name in constants
     ]
     flags = [name.lower() for name in ("WHOLE", "NORMALIZE") if constants.get(name)]
+    written = launch.arguments["out"].dtype if kernel_name(launch) == "pool" else dtype
+    flags += [f"to {str(written).removeprefix('torch.')}"] if written != dtype else []
     unaligned = ["unaligned"] if constants.get("VECTOR") == 1 else []
     warps = f"warps={launch.options['num_warps']}"
     return " ".join([what, str(dtype).removeprefix("torch."), *shown, warps, *flags, *unaligned])

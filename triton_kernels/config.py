@@ -124,10 +124,15 @@ def halved(config: Config) -> Config:
 
 
 def deep(shape: Shape, leaves: int) -> int:
-    """Levels of the largest unit: eight groups, or four where many threads share the registers, so that what meets
-    others and looks at a mask finds enough of them."""
+    """Levels of a large unit: eight groups, or four where many threads share the registers."""
     few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
     return 3 if few * shape.lanes <= MOST_THREADS // 4 else 2
+
+
+def deepest(shape: Shape, leaves: int) -> int:
+    """Levels of the largest unit that meets others. Weights, whose sums take registers too, leave none for more than
+    usual."""
+    return deep(shape, leaves) if shape.weighted else MAX_LEVELS
 
 
 def whole(shape: Shape) -> Config:
@@ -183,7 +188,8 @@ TILE_BYTES = 8192  # of a gradient: four loads or stores for each of 128 threads
 TILE_THREADS = 128
 # Of a thread that writes rows of one segment: five programs fit a processor, so that their stores hide what each waits
 # for. Left alone, ptxas takes up to twice as many to keep addresses. Fewer programs fit where so few registers will not
-# do: with maxima to compare with, and with a row to a thread.
+# always do: for max, which compares rows with those of maxima (128 columns of bfloat16 take up to 168), and with a row
+# to a thread.
 SHARE_REGISTERS = 96
 STRIP_BYTES = 2048  # of its widest row
 SEVERAL_ROWS = 16  # at most, where several segments may hold one: each row's own mask and weight take registers

@@ -18,6 +18,7 @@ from .config import (
     Shape,
     choose,
     deep,
+    deepest,
     endless,
     halved,
     one_token,
@@ -35,8 +36,8 @@ MAX_PROGRAMS = 65536
 # Of a processor, where segments may overlap, and so each may be as long as all rows: programs without a unit cost
 # little, but not nothing.
 GUESSED_PROGRAMS = 32
-# Elements of a mask looked at in one go: eight a thread, or twice as many where there is little else to do. (32
-# of int64 do not fit a thread's registers.)
+# Elements of a mask looked at in one go: at most eight a thread, or twice as many where there is little else to do.
+# (32 of int64 do not fit a thread's registers.)
 MOST_SCAN = 1024
 MOST_UNITS = 8**8  # that the arrival tree can count
 MIN_WORKSPACE = 64 << 20  # bytes; a larger workspace may have half as many as bfloat16 token states
@@ -91,16 +92,17 @@ def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
         return shape.columns, config
     if not device.splits or -(-shape.longest // config.split) > MOST_UNITS:
         return endless(shape)
-    if shape.weighted and config.warps > 4 and config.registers == 0:
-        # Weights and the arrival tree take more registers than each of so many threads has.
-        config = halved(config)
+    usual = max(config.levels, deep(shape, config.leaves))
     if shape.may_overlap:
         # Each segment may be as long as all rows, and gets slots for that: larger units, fewer.
         most = max(MIN_WORKSPACE, shape.longest * width)
-        while config.levels < deep(shape, config.leaves) and _workspace(shape, config, width) > most:
+        while config.levels < deepest(shape, config.leaves) and _workspace(shape, config, width) > most:
             config = replace(config, levels=config.levels + 1)
         if _workspace(shape, config, width) > most:
             return endless(shape)
+    if (shape.weighted or config.levels > usual) and config.warps > 4 and config.registers == 0:
+        # Weights or many levels, and the arrival tree, take more registers than each of so many threads has.
+        config = halved(config)
     return shape.columns, config
 
 
@@ -273,8 +275,8 @@ def make_pool_backward_plan(call: PoolBackwardCall, device: Device) -> list[Part
         few = threads // device.lanes
         most = registers(few, shared=False)
         if kernel is backward.share_kernel and not several:
-            more = family is MAX or values["COLUMNS"] * element_size <= LOAD_BYTES
-            most = registers(few) if more else config.SHARE_REGISTERS
+            many = family is MAX or values["COLUMNS"] * element_size <= LOAD_BYTES
+            most = registers(few) if many else config.SHARE_REGISTERS
         names = tuple(name for name in kernel.arg_names if name in _TENSORS)
         fixed = {name: values[name] for name in kernel.arg_names if name not in _TENSORS}
         return Part(kernel, grid, names, fixed, options(few, most))
