@@ -74,7 +74,7 @@ sanitize: $(VENV)/extra-test
 	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_errors.py tests/test_bits.py \
 	  -k "not reference and not wish and not meanwhile"
 
-# Every Triton variant for every kind of GPU, without one: hours each on two cores. AOT="cuda:90" and the
+# Every Triton variant for every kind of GPU, without one: about two hours each on two cores. AOT="cuda:90" and the
 # command's own options narrow it down.
 AOT ?= cuda:80 cuda:90 cuda:100 cuda:120 hip:gfx942
 aot: $(VENV)/extra-test
