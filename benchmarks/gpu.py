@@ -24,8 +24,11 @@ class Gpu:
 
     def _prepare_captures(self) -> None:
         # A stream and a memory pool for all graphs: they are replayed one at a time, and nobody reads their results.
+        # torch takes no further graph for a pool once all that were captured into it are gone; so one stays.
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
+        self._stays = torch.cuda.CUDAGraph()
+        self._capture(self._stays, [self.empty])
 
     def evict(self) -> None:
         """Reads through the cache. A read: lines left dirty by a write would be billed to the next in turn."""
@@ -56,21 +59,24 @@ class Gpu:
     def capture(self, calls: Sequence[Run], keep: bool = False) -> Any:
         """A CUDA graph of the calls in order; its replay() runs them. `keep`: for `launches`, not to be replayed."""
         graph = torch.cuda.CUDAGraph(keep_graph=True) if keep else torch.cuda.CUDAGraph()
+        try:
+            self._capture(graph, calls)
+        except BaseException:
+            self._failed.append(graph)
+            with suppress(RuntimeError), torch.cuda.stream(self._stream):
+                graph.capture_end()
+            self._prepare_captures()
+            raise
+        return graph
+
+    def _capture(self, graph: Any, calls: Sequence[Run]) -> None:
         torch.cuda.synchronize()
         with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool)
-            try:
-                for call in calls:
-                    call()
-            except BaseException:
-                self._failed.append(graph)
-                with suppress(RuntimeError):
-                    graph.capture_end()
-                self._prepare_captures()
-                raise
+            for call in calls:
+                call()
             graph.capture_end()
         torch.cuda.synchronize()
-        return graph
 
     def launches(self, call: Run) -> int | None:
         """Kernels, copies and fills that a call puts on the device; None where this torch does not show its graphs."""
