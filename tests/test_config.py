@@ -19,11 +19,11 @@ import tune  # after the path
 from fastpool.segments import PoolCall  # after the skip
 
 SHAPES = [
-    Shape(batch, longest, mean, columns, size, weighted, 132)
+    Shape(batch, longest, mean, columns, size, weighted, 132, summed=summed)
     for batch in (1, 7, 1024)
     for longest, mean in ((16, 16), (512, 512), (8192, 300), (32768, 32768))
     for columns, size in ((256, 2), (1024, 2), (4096, 2), (128, 4), (4096, 4), (64, 8), (1024, 8))
-    for weighted in (False, True)
+    for weighted, summed in ((False, False), (False, True), (True, False))
 ]
 
 
@@ -39,10 +39,15 @@ def test_choices_are_sound(shape: Shape) -> None:
     assert config.heuristic(shape) in config.candidates(shape)
 
 
-def test_one_long_text_fills_the_gpu() -> None:
-    assert Shape(1, 32768, 32768, 4096, 2, False, 132).units(
-        config.heuristic(Shape(1, 32768, 32768, 4096, 2, False, 132)).split
-    ) >= 4 * 132  # fmt: skip
+@pytest.mark.parametrize(("batch", "mean"), [(1, 32768), (1, 8192), (64, 512), (8, 8192), (1024, 75)])
+@pytest.mark.parametrize("columns", [512, 1024, 2048, 4096])
+def test_units_are_as_large_as_fills_the_gpu(batch: int, mean: int, columns: int) -> None:
+    """As an H100 wants them: most processors have one, unless a program's leaves side by side are too many for that;
+    and none is smaller where twice the tokens would still leave each of them one."""
+    shape = Shape(batch, batch * mean, mean, columns, 2, False, 132, summed=True)
+    chosen = config.heuristic(shape)
+    assert chosen.levels == 0 or shape.units(chosen.split) >= 0.75 * 132
+    assert chosen.levels == 3 or shape.units(2 * chosen.split) < 132
 
 
 def test_measured_choices_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +64,7 @@ def test_measured_choices_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert config.choose(SHAPES[-1], "a-gpu") == config.heuristic(SHAPES[-1])
         assert config.choose(shape, "another") == config.heuristic(shape)
         assert config.native_below_bytes("a-gpu") == 4096
-        assert config.native_below_bytes("another") == config.NATIVE_BELOW_BYTES == 64 << 20
+        assert config.native_below_bytes("another") == config.NATIVE_BELOW_BYTES == 192 << 20
     finally:
         for cached in (config._measured, config.tuned, config.choose):
             cached.cache_clear()

@@ -153,18 +153,18 @@ def planned(batch: int, rows: int, width: int, layout: str, mode: str = "mean") 
 @pytest.mark.parametrize(
     ("batch", "rows", "width", "layout", "least", "most"),
     [
-        (64, 512, 1024, "padded", 528, 1024),
-        (64, 512, 1024, "cu", 528, 1100),
-        (64, 512, 1024, "overlap", 1024, 32 * 132),
-        (1, 32768, 4096, "padded", 528, 1024),
-        (1, 32768, 4096, "cu", 528, 1025),
-        (256, 8192, 1024, "padded", 8192, 65536),
+        (64, 512, 1024, "padded", 99, 528),
+        (64, 512, 1024, "cu", 99, 592),
+        (64, 512, 1024, "overlap", 528, 32 * 132),
+        (1, 32768, 4096, "padded", 99, 264),
+        (1, 32768, 4096, "cu", 99, 265),
+        (256, 8192, 1024, "padded", 4096, 65536),
         (4096, 16, 384, "cu", 4096, 4096 + 65536 // 32),
         (4096, 16, 384, "overlap", 4096, 4096 * 2),
     ],
 )
 def test_programs_of_a_plan(batch: int, rows: int, width: int, layout: str, least: int, most: int) -> None:
-    """Four for every processor where there are tokens for them; and no more than a few without tokens."""
+    """One for most processors where there are tokens for them, or a few; and no more than a few without tokens."""
     assert least <= planned(batch, rows, width, layout).grid[0] <= most
 
 

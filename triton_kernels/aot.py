@@ -28,7 +28,7 @@ DIMS = (8, 16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 35
 PROCESSORS = (108, 132, 148, 304)  # of an A100, an H100 or H200, a B200, an MI300X
 # (batch, rows) that bring out every configuration of the heuristic, and of gradients; a test draws others and finds no
 # more. Packed segments may have less than a row each.
-SHAPES = tuple(product((2**k for k in range(13)), (2.0**k for k in range(-12, 16))))
+SHAPES = tuple(product((2**k for k in range(13)), (part * 2**k for k in range(-12, 16) for part in (1.0, 1.5))))
 GRADIENT_SHAPES = ((8, 512), (8, 4096))
 
 

@@ -19,8 +19,9 @@ SMALL = 8 << 20  # bytes of a batch below which that matters
 LIKELY = 4
 LONGEST_WALK = 512 << 10  # bytes
 # Where no measurement says otherwise (benchmarks/tune.py), token states of fewer bytes are left to CUDA C++: its calls
-# cost the host less and never wait for a compiler.
-NATIVE_BELOW_BYTES = 64 << 20
+# cost the host less and never wait for a compiler. On an H100 a call from Python took the host 17 to 20 us, Triton's 49
+# to 72, and the GPU 60 us for 192 MB: from there on it is busy for as long, and Triton's programs are faster.
+NATIVE_BELOW_BYTES = 192 << 20
 TUNED = Path(__file__).parent / "tuned"
 
 
@@ -56,6 +57,12 @@ class Shape:
     processors: int
     lanes: int = 32  # threads of a warp; 64 on most AMD GPUs
     may_overlap: bool = False  # segments, each of which may then be as long as all rows
+    summed: bool = False  # tokens are added as they are
+
+    @property
+    def light(self) -> bool:
+        """What a program does beside its loads takes few registers, so that there may be many loads."""
+        return self.summed and not self.may_overlap and self.element_size <= 4
 
     @property
     def likely(self) -> int:
@@ -63,8 +70,8 @@ class Shape:
         return self.longest if self.may_overlap else min(self.longest, LIKELY * self.mean)
 
     def units(self, split: int) -> int:
-        """At most so many units have tokens."""
-        return self.batch * -(-min(self.longest, 2 * self.mean) // split)
+        """About so many have tokens."""
+        return max(self.batch, self.batch * self.mean // split)
 
 
 def power_of_two(n: int) -> int:
@@ -95,10 +102,11 @@ def registers(warps: int, shared: bool = True) -> int:
 
 
 def widest(shape: Shape) -> int:
-    """Leaves side by side that make a program of 128 threads. Three such programs fit a processor, each with 16 KB of
-    loads in flight: more than the 32 KB or so with which a processor of an H100 draws its share of the memory's
-    bandwidth."""
-    return max(1, min(16, 128 * LOAD_BYTES // (shape.columns * shape.element_size)))
+    """Leaves side by side that make a program of 256 threads, of which two fit a processor, or of 128, of which three
+    do. Either has more than the 32 KB or so of loads in flight with which a processor of an H100 draws its share of the
+    memory's bandwidth."""
+    threads = 256 if shape.light else 128
+    return max(1, min(16, threads * LOAD_BYTES // (shape.columns * shape.element_size)))
 
 
 def is_wide(shape: Shape) -> bool:
@@ -107,7 +115,9 @@ def is_wide(shape: Shape) -> bool:
 
 
 def rows(shape: Shape) -> int:
-    """Fewer where values are wide, or rows."""
+    """Half a leaf where registers allow it, which spares short texts a wait; fewer where values are wide, or rows."""
+    if shape.light and shape.element_size == 2 and shape.columns <= 1024:
+        return 16
     return 8 >> (shape.element_size == 8) >> 2 * is_wide(shape)
 
 
@@ -124,9 +134,9 @@ def halved(config: Config) -> Config:
 
 
 def deep(shape: Shape, leaves: int) -> int:
-    """Levels of a large unit: eight groups, or four where many threads share the registers."""
+    """Levels of a large unit: eight groups, or four where many threads share the registers and need them."""
     few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
-    return 3 if few * shape.lanes <= MOST_THREADS // 4 else 2
+    return 3 if shape.light or few * shape.lanes <= MOST_THREADS // 4 else 2
 
 
 def deepest(shape: Shape, leaves: int) -> int:
@@ -141,7 +151,7 @@ def whole(shape: Shape) -> Config:
     row_bytes = shape.columns * shape.element_size
     longest = shape.longest if shape.likely == shape.longest else LONGEST_WALK // row_bytes
     leaves = power_of_two(max(-(-shape.likely // LEAF), -(-longest // (LEAF << MAX_LEVELS))))
-    leaves = min(leaves, max(1, MOST_THREADS * LOAD_BYTES // row_bytes), 16)
+    leaves = min(leaves, widest(shape) if shape.light else max(1, min(16, MOST_THREADS * LOAD_BYTES // row_bytes)))
     levels = (-(-longest // (LEAF * leaves)) - 1).bit_length() if longest > 0 else 0
     return usual(shape, leaves, levels)
 
@@ -153,8 +163,9 @@ def one_token(shape: Shape) -> Config:
 
 def heuristic(shape: Shape) -> Config:
     """Small batches of texts that a program can take whole need no other program's sums. Otherwise the widest program
-    where segments have leaves for it and there are such units for every processor, else one leaf at a time; eight
-    groups to a unit where every processor still gets four units. Few choices, since each is a compile."""
+    that texts have leaves for, and units as large as still give most processors one: what a program costs beside its
+    reading (finding its unit, meeting others) is paid for every unit, and two large ones fill a processor. Few choices,
+    since each is a compile."""
     row_bytes = shape.columns * shape.element_size
     if (
         shape.likely * row_bytes <= SHORT
@@ -163,11 +174,11 @@ def heuristic(shape: Shape) -> Config:
     ):
         return whole(shape)
     leaves = widest(shape)
-    if shape.mean <= LEAF or shape.units(LEAF * leaves) < shape.processors:
-        leaves = 1
+    while leaves > 1 and LEAF * (leaves - 1) >= shape.mean:
+        leaves //= 2
     levels = deep(shape, leaves)
-    if shape.units(LEAF * leaves << levels) < 4 * shape.processors:
-        levels = 0
+    while levels > 0 and 4 * shape.units(LEAF * leaves << levels) < 3 * shape.processors:
+        levels -= 1
     return usual(shape, leaves, levels)
 
 
@@ -231,7 +242,7 @@ def choose(shape: Shape, device: str) -> Config:
 def key(shape: Shape) -> str:
     """Shapes alike enough to share a measured configuration: powers of two of everything."""
     mean, batch = power_of_two(max(shape.mean, 1)), power_of_two(max(shape.batch, 1))
-    kind = "w" if shape.weighted else ""
+    kind = "w" if shape.weighted else "" if shape.light else "h"
     return f"{shape.columns}x{shape.element_size}{kind}-{batch}x{mean}"
 
 

@@ -76,9 +76,10 @@ def shape_of(call: PoolCall, width: int, device: Device) -> Shape:
     may_overlap = not call.padded and call.cu_seqlens is None
     element_size = call.hidden.element_size()
     columns = row_columns(width, element_size, device.lanes)
-    weighted = FAMILIES[call.mode] is WEIGHTED
+    family = FAMILIES[call.mode]
     return Shape(
-        call.batch, call.rows, mean, columns, element_size, weighted, device.processors, device.lanes, may_overlap
+        call.batch, call.rows, mean, columns, element_size, family is WEIGHTED, device.processors, device.lanes,
+        may_overlap, family is SUM,
     )  # fmt: skip
 
 

@@ -8,9 +8,9 @@ Tuning tuning;
 
 namespace {
 
-// Enough units that every multiprocessor has some 4 blocks of them, four times over, to even out skewed lengths.
-constexpr int64_t kUnitsPerMultiprocessor = 16;
-// A larger unit saves nothing: at 512 tokens the partial states are below 1 % of the bytes of 16-bit tokens.
+// Units are as large as leaves every multiprocessor one: what a block costs beside its reading (finding its unit,
+// meeting others) is paid for each. A larger unit saves nothing: at 512 tokens the partial states are below 1 % of the
+// bytes of 16-bit tokens.
 constexpr int64_t kMaxSplit = 512;
 // Bytes of a segment that one multiprocessor reads in the time of what splitting it costs, which is meeting; bytes of a
 // batch below which that matters; and bytes of the longest segment there may be, which one block would then walk alone.
@@ -70,8 +70,11 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
   const int64_t vectors = ceil_div(plan.strip, plan.vector);
   plan.columns = static_cast<int>(ceil_div(vectors, ceil_div(vectors, tuning.threads)));
 
-  // Groups fill a block: a leaf for each of them costs less in shared memory than in the arrival tree.
-  const int64_t groups = gather ? 1 : std::min<int64_t>(power_of_two(tuning.threads / plan.columns), kStage);
+  // Groups fill a block, as far as segments are likely to have leaves for them: a leaf for each of them costs less in
+  // shared memory than in the arrival tree.
+  const int64_t mean = ceil_div(rows, std::max<int64_t>(call.batch, 1));
+  const int64_t most = cu ? std::min<int64_t>(ceil_div(mean, kLeaf), kStage) : kStage;
+  const int64_t groups = gather ? 1 : power_of_two(std::min<int64_t>(tuning.threads / plan.columns, most));
   const auto cut = [&](int64_t split) {
     plan.split = split;
     for (plan.split_shift = 0; int64_t{1} << plan.split_shift < split;) ++plan.split_shift;
@@ -94,15 +97,12 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
     // Packed segments share their rows, unless they overlap, which nobody can know here.
     const bool packed = cu || (call.batch_stride == 0 && call.starts.data != nullptr && call.ends.data != nullptr);
     const int64_t tokens = packed ? rows : call.batch * rows;
-    const int64_t mean = ceil_div(rows, std::max<int64_t>(call.batch, 1));
     const int64_t likely = cu ? std::min(rows, kLikelyMeans * mean) : rows;
     const int64_t row_bytes = call.dim * size;
     const bool whole =
         likely * row_bytes <= kShortBytes && rows * row_bytes <= kLongestWalkBytes && tokens * row_bytes < kSmallBytes;
     split = kLeaf * groups;
-    while (whole ? split < rows
-                 : split < kMaxSplit && tokens / (2 * split) >= kUnitsPerMultiprocessor * chip.multiprocessors)
-      split *= 2;
+    while (whole ? split < rows : split < kMaxSplit && tokens / (2 * split) >= chip.multiprocessors) split *= 2;
   }
   cut(split);
   // Slots stand for what could be there, not for what is: starts and ends alone do not say how much they share.
