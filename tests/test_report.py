@@ -78,7 +78,7 @@ def test_a_run_of_one_part_is_a_report_of_one_part(folder: Path) -> None:
     record.set(cases=[case("one", "fill", {OURS: 120.0, PEER: 240.0})])
     text = report.render("report.md", runs=[Run(record.path)])
     assert "| 50 % | 100 µs | 120 µs | 240 µs |" in text
-    assert "no GPU figures yet" in text
+    assert "no complete result of a GPU yet" in text
     assert "triton" not in text  # of an unknown version
     for heading in ("### Shapes", "### Cost", "### Gradients", "### Quality", "None"):
         assert heading not in text
