@@ -41,19 +41,14 @@ def _restored() -> Iterator[None]:
         native.info.use_isa()
 
 
-@pytest.fixture(scope="session")
-def _host() -> cuda_host.Host:
-    return cuda_host.Host(cuda_host.build("cuda_host"))
-
-
 @pytest.fixture
-def host(_host: cuda_host.Host) -> Iterator[cuda_host.Host]:
+def host() -> Iterator[cuda_host.Host]:
     """The CUDA kernels on a CPU. New memory is full of NaN and large numbers, so that what is read before it is written
     shows."""
     torch.use_deterministic_algorithms(True)
-    yield _host
+    yield cuda_host.shared()
     torch.use_deterministic_algorithms(False)
-    _host.reset()
+    cuda_host.shared().reset()
 
 
 @pytest.fixture(params=on_gpu.BACKENDS)

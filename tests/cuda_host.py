@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fastpool.modes import MODES
 from fastpool.ops import NORMALIZE_BACKWARD_SCHEMA, NORMALIZE_SCHEMA, POOL_BACKWARD_SCHEMA, pool_schema
+from fastpool.segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 
 ROOT = Path(__file__).parent.parent
 # Some build from a checkout that they may only read.
@@ -114,6 +116,46 @@ class Host:
         of_weights: bool = False,
     ) -> Tensor:
         return backward(self.ops, mode, arguments, gradient, result, of_weights)
+
+
+@cache
+def shared() -> Host:
+    """One for a process: its ops can be defined only once."""
+    return Host(build("cuda_host"))
+
+
+class Backend:
+    """The ops as a backend of fastpool's dispatch: to be put in the place of another one."""
+
+    def __init__(self, host: Host) -> None:
+        self.host, self.ops = host, host.ops
+
+    def refuses(self, tensor: Tensor) -> str | None:
+        return None
+
+    def pool(self, call: PoolCall) -> Tensor:
+        more = {"weights": call.weights} if MODES[call.mode].takes_weights else {}
+        names = ("mask", "cu_seqlens", "starts", "ends", "dim", "normalize", "out_dtype")
+        more |= {name: getattr(call, name) for name in names}
+        result: Tensor = getattr(self.ops, call.mode)(call.hidden, **more)
+        return result
+
+    def pool_backward(self, call: PoolBackwardCall) -> Tensor:
+        names = ("mask", "cu_seqlens", "weights", "starts", "ends")
+        op = getattr(self.ops, f"_{call.pool.mode}_backward" + ("_weights" if call.of_weights else ""))
+        given = (getattr(call.pool, name) for name in names)
+        result: Tensor = op(call.gradient, call.pool.hidden, *given, call.result)
+        return result
+
+    def l2_normalize(self, call: NormalizeCall) -> Tensor:
+        names = ("dim", "dims", "eps", "out_dtype")
+        result: Tensor = self.ops.l2_normalize(call.x, **{name: getattr(call, name) for name in names})
+        return result
+
+    def l2_normalize_backward(self, call: NormalizeBackwardCall) -> Tensor:
+        normalize = call.normalize
+        result: Tensor = self.ops._l2_normalize_backward(call.gradient, normalize.x, normalize.eps, normalize.dims)
+        return result
 
 
 def backward(

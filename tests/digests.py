@@ -1,0 +1,173 @@
+"""Digests of results and gradients, so that no change of the code changes a bit unnoticed.
+
+python tests/digests.py                            compares every backend that runs here with digests.json
+python tests/digests.py --backends triton          one of them: reference, native (each instruction set), triton (its
+                                                   interpreter), cuda (the CUDA sources on the CPU)
+python tests/digests.py --write                    writes digests.json, by the reference
+
+Every backend has the same bits, so there is one digest for each mode, dtype and spelling: of results and gradients with
+each of OPTIONS. tests/test_digests.py compares the backends that take seconds.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton's kernels are imported
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from torch import Tensor
+
+import fastpool
+from fastpool import dispatch
+from fastpool.backends import native, triton
+from fastpool.testing import DTYPES, SPELLINGS, bits, gradients, sequences, special_values, variants
+
+GOLDEN = Path(__file__).parent / "digests.json"
+LENGTHS = [3, 0, 40, 1, 300]  # a leaf, several, and more than one unit of any plan
+WIDTH = 21
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"dim": 9, "normalize": True, "out_dtype": torch.float32},
+    {"normalize": True},
+)
+FEW = OPTIONS[:2]  # for Triton's interpreter, which takes its time
+
+Digests = dict[str, str]
+
+
+class Digest:
+    def __init__(self) -> None:
+        self._sum = sha256()
+
+    def add(self, *results: Tensor) -> None:
+        for result in results:
+            self._sum.update(f"{result.dtype} {tuple(result.shape)}".encode())
+            self._sum.update(bits(result.detach()).numpy().tobytes())
+
+    def __str__(self) -> str:
+        return self._sum.hexdigest()[:16]
+
+
+def add_call(digest: Digest, function: Callable[..., Tensor], arguments: dict[str, Any], **more: Any) -> None:
+    """The result, and the gradients for one that is drawn."""
+    result = function(**arguments, **more)
+    drawn = torch.randn(result.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    digest.add(result, *gradients(function, arguments, drawn.to(result.dtype), **more))
+
+
+def pooled(mode: str, weighted: bool, dtype: torch.dtype, spelling: str, options: dict[str, Any]) -> str:
+    batch = sequences(LENGTHS, WIDTH, dtype, holes=SPELLINGS[spelling].holes)
+    digest = Digest()
+    add_call(digest, getattr(fastpool, mode), SPELLINGS[spelling].make(batch, weighted), **options)
+    return str(digest)
+
+
+def special(mode: str) -> str:
+    """NaN, infinities, zeros of both signs, subnormals. (Not their gradients: what those hold is NaN for the most.)"""
+    digest = Digest()
+    for normalize in (False, True):
+        digest.add(getattr(fastpool, mode)(special_values(6, 40, 24), normalize=normalize))
+    return str(digest)
+
+
+def normalized(dtype: torch.dtype) -> str:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(7, 3, 133, generator=generator, dtype=torch.float64).to(dtype)
+    dims = torch.randint(0, 134, (7, 3), generator=generator)
+    digest = Digest()
+    for arguments in ({"x": x}, {"x": x, "dim": 40}, {"x": x, "dims": dims}):
+        add_call(digest, fastpool.l2_normalize, arguments)
+    return str(digest)
+
+
+def cases(options: Sequence[dict[str, Any]] = OPTIONS) -> Iterator[tuple[str, Callable[[], str]]]:
+    """A name, and what computes its digest."""
+    for mode, weighted in variants():
+        name = mode + (" of weights" if weighted else "")
+        for dtype in DTYPES:
+            for spelling in SPELLINGS:
+                for chosen in options:
+                    said = ", ".join(f"{key}={value}".replace("torch.", "") for key, value in chosen.items())
+                    what = f"{name}, {str(dtype).removeprefix('torch.')}, {spelling}" + (f", {said}" if said else "")
+                    yield what, partial(pooled, mode, weighted, dtype, spelling, chosen)
+        if not weighted:
+            yield f"{mode}, special values", partial(special, mode)
+    for dtype in DTYPES:
+        yield f"l2_normalize, {str(dtype).removeprefix('torch.')}", partial(normalized, dtype)
+
+
+def golden() -> Digests:
+    found: Digests = json.loads(GOLDEN.read_text())
+    return found
+
+
+def changed(options: Sequence[dict[str, Any]] = OPTIONS) -> list[str]:
+    """Names whose digests are not those of digests.json, by the backend that calls take now."""
+    expected = golden()
+    return [name for name, digest in cases(options) if digest() != expected[name]]
+
+
+@contextmanager
+def on(backend: str) -> Iterator[None]:
+    """Calls take this backend: one of fastpool's, native-avx2 for an instruction set, or cuda."""
+    name, _, isa = backend.partition("-")
+    kept = dispatch.BACKENDS["triton"]
+    if name == "cuda":
+        import cuda_host
+
+        stand_in = cuda_host.Backend(cuda_host.shared())
+        dispatch.BACKENDS["triton"] = stand_in  # type: ignore[assignment]  # no module
+        name = "triton"
+    if isa:
+        assert native.info is not None
+        native.info.use_isa(isa)
+    try:
+        with fastpool.backend(name):
+            yield
+    finally:
+        dispatch.BACKENDS["triton"] = kept
+        if native.info is not None:
+            native.info.use_isa()
+
+
+def here() -> list[str]:
+    """The backends that run here."""
+    found = ["reference"]
+    if native.info is not None:
+        found += [f"native-{isa}" for isa in native.info.isas()] + ["cuda"]
+    return found + (["triton"] if triton.INTERPRETED else [])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write digests.json, by the reference")
+    parser.add_argument("--backends", nargs="+", help="some of them", metavar="NAME")
+    asked = parser.parse_args()
+    if asked.write:
+        with on("reference"):
+            found = {name: digest() for name, digest in cases()}
+        GOLDEN.write_text(json.dumps(found, indent=0) + "\n")
+        print(f"{len(found)} digests in {GOLDEN.name}")
+        return 0
+    wrong = 0
+    for backend in asked.backends or here():
+        with on(backend):
+            names = changed(FEW if backend == "triton" else OPTIONS)
+        wrong += len(names)
+        for name in names:
+            print(f"{backend}: other bits: {name}")
+        print(f"{backend}: {len(names)} digests differ", flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""Results and gradients have the bits that they had: digests.py, over the backends that take seconds."""
+
+import digests
+import pytest
+import torch
+
+from fastpool.modes import MODES
+from fastpool.testing import SPELLINGS
+
+
+@pytest.mark.parametrize("backend", [name for name in digests.here() if name != "triton"])
+def test_bits_are_what_they_were(backend: str) -> None:
+    with digests.on(backend):
+        assert digests.changed() == []
+
+
+def test_every_mode_and_spelling_has_digests() -> None:
+    known = digests.golden()
+    assert set(known) == {name for name, _ in digests.cases()}
+    for mode in MODES:
+        for spelling in SPELLINGS:
+            assert f"{mode}, float32, {spelling}" in known
+
+
+def test_another_bit_is_another_digest() -> None:
+    result = torch.tensor([1.0, -0.0, torch.nan])
+    found = set()
+    for changed in (result, result.double(), result[None], result + 0.0, torch.nextafter(result, torch.tensor(2.0))):
+        digest = digests.Digest()
+        digest.add(changed)
+        found.add(str(digest))
+    assert len(found) == 5
+    nan = digests.Digest()
+    nan.add(torch.tensor([1.0, -0.0, -torch.nan]))
+    assert str(nan) in found  # which NaN is not promised
