@@ -147,7 +147,7 @@ def bits(found: Findings, backend: str) -> None:
         found.attempt(partial(_gradients, found, backend, shape), backend, shape.name, "gradients")
     for mode in ("mean", "max", "sum"):
         found.attempt(partial(_special, found, backend, mode), backend, "special values", mode)
-    found.attempt(partial(_own_sizes, found, backend), backend, "l2_normalize with dims")
+    found.attempt(partial(_own_sizes, found, backend), backend, "l2_normalize with truncate_dims")
 
 
 def _forward(found: Findings, backend: str, shape: Shape) -> None:
@@ -192,12 +192,15 @@ def _special(found: Findings, backend: str, mode: str) -> None:
 def _own_sizes(found: Findings, backend: str) -> None:
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(9 if _interpreted(backend) else 300, 1024, generator=generator).bfloat16()
-    dims = torch.randint(0, 1025, (len(x),), generator=generator)
+    truncate_dims = torch.randint(0, 1025, (len(x),), generator=generator)
     results = []
-    for name, given in (("native", {"x": x, "dims": dims}), (backend, found.there({"x": x, "dims": dims}))):
+    for name, given in (
+        ("native", {"x": x, "truncate_dims": truncate_dims}),
+        (backend, found.there({"x": x, "truncate_dims": truncate_dims})),
+    ):
         with fastpool.backend(name):
             results.append(fastpool.l2_normalize(**given).cpu())
-    found.check(same_bits(*results), backend, "l2_normalize with dims")
+    found.check(same_bits(*results), backend, "l2_normalize with truncate_dims")
 
 
 # ---- again and again

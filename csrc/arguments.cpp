@@ -37,13 +37,13 @@ std::string device_name(Device device) {
   return "device type " + std::to_string(device.type);
 }
 
-// The columns that are used: `dim`, or all.
-int64_t columns(const std::optional<int64_t>& dim, int64_t width, const char* op) {
-  check(!dim || (*dim >= 1 && *dim <= width), [&] {
-    return prefix(op) + ": dim must lie between 1 and the last dimension, " + std::to_string(width) + ", got " +
-           std::to_string(dim.value_or(0));
+// The columns that are used: `truncate_dim`, or all.
+int64_t columns(const std::optional<int64_t>& truncate_dim, int64_t width, const char* op) {
+  check(!truncate_dim || (*truncate_dim >= 1 && *truncate_dim <= width), [&] {
+    return prefix(op) + ": truncate_dim must lie between 1 and the last dimension, " + std::to_string(width) +
+           ", got " + std::to_string(truncate_dim.value_or(0));
   });
-  return dim.value_or(width);
+  return truncate_dim.value_or(width);
 }
 
 DType required_dtype(int32_t torch_dtype, const char* name, const char* op) {
@@ -202,7 +202,7 @@ PoolArguments::PoolArguments(StableIValue* stack, bool takes_weights) {
   if (takes_weights) weights = take_optional_tensor(stack[i++]);
   starts = take_optional_tensor(stack[i++]);
   ends = take_optional_tensor(stack[i++]);
-  dim = take<std::optional<int64_t>>(stack[i++]);
+  truncate_dim = take<std::optional<int64_t>>(stack[i++]);
   normalize = take<bool>(stack[i++]);
   out_dtype = take<std::optional<int32_t>>(stack[i++]);
 }
@@ -215,7 +215,7 @@ PoolCall PoolArguments::call(Mode mode, const char* op) const {
   check(hidden.dim() == 2 || hidden.dim() == 3,
         [&] { return prefix(op) + ": hidden must be padded [B, S, H] or packed [T, H], got shape " + hidden.shape(); });
   check_contiguous_columns(hidden, "hidden", op);
-  call.dim = columns(dim, hidden.size(hidden.dim() - 1), op);
+  call.dim = columns(truncate_dim, hidden.size(hidden.dim() - 1), op);
   call.out_dtype = out_dtype ? required_dtype(*out_dtype, "out_dtype", op) : call.dtype;
 
   const Device device = hidden.device();
@@ -294,8 +294,8 @@ Tensor PoolArguments::output(const PoolCall& call) const {
 
 NormalizeArguments::NormalizeArguments(StableIValue* stack) {
   x = take_tensor(stack[0]);
-  dim = take<std::optional<int64_t>>(stack[1]);
-  dims = take_optional_tensor(stack[2]);
+  truncate_dim = take<std::optional<int64_t>>(stack[1]);
+  truncate_dims = take_optional_tensor(stack[2]);
   eps = take<double>(stack[3]);
   out_dtype = take<std::optional<int32_t>>(stack[4]);
 }
@@ -308,7 +308,7 @@ NormalizeCall NormalizeArguments::call(const char* op) const {
   check(x.dim() <= 64,
         [&] { return prefix(op) + ": x must have at most 64 dimensions, got " + std::to_string(x.dim()); });
   check_contiguous_columns(x, "x", op);
-  call.dim = columns(dim, x.size(x.dim() - 1), op);
+  call.dim = columns(truncate_dim, x.size(x.dim() - 1), op);
   call.out_dtype = out_dtype ? required_dtype(*out_dtype, "out_dtype", op) : call.dtype;
   check(eps >= 0, [&] {
     char text[32];
@@ -322,11 +322,11 @@ NormalizeCall NormalizeArguments::call(const char* op) const {
   call.strides = x.strides();
   call.rows = 1;
   for (int d = 0; d < call.leading; ++d) call.rows *= x.size(d);
-  if (dims) {
-    check_device(dims, "dims", x, "x", op);
-    call.dims = index_values(dims, "dims", op);
-    check_leading(dims, "dims", x, "x", op);
-    call.dims_strides = dims.strides();
+  if (truncate_dims) {
+    check_device(truncate_dims, "truncate_dims", x, "x", op);
+    call.truncate_dims = index_values(truncate_dims, "truncate_dims", op);
+    check_leading(truncate_dims, "truncate_dims", x, "x", op);
+    call.truncate_dims_strides = truncate_dims.strides();
   }
   return call;
 }
@@ -346,7 +346,7 @@ PoolBackwardArguments::PoolBackwardArguments(StableIValue* stack) {
   pool.starts = take_optional_tensor(stack[5]);
   pool.ends = take_optional_tensor(stack[6]);
   result = take_optional_tensor(stack[7]);
-  pool.dim = columns_of(gradient);
+  pool.truncate_dim = columns_of(gradient);
 }
 
 PoolBackwardCall PoolBackwardArguments::call(Mode mode, bool of_weights, const char* op) const {
@@ -372,8 +372,8 @@ NormalizeBackwardArguments::NormalizeBackwardArguments(StableIValue* stack) {
   gradient = take_tensor(stack[0]);
   normalize.x = take_tensor(stack[1]);
   normalize.eps = take<double>(stack[2]);
-  normalize.dims = take_optional_tensor(stack[3]);
-  normalize.dim = columns_of(gradient);
+  normalize.truncate_dims = take_optional_tensor(stack[3]);
+  normalize.truncate_dim = columns_of(gradient);
 }
 
 NormalizeBackwardCall NormalizeBackwardArguments::call(const char* op) const {

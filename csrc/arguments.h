@@ -88,7 +88,7 @@ class Tensor {
 // What every pooling op takes, in the schema's order.
 struct PoolArguments {
   Tensor hidden, mask, cu_seqlens, weights, starts, ends;
-  std::optional<int64_t> dim;
+  std::optional<int64_t> truncate_dim;
   bool normalize = false;
   std::optional<int32_t> out_dtype;
 
@@ -100,8 +100,8 @@ struct PoolArguments {
 };
 
 struct NormalizeArguments {
-  Tensor x, dims;
-  std::optional<int64_t> dim;
+  Tensor x, truncate_dims;
+  std::optional<int64_t> truncate_dim;
   double eps = kNormEps;
   std::optional<int32_t> out_dtype;
 

@@ -32,7 +32,7 @@ Rows rows_of(const NormalizeCall& call) {
   int64_t at = static_cast<int64_t>(reinterpret_cast<uintptr_t>(call.x));
   for (int d = 0; d < call.leading; ++d) {
     rows.sizes[d] = call.sizes[d], rows.strides[d] = call.strides[d];
-    if (call.dims.data != nullptr) rows.dims_strides[d] = call.dims_strides[d];
+    if (call.truncate_dims.data != nullptr) rows.truncate_dims_strides[d] = call.truncate_dims_strides[d];
     at |= call.strides[d] * size;
   }
   rows.aligned = at % alignment == 0;

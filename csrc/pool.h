@@ -74,8 +74,8 @@ struct NormalizeCall {
   const void* x = nullptr;
   int leading = 0;  // leading dimensions
   const int64_t *sizes = nullptr, *strides = nullptr;
-  Indices dims;  // columns of each row that are used, the others 0; absent: dim
-  const int64_t* dims_strides = nullptr;
+  Indices truncate_dims;  // columns of each row that are used, the others 0; absent: dim
+  const int64_t* truncate_dims_strides = nullptr;
   void* out = nullptr;  // [rows, dim], contiguous
 };
 
@@ -92,10 +92,10 @@ FASTPOOL_INLINE int64_t offset_of(int64_t row, int leading, const int64_t* sizes
   return offset;
 }
 
-// dims' value at this offset. A CPU has checked it, a GPU cannot without waiting: it is clamped, so that nothing is
-// read out of bounds.
+// truncate_dims' value at this offset. A CPU has checked it, a GPU cannot without waiting: it is clamped, so that
+// nothing is read out of bounds.
 FASTPOOL_INLINE int64_t dim_at(const NormalizeCall& call, int64_t offset) {
-  const int64_t dim = call.dims[offset];
+  const int64_t dim = call.truncate_dims[offset];
   return dim < 0 ? 0 : dim > call.dim ? call.dim : dim;
 }
 

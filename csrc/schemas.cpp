@@ -11,15 +11,15 @@ namespace fastpool {
 STABLE_TORCH_LIBRARY(fastpool, m) {
   for (int code = 0; code < kModes; ++code) {
     const std::string weights = takes_weights(static_cast<Mode>(code)) ? "Tensor? weights=None, " : "";
-    const std::string schema = std::string(kModeNames[code]) +
-                               "(Tensor hidden, Tensor? mask=None, Tensor? cu_seqlens=None, " + weights +
-                               "*, Tensor? starts=None, Tensor? ends=None, int? dim=None, bool normalize=False, "
-                               "ScalarType? out_dtype=None) -> Tensor";
+    const std::string schema =
+        std::string(kModeNames[code]) + "(Tensor hidden, Tensor? mask=None, Tensor? cu_seqlens=None, " + weights +
+        "*, Tensor? starts=None, Tensor? ends=None, int? truncate_dim=None, bool normalize=False, "
+        "ScalarType? out_dtype=None) -> Tensor";
     m.def(schema.c_str());
   }
   m.def(
-      "l2_normalize(Tensor x, *, int? dim=None, Tensor? dims=None, float eps=1e-12, ScalarType? out_dtype=None) -> "
-      "Tensor");
+      "l2_normalize(Tensor x, *, int? truncate_dim=None, Tensor? truncate_dims=None, float eps=1e-12, "
+      "ScalarType? out_dtype=None) -> Tensor");
 }
 
 }  // namespace fastpool

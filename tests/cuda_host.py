@@ -135,7 +135,7 @@ class Backend:
 
     def pool(self, call: PoolCall) -> Tensor:
         more = {"weights": call.weights} if MODES[call.mode].takes_weights else {}
-        names = ("mask", "cu_seqlens", "starts", "ends", "dim", "normalize", "out_dtype")
+        names = ("mask", "cu_seqlens", "starts", "ends", "truncate_dim", "normalize", "out_dtype")
         more |= {name: getattr(call, name) for name in names}
         result: Tensor = getattr(self.ops, call.mode)(call.hidden, **more)
         return result
@@ -148,13 +148,15 @@ class Backend:
         return result
 
     def l2_normalize(self, call: NormalizeCall) -> Tensor:
-        names = ("dim", "dims", "eps", "out_dtype")
+        names = ("truncate_dim", "truncate_dims", "eps", "out_dtype")
         result: Tensor = self.ops.l2_normalize(call.x, **{name: getattr(call, name) for name in names})
         return result
 
     def l2_normalize_backward(self, call: NormalizeBackwardCall) -> Tensor:
         normalize = call.normalize
-        result: Tensor = self.ops._l2_normalize_backward(call.gradient, normalize.x, normalize.eps, normalize.dims)
+        result: Tensor = self.ops._l2_normalize_backward(
+            call.gradient, normalize.x, normalize.eps, normalize.truncate_dims
+        )
         return result
 
 

@@ -36,7 +36,7 @@ LENGTHS = [3, 0, 40, 1, 300]  # a leaf, several, and more than one unit of any p
 WIDTH = 21
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
-    {"dim": 9, "normalize": True, "out_dtype": torch.float32},
+    {"truncate_dim": 9, "normalize": True, "out_dtype": torch.float32},
     {"normalize": True},
 )
 FEW = OPTIONS[:2]  # for Triton's interpreter, which takes its time
@@ -82,9 +82,9 @@ def special(mode: str) -> str:
 def normalized(dtype: torch.dtype) -> str:
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(7, 3, 133, generator=generator, dtype=torch.float64).to(dtype)
-    dims = torch.randint(0, 134, (7, 3), generator=generator)
+    truncate_dims = torch.randint(0, 134, (7, 3), generator=generator)
     digest = Digest()
-    for arguments in ({"x": x}, {"x": x, "dim": 40}, {"x": x, "dims": dims}):
+    for arguments in ({"x": x}, {"x": x, "truncate_dim": 40}, {"x": x, "truncate_dims": truncate_dims}):
         add_call(digest, fastpool.l2_normalize, arguments)
     return str(digest)
 

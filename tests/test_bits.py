@@ -105,7 +105,7 @@ def _cases(draw: st.DrawFn) -> tuple[list[Sequence], str, bool, str, dict[str, o
     batch = sequences(lengths, width, dtype, holes=holes, seed=draw(st.integers(0, 10**6)))
     more = {
         "normalize": draw(st.booleans()),
-        "dim": draw(st.none() | st.integers(1, width)),
+        "truncate_dim": draw(st.none() | st.integers(1, width)),
         "out_dtype": draw(st.none() | st.sampled_from(DTYPES)),
     }
     return batch, mode, weighted, name, more
@@ -152,32 +152,32 @@ def test_l2_normalize(dtype: torch.dtype) -> None:
     """By each instruction set and number of threads (the input is large enough for several) as by the reference."""
     assert native.info is not None
     x = (torch.randn(3, 211, 130, dtype=torch.float64) * 3).to(dtype).transpose(0, 1)
-    for dim, eps in ((None, 1e-12), (77, 20.0)):
+    for truncate_dim, eps in ((None, 1e-12), (77, 20.0)):
         with fastpool.backend("reference"):
-            expected = fastpool.l2_normalize(x, dim=dim, eps=eps)
+            expected = fastpool.l2_normalize(x, truncate_dim=truncate_dim, eps=eps)
         for isa in native.info.isas():
             native.info.use_isa(isa)
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
-                assert same_bits(fastpool.l2_normalize(x, dim=dim, eps=eps), expected), (isa, threads)
+                assert same_bits(fastpool.l2_normalize(x, truncate_dim=truncate_dim, eps=eps), expected), (isa, threads)
 
 
 @pytest.mark.parametrize("out_dtype", [None, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_l2_normalize_dims(dtype: torch.dtype, out_dtype: torch.dtype | None) -> None:
     """A row has the bits of a call of its own for that many columns, and +0 behind them, whatever stands there: zeros
-    or NaN, a norm that overflows or is zero; dims of any stride."""
+    or NaN, a norm that overflows or is zero; truncate_dims of any stride."""
     assert native.info is not None
     generator = torch.Generator().manual_seed(3)
     x = (torch.randn(4, 60, 133, dtype=torch.float64, generator=generator) * 3).to(dtype)
     x[0, ::2] = 6e4 if dtype == torch.float16 else 3e38
     x[1, ::5], x[2, ::7, 3] = 0.0, torch.nan
-    dims = torch.randint(0, 131, (60, 4), generator=generator).T
-    dims[:, :6] = torch.tensor([0, 1, 64, 127, 128, 130])
-    poisoned = torch.where(torch.arange(133) < dims[..., None], x, torch.nan)
+    truncate_dims = torch.randint(0, 131, (60, 4), generator=generator).T
+    truncate_dims[:, :6] = torch.tensor([0, 1, 64, 127, 128, 130])
+    poisoned = torch.where(torch.arange(133) < truncate_dims[..., None], x, torch.nan)
     rows = [
         fastpool.l2_normalize(row[: int(n)], eps=0.0, out_dtype=out_dtype)
-        for row, n in zip(x.view(-1, 133), dims.flatten(), strict=True)
+        for row, n in zip(x.view(-1, 133), truncate_dims.flatten(), strict=True)
     ]
     expected = torch.stack([torch.nn.functional.pad(row, (0, 130 - len(row))) for row in rows]).view(4, 60, 130)
     for backend, isas, threads in (("reference", [""], [1]), ("native", native.info.isas(), [1, 2, 3])):
@@ -187,12 +187,20 @@ def test_l2_normalize_dims(dtype: torch.dtype, out_dtype: torch.dtype | None) ->
             for views in (lambda y: y, lambda y: y.transpose(0, 1)):
                 with fastpool.backend(backend):
                     result = fastpool.l2_normalize(
-                        views(poisoned), dim=130, dims=views(dims.to(index)), eps=0.0, out_dtype=out_dtype
+                        views(poisoned),
+                        truncate_dim=130,
+                        truncate_dims=views(truncate_dims.to(index)),
+                        eps=0.0,
+                        out_dtype=out_dtype,
                     )
                 assert same_bits(result, views(expected)), (backend, isa, count)
-    one = fastpool.l2_normalize(poisoned[:2, 0], dims=dims[0, :1].expand(2), dim=130, eps=0.0, out_dtype=out_dtype)
+    one = fastpool.l2_normalize(
+        poisoned[:2, 0], truncate_dims=truncate_dims[0, :1].expand(2), truncate_dim=130, eps=0.0, out_dtype=out_dtype
+    )
     assert same_bits(one[0], expected[0, 0])
-    one = fastpool.l2_normalize(poisoned[3, 9], dims=dims[3, 9], dim=130, eps=0.0, out_dtype=out_dtype)
+    one = fastpool.l2_normalize(
+        poisoned[3, 9], truncate_dims=truncate_dims[3, 9], truncate_dim=130, eps=0.0, out_dtype=out_dtype
+    )
     assert same_bits(one, expected[3, 9])
 
 

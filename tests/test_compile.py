@@ -31,11 +31,11 @@ def test_whole_graph_and_its_gradient(mode: str, weighted: bool, spelling: str) 
     arguments = SPELLINGS[spelling].make(sequences([3, 0, 40], 12, torch.float32), weighted)
     hidden = arguments.pop("hidden")
     compiled = torch.compile(
-        lambda x: pool(x * 2, dim=6, normalize=True, **arguments), fullgraph=True, backend="aot_eager"
+        lambda x: pool(x * 2, truncate_dim=6, normalize=True, **arguments), fullgraph=True, backend="aot_eager"
     )
     for recorded in (False, True):
         results = []
-        for function in (compiled, lambda x: pool(x * 2, dim=6, normalize=True, **arguments)):
+        for function in (compiled, lambda x: pool(x * 2, truncate_dim=6, normalize=True, **arguments)):
             x = hidden.clone().requires_grad_(recorded)
             result = function(x)
             results.append(result.detach())
@@ -49,16 +49,21 @@ def test_whole_graph_and_its_gradient(mode: str, weighted: bool, spelling: str) 
 
 def test_whole_graph_of_dims_and_its_gradient() -> None:
     compiled = torch.compile(
-        lambda x, dims: fastpool.l2_normalize(x * 2, dim=9, dims=dims), fullgraph=True, backend="aot_eager"
+        lambda x, truncate_dims: fastpool.l2_normalize(x * 2, truncate_dim=9, truncate_dims=truncate_dims),
+        fullgraph=True,
+        backend="aot_eager",
     )
-    x, dims = torch.randn(4, 12), torch.tensor([9, 0, 3, 1])
+    x, truncate_dims = torch.randn(4, 12), torch.tensor([9, 0, 3, 1])
     results = []
-    for function in (compiled, lambda x, dims: fastpool.l2_normalize(x * 2, dim=9, dims=dims)):
+    for function in (
+        compiled,
+        lambda x, truncate_dims: fastpool.l2_normalize(x * 2, truncate_dim=9, truncate_dims=truncate_dims),
+    ):
         leaf = x.clone().requires_grad_()
-        result = function(leaf, dims)
+        result = function(leaf, truncate_dims)
         result.pow(3).sum().backward()
         assert leaf.grad is not None
-        results.append((function(x, dims), result.detach(), leaf.grad))
+        results.append((function(x, truncate_dims), result.detach(), leaf.grad))
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -67,7 +72,7 @@ def test_inductor_compiles_once_for_all_shapes() -> None:
     counter = CompileCounterWithBackend("inductor")
 
     def model(x: Tensor, mask: Tensor) -> Tensor:
-        return fastpool.mean(linear(x), mask, dim=5, normalize=True)
+        return fastpool.mean(linear(x), mask, truncate_dim=5, normalize=True)
 
     compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
     for batch, rows in ((2, 3), (5, 7), (4, 90), (64, 2)):
@@ -100,7 +105,9 @@ class Model(torch.nn.Module):
     """All modes, one after another."""
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        return torch.cat([getattr(fastpool, mode)(hidden + 1, mask, dim=7, normalize=True) for mode in MODES], 1)
+        return torch.cat(
+            [getattr(fastpool, mode)(hidden + 1, mask, truncate_dim=7, normalize=True) for mode in MODES], 1
+        )
 
 
 def exported() -> torch.export.ExportedProgram:

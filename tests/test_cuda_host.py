@@ -40,7 +40,7 @@ def test_spellings(host: Host, mode: str, weighted: bool, dtype: torch.dtype) ->
                 arguments = spelling.make(batch, weighted)
                 more = {
                     "normalize": chosen.random() < 0.5,
-                    "dim": chosen.choice((None, 1, 8, 50, width)),
+                    "truncate_dim": chosen.choice((None, 1, 8, 50, width)),
                     "out_dtype": chosen.choice((None, *DTYPES)),
                 }
                 expected = native(mode, arguments, **more)
@@ -151,7 +151,9 @@ def test_any_alignment(host: Host, dtype: torch.dtype) -> None:
             expected = native(mode, {"hidden": hidden}, normalize=True)
             host.tune(split=32)
             assert same_bits(host(mode, {"hidden": hidden}, normalize=True), expected), (offset, row, batch)
-            assert same_bits(host(mode, {"hidden": hidden}, dim=33), native(mode, {"hidden": hidden}, dim=33))
+            assert same_bits(
+                host(mode, {"hidden": hidden}, truncate_dim=33), native(mode, {"hidden": hidden}, truncate_dim=33)
+            )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -187,9 +189,9 @@ def test_l2_normalize(host: Host, dtype: torch.dtype) -> None:
     cases: list[tuple[Tensor, dict[str, Any]]] = [
         (one_huge, {}),
         (x.transpose(0, 1), {}),
-        (x.transpose(0, 2), {"dim": 77, "eps": 20.0}),
+        (x.transpose(0, 2), {"truncate_dim": 77, "eps": 20.0}),
         (x[..., 1:], {"out_dtype": torch.float64}),
-        (x[0, 0, 0], {"dim": 1}),
+        (x[0, 0, 0], {"truncate_dim": 1}),
         (x[:0], {}),
         (x[..., :0], {}),
         (wide, {}),
@@ -215,29 +217,35 @@ def test_l2_normalize_dims(host: Host, dtype: torch.dtype) -> None:
         x[0, 0], x[1, 1] = torch.finfo(dtype).max / 8, 0.0
         for columns in (width, width - 2):
             known = torch.tensor([size for size in sizes if size <= columns])
-            dims = known[torch.randint(0, len(known), (3, 4), generator=generator)].T
-            poisoned = torch.where(torch.arange(width) < dims[..., None], x, torch.nan)
-            cases = ((poisoned, dims.int()), (poisoned.transpose(0, 1), dims.T), (poisoned[0, 0], dims[0, 0]))
-            for view, index in (*cases, (poisoned[:, 0], dims[:, 0]), (poisoned[:0], dims[:0])):
+            truncate_dims = known[torch.randint(0, len(known), (3, 4), generator=generator)].T
+            poisoned = torch.where(torch.arange(width) < truncate_dims[..., None], x, torch.nan)
+            cases = (
+                (poisoned, truncate_dims.int()),
+                (poisoned.transpose(0, 1), truncate_dims.T),
+                (poisoned[0, 0], truncate_dims[0, 0]),
+            )
+            for view, index in (*cases, (poisoned[:, 0], truncate_dims[:, 0]), (poisoned[:0], truncate_dims[:0])):
                 for more in ({}, {"eps": 0.0, "out_dtype": torch.bfloat16}):
                     host.tune()
-                    found = host.ops.l2_normalize(view, dim=columns, dims=index, **more)
-                    assert same_bits(found, NATIVE.l2_normalize(view, dim=columns, dims=index, **more)), (width, more)
+                    found = host.ops.l2_normalize(view, truncate_dim=columns, truncate_dims=index, **more)
+                    assert same_bits(
+                        found, NATIVE.l2_normalize(view, truncate_dim=columns, truncate_dims=index, **more)
+                    ), (width, more)
 
 
 @pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
 def test_dims_are_clamped(host: Host, index: torch.dtype) -> None:
     """Nobody has checked them here."""
     hostile = [value for value in HOSTILE if index == torch.int64 or -(2**31) <= value < 2**31]
-    dims = torch.tensor(hostile, dtype=index)
-    around = torch.full((len(dims) + 2, 40), torch.nan)
+    truncate_dims = torch.tensor(hostile, dtype=index)
+    around = torch.full((len(truncate_dims) + 2, 40), torch.nan)
     x = around[1:-1, :34]
     x[:, :32] = torch.arange(1.0, 33.0)
-    expected = NATIVE.l2_normalize(x, dim=32, dims=dims.clamp(0, 32))
-    assert same_bits(host.ops.l2_normalize(x, dim=32, dims=dims), expected)
-    gradient = torch.randn(len(dims), 32)
-    expected = NATIVE._l2_normalize_backward(gradient, x, 1e-12, dims.clamp(0, 32))
-    assert same_bits(host.ops._l2_normalize_backward(gradient, x, 1e-12, dims), expected)
+    expected = NATIVE.l2_normalize(x, truncate_dim=32, truncate_dims=truncate_dims.clamp(0, 32))
+    assert same_bits(host.ops.l2_normalize(x, truncate_dim=32, truncate_dims=truncate_dims), expected)
+    gradient = torch.randn(len(truncate_dims), 32)
+    expected = NATIVE._l2_normalize_backward(gradient, x, 1e-12, truncate_dims.clamp(0, 32))
+    assert same_bits(host.ops._l2_normalize_backward(gradient, x, 1e-12, truncate_dims), expected)
 
 
 @pytest.mark.parametrize("mode", ["mean", "max"])
@@ -255,9 +263,13 @@ def test_errors_are_the_same(host: Host) -> None:
     wrong: tuple[dict[str, Any], ...] = (
         {"hidden": hidden.long()},
         {"hidden": hidden, "mask": hidden[..., 0]},
-        {"hidden": hidden, "dim": 9},
+        {"hidden": hidden, "truncate_dim": 9},
     )
-    of_dims = [{"dims": torch.ones(2)}, {"dims": torch.ones(2).int()}, {"dims": torch.ones(2, 8).int()}]
+    of_dims = [
+        {"truncate_dims": torch.ones(2)},
+        {"truncate_dims": torch.ones(2).int()},
+        {"truncate_dims": torch.ones(2, 8).int()},
+    ]
     for op, arguments in [("mean", one) for one in wrong] + [("l2_normalize", {"x": hidden, **one}) for one in of_dims]:
         messages = []
         for ops in (host.ops, NATIVE):
@@ -372,9 +384,9 @@ for dtype in DTYPES:
                 run(i, mode, SPELLINGS[name].make(batch, weighted))
         x = torch.randn(3, width).to(dtype)
         gradient = torch.ones(3, width // 2 + 1, dtype=accumulator(dtype))
-        for dims in (None, torch.tensor([0, -9, width // 2]), torch.tensor([width, 2**31 - 1, 1]).int()):
-            host.ops.l2_normalize(x, dims=dims)
-            host.ops._l2_normalize_backward(gradient, x, 1e-12, dims)
+        for truncate_dims in (None, torch.tensor([0, -9, width // 2]), torch.tensor([width, 2**31 - 1, 1]).int()):
+            host.ops.l2_normalize(x, truncate_dims=truncate_dims)
+            host.ops._l2_normalize_backward(gradient, x, 1e-12, truncate_dims)
 print("calls:", calls)
 """
 

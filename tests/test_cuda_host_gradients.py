@@ -23,9 +23,9 @@ def of_shape(hidden: Tensor) -> Tensor:
     return hidden.new_full(hidden.shape[-1:], float("nan")).expand(hidden.shape)
 
 
-def given(mode: str, arguments: dict[str, Any], dim: int | None = None) -> tuple[Tensor, Tensor]:
+def given(mode: str, arguments: dict[str, Any], truncate_dim: int | None = None) -> tuple[Tensor, Tensor]:
     """A gradient of the result, and the unrounded result."""
-    result = native(mode, arguments, dim=dim, out_dtype=accumulator(arguments["hidden"].dtype))
+    result = native(mode, arguments, truncate_dim=truncate_dim, out_dtype=accumulator(arguments["hidden"].dtype))
     return torch.randn_like(result, generator=torch.Generator().manual_seed(3)), result
 
 
@@ -62,9 +62,9 @@ def test_spellings(host: Host, mode: str, weighted: bool, dtype: torch.dtype) ->
                 arguments = spelling.make(batch, weighted)
                 if weighted:
                     arguments["weights"] = arguments["weights"].to(chosen.choice(DTYPES))
-                dim = chosen.choice((None, None, 1, 8, 16, 20))
+                truncate_dim = chosen.choice((None, None, 1, 8, 16, 20))
                 host.tune(tile=chosen.choice(TILES), threads=chosen.choice(THREADS))
-                check(host, mode, arguments, *given(mode, arguments, dim))
+                check(host, mode, arguments, *given(mode, arguments, truncate_dim))
 
 
 @pytest.mark.parametrize(("mode", "weighted"), variants())
@@ -173,9 +173,9 @@ def test_any_alignment(host: Host, dtype: torch.dtype) -> None:
     ):
         hidden = memory[offset:].as_strided((3, 20, 64), (batch, row, 1))
         for mode, more in (("max", {}), ("weighted_mean", {"weights": torch.rand(3, 20)})):
-            for dim in (64, 40, 33):
+            for truncate_dim in (64, 40, 33):
                 arguments = {"hidden": hidden, **more}
-                gradient, result = given(mode, arguments, dim)
+                gradient, result = given(mode, arguments, truncate_dim)
                 moved = [torch.cat([x.new_zeros(shift), x.flatten()])[shift:].view_as(x) for x in (gradient, result)]
                 host.tune()
                 check(host, mode, arguments, *moved)
@@ -185,10 +185,10 @@ def test_any_alignment(host: Host, dtype: torch.dtype) -> None:
 def test_wide(host: Host, dtype: torch.dtype) -> None:
     """More columns than a block has threads for, than meet in one step of a tree of columns."""
     for mode, more in (("mean", {}), ("max", {}), ("weighted_mean", {"weights": torch.rand(2, 5)})):
-        for width, dim in ((3000, None), (5001, 5000), (9000, 8192)):
+        for width, truncate_dim in ((3000, None), (5001, 5000), (9000, 8192)):
             arguments = {"hidden": torch.randn(2, 5, width, dtype=torch.float64).to(dtype), **more}
             host.tune(threads=random.Random(width).choice(THREADS))
-            check(host, mode, arguments, *given(mode, arguments, dim))
+            check(host, mode, arguments, *given(mode, arguments, truncate_dim))
 
 
 def test_long(host: Host) -> None:
@@ -225,14 +225,14 @@ def test_l2_normalize(host: Host, dtype: torch.dtype) -> None:
         (torch.zeros(3, 40, dtype=dtype), None, 0.0),
         (torch.full((3, 40), 1e-14, dtype=torch.float64).to(dtype), 32, 1e-12),
     ]
-    for y, dim, eps in cases:
-        plain = torch.randn(*y.shape[:-1], y.shape[-1] if dim is None else dim, dtype=torch.float64)
+    for y, truncate_dim, eps in cases:
+        plain = torch.randn(*y.shape[:-1], y.shape[-1] if truncate_dim is None else truncate_dim, dtype=torch.float64)
         for gradient in (plain, torch.full_like(plain, -0.0), special_values(4, 1, max(1, plain.numel()))[0, 0]):
             gradient = gradient.flatten()[: plain.numel()].view_as(plain).to(accumulator(dtype))
             host.tune()
             found = host.ops._l2_normalize_backward(gradient, y, eps)
             with fastpool.backend("reference"):
-                assert same_bits(found, NATIVE._l2_normalize_backward(gradient, y, eps)), (y.shape, dim)
+                assert same_bits(found, NATIVE._l2_normalize_backward(gradient, y, eps)), (y.shape, truncate_dim)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -244,15 +244,15 @@ def test_l2_normalize_dims(host: Host, dtype: torch.dtype) -> None:
         x[0, 0], x[1, 1] = torch.finfo(dtype).max / 8, 0.0
         for columns in (width, width - 2):
             known = torch.tensor([size for size in sizes if size <= columns])
-            dims = known[torch.randint(0, len(known), (3, 4), generator=generator)].T
-            used = torch.arange(width) < dims[..., None]
+            truncate_dims = known[torch.randint(0, len(known), (3, 4), generator=generator)].T
+            used = torch.arange(width) < truncate_dims[..., None]
             poisoned = torch.where(used, x, torch.nan)
             gradient = torch.randn(4, 3, columns, generator=generator, dtype=torch.float64).to(accumulator(dtype))
             gradient = torch.where(used[..., :columns], gradient, torch.nan).contiguous()
             for view, index, of in (
-                (poisoned, dims.int(), gradient),
-                (poisoned.transpose(0, 1), dims.T, gradient.transpose(0, 1).contiguous()),
-                (poisoned[0, 0], dims[0, 0], gradient[0, 0]),
+                (poisoned, truncate_dims.int(), gradient),
+                (poisoned.transpose(0, 1), truncate_dims.T, gradient.transpose(0, 1).contiguous()),
+                (poisoned[0, 0], truncate_dims[0, 0], gradient[0, 0]),
             ):
                 for eps in (1e-12, 0.0):
                     host.tune()
@@ -263,11 +263,11 @@ def test_l2_normalize_dims(host: Host, dtype: torch.dtype) -> None:
 
 def test_signs_of_zero(host: Host) -> None:
     """A sum over columns is never -0."""
-    for dim in (1, 2, 3, 4, 5, 64, 100, 128, 129, 512, 4096, 8192, 8193):
-        gradient, x = torch.full((1, dim), -0.0), torch.ones(1, dim)
+    for truncate_dim in (1, 2, 3, 4, 5, 64, 100, 128, 129, 512, 4096, 8192, 8193):
+        gradient, x = torch.full((1, truncate_dim), -0.0), torch.ones(1, truncate_dim)
         with fastpool.backend("reference"):
             expected = NATIVE._l2_normalize_backward(gradient, x, 1e-12)
-        assert torch.equal(bits(host.ops._l2_normalize_backward(gradient, x, 1e-12)), bits(expected)), dim
+        assert torch.equal(bits(host.ops._l2_normalize_backward(gradient, x, 1e-12)), bits(expected)), truncate_dim
 
 
 def test_errors_are_the_same(host: Host) -> None:

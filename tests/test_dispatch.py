@@ -199,7 +199,7 @@ def test_values_are_checked_where_asked() -> None:
     """On a device that is no CPU, values are checked only when asked: there the check synchronises."""
     for words, call in (
         ("starts must lie between", lambda x, index: PoolCall("mean", x, starts=index)),
-        ("dims must lie between", lambda x, index: NormalizeCall(x[:, 0], dims=index)),
+        ("truncate_dims must lie between", lambda x, index: NormalizeCall(x[:, 0], truncate_dims=index)),
     ):
         index = torch.tensor([0, 9])
         with pytest.raises(ValueError, match=words):
@@ -215,9 +215,9 @@ def test_values_are_checked_where_asked() -> None:
 
 def test_python_hands_native_every_argument() -> None:
     """As on a GPU, where calls come past Python's dispatch before they are native's."""
-    ops, x, dims = torch.ops.fastpool, torch.randn(3, 8), torch.tensor([5, 0, 2])
-    more = {"dim": 6, "dims": dims, "eps": 2.0, "out_dtype": torch.float64}
+    ops, x, truncate_dims = torch.ops.fastpool, torch.randn(3, 8), torch.tensor([5, 0, 2])
+    more = {"truncate_dim": 6, "truncate_dims": truncate_dims, "eps": 2.0, "out_dtype": torch.float64}
     with fastpool.backend("native"):
         assert same_bits(ops._python_l2_normalize(x, **more), ops.l2_normalize(x, **more))
-        given = (torch.randn(3, 6), x, 2.0, dims)
+        given = (torch.randn(3, 6), x, 2.0, truncate_dims)
         assert same_bits(ops._python__l2_normalize_backward(*given), ops._l2_normalize_backward(*given))

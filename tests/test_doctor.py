@@ -71,7 +71,7 @@ def test_one_run_gives_every_mode():
 
 
 def test_several_configured_modes_stand_beside_the_others():
-    config = dataclasses.replace(CONFIG, modes=("mean", "max"), dim=9)
+    config = dataclasses.replace(CONFIG, modes=("mean", "max"), truncate_dim=9)
     found = embed.vectors(Stub(), config, TEXTS, lambda count: None)
     assert list(found) == [("mean", "max"), *((mode,) for mode in fastpool.MODES)]
     assert found["mean", "max"].shape == (70, 9)

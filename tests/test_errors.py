@@ -1,6 +1,7 @@
 """The error table: every wrong call, with the words it gets, from functions and raw ops, on every backend."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,9 +27,9 @@ TABLE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("one dimension", {"hidden": HIDDEN[0, 0]}, ValueError, r"hidden must be padded \[B, S, H\] or packed \[T, H\], got shape \[8\]"),
     ("four dimensions", {"hidden": HIDDEN[None]}, ValueError, r"got shape \[1, 2, 5, 8\]"),
     ("strided columns", {"hidden": HIDDEN.transpose(1, 2)}, ValueError, r"hidden must be contiguous in its last dimension, got strides \[40, 1, 8\]"),
-    ("dim 0", {"hidden": HIDDEN, "dim": 0}, ValueError, "dim must lie between 1 and the last dimension, 8, got 0"),
-    ("dim negative", {"hidden": HIDDEN, "dim": -1}, ValueError, "8, got -1"),
-    ("dim too large", {"hidden": HIDDEN, "dim": 9}, ValueError, "8, got 9"),
+    ("truncate_dim 0", {"hidden": HIDDEN, "truncate_dim": 0}, ValueError, "truncate_dim must lie between 1 and the last dimension, 8, got 0"),
+    ("truncate_dim negative", {"hidden": HIDDEN, "truncate_dim": -1}, ValueError, "8, got -1"),
+    ("truncate_dim too large", {"hidden": HIDDEN, "truncate_dim": 9}, ValueError, "8, got 9"),
     ("integer out_dtype", {"hidden": HIDDEN, "out_dtype": torch.int32}, TypeError, "out_dtype must be float16, .*, got int32"),
     ("float mask", {"hidden": HIDDEN, "mask": MASK.float()}, TypeError, r"mask must be bool or an integer type .*, got float32; an additive mask \(0 / -inf\)"),
     ("complex mask", {"hidden": HIDDEN, "mask": MASK.to(torch.complex64)}, TypeError, "mask must be .* got complex64"),
@@ -102,13 +103,30 @@ def test_functions(name: str, arguments: dict[str, Any], error: type[Exception],
 @pytest.mark.parametrize("backend", cpu_backends())
 def test_what_no_schema_takes(backend: str) -> None:
     with fastpool.backend(backend):
-        for dim in (3.5, "x"):
-            with pytest.raises(TypeError, match=f"fastpool.mean: dim must be an int, got {type(dim).__name__}"):
-                fastpool.mean(HIDDEN, dim=dim)  # type: ignore[arg-type]  # on purpose
+        for truncate_dim in (3.5, "x"):
+            with pytest.raises(
+                TypeError, match=f"fastpool.mean: truncate_dim must be an int, got {type(truncate_dim).__name__}"
+            ):
+                fastpool.mean(HIDDEN, truncate_dim=truncate_dim)  # type: ignore[arg-type]  # on purpose
         with pytest.raises(TypeError, match=r"fastpool.max: .*'bool' for argument 'normalize' .* found type 'str'"):
             fastpool.max(HIDDEN, normalize="l2")  # type: ignore[arg-type]  # on purpose
         with pytest.raises(TypeError, match=r"fastpool\.l2_normalize: eps must be a float, got str"):
             fastpool.l2_normalize(HIDDEN, eps="small")  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize("given", ["dim", "dims"])
+def test_dim_is_no_axis(given: str) -> None:
+    """In torch dim=1 is an axis: whoever means one is told what there is instead. Raw ops refuse it in torch's words."""
+    functions: list[Any] = [*(getattr(fastpool, mode) for mode in MODES), fastpool.l2_normalize, fastpool.explain]
+    calls = [lambda function=function: function(HIDDEN, **{given: 1}) for function in functions]
+    modules: list[Any] = [partial(fastpool.nn.Pooling, "mean"), fastpool.nn.Normalize]
+    for call in (*calls, *(lambda module=module: module(**{given: 1}) for module in modules)):
+        with pytest.raises(TypeError, match=r"^fastpool\.\S+ has no dim: .*truncate_dim .*last dimension$"):
+            call()
+    with pytest.raises(TypeError, match=r"fastpool\.mean\(\) got an unexpected keyword argument 'normalise'"):
+        fastpool.mean(HIDDEN, normalise=True)  # type: ignore[call-arg]  # on purpose
+    with pytest.raises(RuntimeError, match="dim"):
+        torch.ops.fastpool.mean(HIDDEN, dim=1)
 
 
 @pytest.mark.parametrize("backend", cpu_backends())
@@ -140,9 +158,9 @@ NORMALIZE_TABLE: list[tuple[Callable[[], object], type[Exception], str]] = [
     ),
     (lambda: fastpool.l2_normalize(HIDDEN.transpose(1, 2)), ValueError, "x must be contiguous in its last dimension"),
     (
-        lambda: fastpool.l2_normalize(HIDDEN, dim=9),
+        lambda: fastpool.l2_normalize(HIDDEN, truncate_dim=9),
         ValueError,
-        "dim must lie between 1 and the last dimension, 8, got 9",
+        "truncate_dim must lie between 1 and the last dimension, 8, got 9",
     ),
     (lambda: fastpool.l2_normalize(HIDDEN, eps=-1.0), ValueError, "eps must be at least 0, got -1"),
     (lambda: fastpool.l2_normalize(HIDDEN, out_dtype=torch.int8), TypeError, "out_dtype must be .*, got int8"),
@@ -160,17 +178,17 @@ def test_l2_normalize(call: Callable[[], object], error: type[Exception], words:
 X = torch.randn(2, 3, 8)
 # name, arguments, error, words
 DIMS_TABLE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
-    ("float dims", {"dims": torch.ones(2, 3)}, TypeError, "dims must be int32 or int64, got float32"),
-    ("short dims", {"dims": torch.ones(2, 3).short()}, TypeError, "dims must be int32 or int64, got int16"),
-    ("dims of one row", {"dims": index(1, 2, 3)}, ValueError, r"dims must have x's shape without its last dimension, \[2, 3\], got \[3\]"),
-    ("dims of columns", {"dims": torch.ones(2, 3, 8).int()}, ValueError, r"\[2, 3\], got \[2, 3, 8\]"),
-    ("0-d dims", {"dims": torch.tensor(3)}, ValueError, r"\[2, 3\], got \[\]"),
-    ("dims beyond columns", {"dims": index(8, 0, 1, 9, 8, 8).view(2, 3)}, ValueError, r"dims must lie between 0 and 8, got dims\[1, 0\] = 9"),
-    ("dims beyond dim", {"dims": index(4, 5, 1, 9, 8, 8).view(2, 3).int(), "dim": 4}, ValueError, r"dims must lie between 0 and 4, got dims\[0, 1\] = 5"),
-    ("negative dims", {"dims": index(4, 5, 1, 0, 8, -1).view(2, 3)}, ValueError, r"got dims\[1, 2\] = -1"),
-    ("enormous dims", {"dims": index(2**62).expand(2, 3)}, ValueError, r"got dims\[0, 0\] = 4611686018427387904"),
-    ("dims of a vector", {"x": X[0, 0], "dims": torch.tensor(9)}, ValueError, r"dims must lie between 0 and 8, got dims\[\] = 9"),
-    ("dims of no columns", {"x": X[..., :0], "dims": torch.ones(2, 3).int()}, ValueError, r"dims must lie between 0 and 0, got dims\[0, 0\] = 1"),
+    ("float truncate_dims", {"truncate_dims": torch.ones(2, 3)}, TypeError, "truncate_dims must be int32 or int64, got float32"),
+    ("short truncate_dims", {"truncate_dims": torch.ones(2, 3).short()}, TypeError, "truncate_dims must be int32 or int64, got int16"),
+    ("truncate_dims of one row", {"truncate_dims": index(1, 2, 3)}, ValueError, r"truncate_dims must have x's shape without its last dimension, \[2, 3\], got \[3\]"),
+    ("truncate_dims of columns", {"truncate_dims": torch.ones(2, 3, 8).int()}, ValueError, r"\[2, 3\], got \[2, 3, 8\]"),
+    ("0-d truncate_dims", {"truncate_dims": torch.tensor(3)}, ValueError, r"\[2, 3\], got \[\]"),
+    ("truncate_dims beyond columns", {"truncate_dims": index(8, 0, 1, 9, 8, 8).view(2, 3)}, ValueError, r"truncate_dims must lie between 0 and 8, got truncate_dims\[1, 0\] = 9"),
+    ("truncate_dims beyond truncate_dim", {"truncate_dims": index(4, 5, 1, 9, 8, 8).view(2, 3).int(), "truncate_dim": 4}, ValueError, r"truncate_dims must lie between 0 and 4, got truncate_dims\[0, 1\] = 5"),
+    ("negative truncate_dims", {"truncate_dims": index(4, 5, 1, 0, 8, -1).view(2, 3)}, ValueError, r"got truncate_dims\[1, 2\] = -1"),
+    ("enormous truncate_dims", {"truncate_dims": index(2**62).expand(2, 3)}, ValueError, r"got truncate_dims\[0, 0\] = 4611686018427387904"),
+    ("truncate_dims of a vector", {"x": X[0, 0], "truncate_dims": torch.tensor(9)}, ValueError, r"truncate_dims must lie between 0 and 8, got truncate_dims\[\] = 9"),
+    ("truncate_dims of no columns", {"x": X[..., :0], "truncate_dims": torch.ones(2, 3).int()}, ValueError, r"truncate_dims must lie between 0 and 0, got truncate_dims\[0, 0\] = 1"),
 ]  # fmt: skip
 
 
@@ -180,7 +198,7 @@ def test_dims(name: str, arguments: dict[str, Any], error: type[Exception], word
     """By the function, where gradients are recorded too, by the raw op and by that of the gradient."""
     arguments = dict(arguments)
     x = arguments.pop("x", X)
-    dims, dim = arguments["dims"], arguments.get("dim", x.shape[-1])
+    truncate_dims, truncate_dim = arguments["truncate_dims"], arguments.get("truncate_dim", x.shape[-1])
     with fastpool.backend(backend):
         with pytest.raises(error, match=words) as proper:
             fastpool.l2_normalize(x, **arguments)
@@ -189,7 +207,9 @@ def test_dims(name: str, arguments: dict[str, Any], error: type[Exception], word
             fastpool.l2_normalize(x.detach().requires_grad_(), **arguments)
         for call in (
             lambda: torch.ops.fastpool.l2_normalize(x, **arguments),
-            lambda: torch.ops.fastpool._l2_normalize_backward(torch.ones(*x.shape[:-1], dim), x, 1e-12, dims),
+            lambda: torch.ops.fastpool._l2_normalize_backward(
+                torch.ones(*x.shape[:-1], truncate_dim), x, 1e-12, truncate_dims
+            ),
         ):
             with pytest.raises((RuntimeError, error)) as raw:
                 call()
@@ -199,10 +219,12 @@ def test_dims(name: str, arguments: dict[str, Any], error: type[Exception], word
 @pytest.mark.parametrize("backend", cpu_backends())
 def test_what_are_no_dims(backend: str) -> None:
     with fastpool.backend(backend):
-        with pytest.raises(TypeError, match=r"fastpool\.l2_normalize: dims must be a torch.Tensor, got list"):
-            fastpool.l2_normalize(X[0], dims=[1, 2, 3])  # type: ignore[arg-type]  # on purpose
-        with pytest.raises(ValueError, match=r"fastpool\.l2_normalize: dims must be on x's device, cpu, got meta"):
-            fastpool.l2_normalize(X[0], dims=torch.ones(3, dtype=torch.int32, device="meta"))
+        with pytest.raises(TypeError, match=r"fastpool\.l2_normalize: truncate_dims must be a torch.Tensor, got list"):
+            fastpool.l2_normalize(X[0], truncate_dims=[1, 2, 3])  # type: ignore[arg-type]  # on purpose
+        with pytest.raises(
+            ValueError, match=r"fastpool\.l2_normalize: truncate_dims must be on x's device, cpu, got meta"
+        ):
+            fastpool.l2_normalize(X[0], truncate_dims=torch.ones(3, dtype=torch.int32, device="meta"))
 
 
 def test_nested() -> None:
@@ -229,7 +251,7 @@ RESULT = torch.ones(2, 8)
 BACKWARD_TABLE: list[tuple[str, tuple[torch.Tensor | None, ...], str]] = [
     ("scalar gradient", (RESULT[0, 0], HIDDEN, None, None, None, None, None, RESULT), r"gradient must have shape \[2, 8\], got \[\]"),
     ("gradient of three", (torch.ones(3, 8), HIDDEN, None, None, None, None, None, RESULT), r"gradient must have shape \[2, 8\], got \[3, 8\]"),
-    ("wide gradient", (torch.ones(2, 9), HIDDEN, None, None, None, None, None, RESULT), "dim must lie between 1 and the last dimension, 8, got 9"),
+    ("wide gradient", (torch.ones(2, 9), HIDDEN, None, None, None, None, None, RESULT), "truncate_dim must lie between 1 and the last dimension, 8, got 9"),
     ("half gradient", (RESULT.half(), HIDDEN, None, None, None, None, None, RESULT), "gradient must be float32, got float16"),
     ("strided gradient", (torch.ones(2, 16)[:, ::2], HIDDEN, None, None, None, None, None, RESULT), r"gradient must be contiguous, got strides \[16, 2\]"),
     ("integer hidden", (RESULT, HIDDEN.long(), None, None, None, None, None, RESULT), "hidden must be float16, .* got int64"),

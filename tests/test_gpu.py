@@ -76,7 +76,7 @@ def test_bits_are_the_cpus(backend: str, mode: str, weighted: bool, dtype: torch
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_options(backend: str, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
     arguments = SPELLINGS["packed_mask"].make(sequences([70, 5, 1000], 130, dtype, holes=True), False)
-    for more in ({"dim": 77}, {"dim": 64, "normalize": True}, {}):
+    for more in ({"truncate_dim": 77}, {"truncate_dim": 64, "normalize": True}, {}):
         result = pool("mean", arguments, out_dtype=out_dtype, **more)
         assert same_bits(result.cpu(), expected("mean", arguments, out_dtype=out_dtype, **more)), more
 
@@ -105,10 +105,13 @@ def test_special_values(backend: str, mode: str) -> None:
 def test_l2_normalize(backend: str, dtype: torch.dtype) -> None:
     x = (torch.randn(3, 211, 130, dtype=torch.float64) * 3).to(dtype).transpose(0, 1)
     wide = torch.randn(4, 20_001, dtype=torch.float64).to(dtype)
-    for one, dim, eps in ((x, None, 1e-12), (x, 77, 20.0), (wide, None, 1e-12)):
-        result = fastpool.l2_normalize(moved(one), dim=dim, eps=eps)
+    for one, truncate_dim, eps in ((x, None, 1e-12), (x, 77, 20.0), (wide, None, 1e-12)):
+        result = fastpool.l2_normalize(moved(one), truncate_dim=truncate_dim, eps=eps)
         with fastpool.backend("native"):
-            assert same_bits(result.cpu(), fastpool.l2_normalize(one, dim=dim, eps=eps)), (one.shape, dim)
+            assert same_bits(result.cpu(), fastpool.l2_normalize(one, truncate_dim=truncate_dim, eps=eps)), (
+                one.shape,
+                truncate_dim,
+            )
 
 
 @pytest.mark.sanitized
@@ -117,29 +120,33 @@ def test_l2_normalize_dims(backend: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     for width in (130, 384, 9000):
         x = torch.randn(5, 7, width, dtype=torch.float64, generator=generator).to(dtype)
-        dims = torch.randint(0, width + 1, (7, 5), generator=generator).T
-        x = torch.where(torch.arange(width) < dims[..., None], x, torch.nan)
-        for view, index in ((x, dims.int()), (x.transpose(0, 1), dims.T), (x[0, 0], dims[0, 0])):
-            result = fastpool.l2_normalize(moved(view), dims=moved(index))
+        truncate_dims = torch.randint(0, width + 1, (7, 5), generator=generator).T
+        x = torch.where(torch.arange(width) < truncate_dims[..., None], x, torch.nan)
+        for view, index in (
+            (x, truncate_dims.int()),
+            (x.transpose(0, 1), truncate_dims.T),
+            (x[0, 0], truncate_dims[0, 0]),
+        ):
+            result = fastpool.l2_normalize(moved(view), truncate_dims=moved(index))
             with fastpool.backend("native"):
-                assert same_bits(result.cpu(), fastpool.l2_normalize(view, dims=index)), width
+                assert same_bits(result.cpu(), fastpool.l2_normalize(view, truncate_dims=index)), width
 
 
 @pytest.mark.sanitized
 def test_dims_outside_are_clamped(backend: str) -> None:
     far = 2**62
-    x, dims = torch.randn(6, 48), torch.tensor([-5, 0, 49, far, -far, 7])
+    x, truncate_dims = torch.randn(6, 48), torch.tensor([-5, 0, 49, far, -far, 7])
     with fastpool.backend("native"):
-        wanted = fastpool.l2_normalize(x, dims=dims.clamp(0, 48))
-    assert same_bits(fastpool.l2_normalize(moved(x), dims=moved(dims)).cpu(), wanted)
+        wanted = fastpool.l2_normalize(x, truncate_dims=truncate_dims.clamp(0, 48))
+    assert same_bits(fastpool.l2_normalize(moved(x), truncate_dims=moved(truncate_dims)).cpu(), wanted)
 
 
 def test_dims_are_one_launch_and_nobody_waits(backend: str) -> None:
     x = torch.randn(64, 1024, device=DEVICE)
-    dims = torch.randint(1, 1025, (64,), device=DEVICE)
+    truncate_dims = torch.randint(1, 1025, (64,), device=DEVICE)
 
     def call() -> Tensor:
-        return fastpool.l2_normalize(x, dims=dims)
+        return fastpool.l2_normalize(x, truncate_dims=truncate_dims)
 
     call()
     assert seen(Gpu().launches(call)) == 1
@@ -201,8 +208,8 @@ def test_validation_where_asked(backend: str) -> None:
         fastpool.mean(hidden, lengths=lengths)
     with pytest.raises((ValueError, RuntimeError), match="ends must lie between 0 and 5"):
         torch.ops.fastpool.mean(hidden, ends=lengths)
-    with pytest.raises(ValueError, match=r"dims must lie between 0 and 8, got dims\[1\] = 9"):
-        fastpool.l2_normalize(hidden[0, :2], dims=lengths)
+    with pytest.raises(ValueError, match=r"truncate_dims must lie between 0 and 8, got truncate_dims\[1\] = 9"):
+        fastpool.l2_normalize(hidden[0, :2], truncate_dims=lengths)
     code = (
         "import torch, fastpool\n"
         "fastpool.mean(torch.ones(9, 8, device='cuda'), cu_seqlens=torch.tensor([0, 5, 3], device='cuda'))"

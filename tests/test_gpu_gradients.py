@@ -33,7 +33,7 @@ def assert_the_cpus(mode: str, arguments: dict[str, Any], case: object = None, *
 def test_gradients_are_the_cpus(backend: str, mode: str, weighted: bool, dtype: torch.dtype) -> None:
     for n, (case, arguments) in enumerate(batches(SHAPES, mode, weighted, dtype)):
         # By turns, in pairs, since batches with holes and without them take turns too.
-        more = {"dim": max(1, case.width // 2), "normalize": True} if n // 2 % 2 else {}
+        more = {"truncate_dim": max(1, case.width // 2), "normalize": True} if n // 2 % 2 else {}
         assert_the_cpus(mode, arguments, (case, more), **more)
 
 
@@ -75,12 +75,12 @@ def test_gradient_of_l2_normalize_dims(backend: str, dtype: torch.dtype) -> None
     generator = torch.Generator().manual_seed(5)
     for width in (130, 384, 9001):
         x = torch.randn(30, width, generator=generator).to(dtype)
-        dims = torch.randint(0, width + 1, (30,), generator=generator)
+        truncate_dims = torch.randint(0, width + 1, (30,), generator=generator)
         results = []
         for name, device in ((backend, DEVICE), ("native", "cpu")):
             leaf = moved(x, device).requires_grad_()
             with fastpool.backend(name):
-                fastpool.l2_normalize(leaf, dims=moved(dims, device)).backward(torch.ones_like(leaf))
+                fastpool.l2_normalize(leaf, truncate_dims=moved(truncate_dims, device)).backward(torch.ones_like(leaf))
             assert leaf.grad is not None
             results.append(leaf.grad.cpu())
         assert same_bits(*results), width

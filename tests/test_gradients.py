@@ -15,9 +15,9 @@ OTHERS = [name for name in cpu_backends() if name not in ("reference", "triton")
 LENGTHS = [7, 0, 1, 33, 70]
 MORE: list[dict[str, Any]] = [
     {},
-    {"dim": 5},
+    {"truncate_dim": 5},
     {"normalize": True},
-    {"dim": 9, "normalize": True, "out_dtype": torch.float32},
+    {"truncate_dim": 9, "normalize": True, "out_dtype": torch.float32},
 ]
 
 
@@ -49,7 +49,7 @@ def test_gradcheck(mode: str, weighted: bool, spelling: str) -> None:
     leaf = (hidden.values() if hidden.is_nested else hidden).detach().requires_grad_()
     weights = arguments.pop("weights").double().detach().requires_grad_() if weighted else None
     with fastpool.backend("reference"):
-        for more in ({}, {"dim": 3, "normalize": True}):
+        for more in ({}, {"truncate_dim": 3, "normalize": True}):
 
             def called(leaf: Tensor, *weights: Tensor, more: dict[str, Any] = more) -> Tensor:
                 x = torch.nested.nested_tensor_from_jagged(leaf, hidden.offsets()) if hidden.is_nested else leaf
@@ -62,7 +62,7 @@ def test_gradcheck(mode: str, weighted: bool, spelling: str) -> None:
 
 def test_gradcheck_l2_normalize() -> None:
     x = torch.randn(2, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    for more in ({}, {"dim": 4}, {"eps": 100.0}):  # the last: no norm is above eps
+    for more in ({}, {"truncate_dim": 4}, {"eps": 100.0}):  # the last: no norm is above eps
         for view in (x, x.detach().transpose(0, 1).requires_grad_(), x.detach()[0, 0].requires_grad_()):
             with fastpool.backend("reference"):
                 assert torch.autograd.gradcheck(lambda y, more=more: fastpool.l2_normalize(y, **more), (view,))
@@ -70,11 +70,13 @@ def test_gradcheck_l2_normalize() -> None:
 
 def test_gradcheck_dims() -> None:
     x = torch.randn(2, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    dims = torch.tensor([[6, 1, 0], [3, 2, 4]])
-    for more, most in (({}, 6), ({"dim": 4}, 4), ({"eps": 100.0}, 6)):
-        cut = dims.clamp(max=most)
+    truncate_dims = torch.tensor([[6, 1, 0], [3, 2, 4]])
+    for more, most in (({}, 6), ({"truncate_dim": 4}, 4), ({"eps": 100.0}, 6)):
+        cut = truncate_dims.clamp(max=most)
         with fastpool.backend("reference"):
-            assert torch.autograd.gradcheck(lambda y, m=more, d=cut: fastpool.l2_normalize(y, dims=d, **m), (x,))
+            assert torch.autograd.gradcheck(
+                lambda y, m=more, d=cut: fastpool.l2_normalize(y, truncate_dims=d, **m), (x,)
+            )
 
 
 @pytest.mark.parametrize("backend", OTHERS)
@@ -183,7 +185,7 @@ def test_nothing_leaks_into_padding(mode: str, backend: str) -> None:
     hidden[:, 20] = float("nan")
     gradient = torch.tensor([[float("inf")] * 9, [float("nan")] * 9])
     with fastpool.backend(backend):
-        (got,) = gradients(getattr(fastpool, mode), {"hidden": hidden, "mask": mask}, gradient[:, :5], dim=5)
+        (got,) = gradients(getattr(fastpool, mode), {"hidden": hidden, "mask": mask}, gradient[:, :5], truncate_dim=5)
     unused = torch.ones_like(got, dtype=torch.bool)
     unused[..., :5] = ~mask[..., None]
     assert same_bits(got[unused], torch.zeros(int(unused.sum())))
@@ -193,11 +195,11 @@ def test_nothing_leaks_into_padding(mode: str, backend: str) -> None:
 @pytest.mark.parametrize("backend", cpu_backends())
 def test_signs_of_zero(backend: str) -> None:
     """A sum over columns is never -0, so neither is a gradient that has nothing else to say."""
-    for dim in (1, 2, 5, 64, 129, 512, 4096):
-        gradient, x = torch.full((1, dim), -0.0), torch.ones(1, dim)
+    for truncate_dim in (1, 2, 5, 64, 129, 512, 4096):
+        gradient, x = torch.full((1, truncate_dim), -0.0), torch.ones(1, truncate_dim)
         with fastpool.backend(backend):
             got = torch.ops.fastpool._l2_normalize_backward(gradient, x, 1e-12)
-        assert same_bits(got, gradient), dim
+        assert same_bits(got, gradient), truncate_dim
 
 
 @pytest.mark.parametrize("backend", cpu_backends())
@@ -235,7 +237,7 @@ def test_l2_normalize(dtype: torch.dtype, backend: str) -> None:
     huge = x.double().sign().to(dtype) * (6e4 if dtype == torch.float16 else 3e38)
     views = (x, x.transpose(0, 1), x[0, 0], x[:, :, 3:50], huge, x.expand(2, 4, 3, 300).permute(2, 0, 1, 3), x * 0)
     for view in views:
-        for more in ({}, {"dim": 33, "eps": 20.0}, {"out_dtype": torch.float64}, {"eps": 0.0}):
+        for more in ({}, {"truncate_dim": 33, "eps": 20.0}, {"out_dtype": torch.float64}, {"eps": 0.0}):
             got, expected = (of(name, fastpool.l2_normalize, {"x": view}, **more) for name in (backend, "reference"))
             assert same_bits(got[0], expected[0]), more
             assert got[0].shape == view.shape
@@ -248,12 +250,12 @@ def test_dims(dtype: torch.dtype, backend: str) -> None:
     gradient is looked at."""
     x = torch.randn(3, 5, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(dtype)
     x[0, 1], x[1, 1] = 0.0, 6e4 if dtype == torch.float16 else 3e38
-    dims = torch.tensor([[33, 1, 0], [7, 33, 16], [32, 17, 33], [2, 0, 31], [33, 33, 8]]).T
-    used = torch.arange(40) < dims[..., None]
+    truncate_dims = torch.tensor([[33, 1, 0], [7, 33, 16], [32, 17, 33], [2, 0, 31], [33, 33, 8]]).T
+    used = torch.arange(40) < truncate_dims[..., None]
     gradient = batch_gradient(torch.empty(3, 5, 33, dtype=dtype))
     expected = torch.zeros_like(x)
     for at in range(15):
-        row, n = x.view(-1, 40)[at], int(dims.flatten()[at])
+        row, n = x.view(-1, 40)[at], int(truncate_dims.flatten()[at])
         if n > 0:
             with fastpool.backend("reference"):
                 (alone,) = gradients(fastpool.l2_normalize, {"x": row[:n]}, gradient.view(-1, 33)[at, :n])
@@ -261,14 +263,14 @@ def test_dims(dtype: torch.dtype, backend: str) -> None:
     poisoned = {"x": torch.where(used, x, torch.nan)}
     nothing = torch.where(used[..., :33], gradient, torch.nan)
     with fastpool.backend(backend):
-        for index in (dims, dims.int()):
-            (got,) = gradients(fastpool.l2_normalize, poisoned, nothing, dim=33, dims=index)
+        for index in (truncate_dims, truncate_dims.int()):
+            (got,) = gradients(fastpool.l2_normalize, poisoned, nothing, truncate_dim=33, truncate_dims=index)
             assert same_bits(got, expected)
         # A norm that underflows, and nothing in its place.
         small = torch.full((1, 3), torch.finfo(dtype).smallest_normal, dtype=dtype)
-        more = {"dim": 3, "eps": 0.0}
+        more = {"truncate_dim": 3, "eps": 0.0}
         (got,) = gradients(
-            fastpool.l2_normalize, {"x": small}, torch.ones(1, 3, dtype=dtype), dims=torch.tensor([2]), **more
+            fastpool.l2_normalize, {"x": small}, torch.ones(1, 3, dtype=dtype), truncate_dims=torch.tensor([2]), **more
         )
         (alone,) = gradients(fastpool.l2_normalize, {"x": small[:, :2]}, torch.ones(1, 2, dtype=dtype), eps=0.0)
         assert same_bits(got[:, :2], alone)

@@ -226,15 +226,17 @@ def test_requests_that_want_the_same(
     attached: SimpleNamespace, kind: str, normalize: bool, dimensions: int | None, head_dtype: torch.dtype | None
 ) -> None:
     hidden = tokens(torch.bfloat16)
-    dim = dimensions and min(dimensions, WIDTH)
+    truncate_dim = dimensions and min(dimensions, WIDTH)
     out_dtype = head_dtype or (torch.float32 if kind == "MEAN" else torch.bfloat16)
     pooler = embedder(attached, kind, head_dtype=head_dtype)
     given = metadata(attached, wanted=[(dimensions, normalize)] * len(LENGTHS))
     with Ops() as ops:
         result = pooler(hidden, given)
     assert ops.names == ["aten::add", f"fastpool::{MODES[kind]}"]
-    assert same_bits(result, directly(kind, hidden, dim=dim, normalize=normalize, out_dtype=out_dtype))
-    expected = formula(kind, hidden)[:, :dim]
+    assert same_bits(
+        result, directly(kind, hidden, truncate_dim=truncate_dim, normalize=normalize, out_dtype=out_dtype)
+    )
+    expected = formula(kind, hidden)[:, :truncate_dim]
     if normalize:
         expected /= expected.norm(dim=-1, keepdim=True)
     rounding = {"rtol": 2**-8, "atol": 0.0} if out_dtype == torch.bfloat16 else {"rtol": 1e-6, "atol": 1e-7}
@@ -266,7 +268,7 @@ def test_requests_that_differ(
     attached: SimpleNamespace, kind: str, dtype: torch.dtype, mix: str, head_dtype: torch.dtype | None
 ) -> None:
     """Each request gets the bits that it gets among its likes, and its size, from one pooling and one normalisation."""
-    hidden, (wanted, dims) = tokens(dtype), MIXES[mix]
+    hidden, (wanted, truncate_dims) = tokens(dtype), MIXES[mix]
     pooler, given = embedder(attached, kind, head_dtype=head_dtype), metadata(attached, wanted=wanted)
     with Ops() as ops:
         result = pooler(hidden, given)
@@ -280,7 +282,9 @@ def test_requests_that_differ(
     expected += ["aten::_to_copy"] * (not all(normalizes) and out_dtype != torch.float32)
     expected += ["fastpool::l2_normalize"] * any(normalizes)
     assert [name for name in ops.names if name != "aten::lift_fresh"] == expected
-    assert ["dims" in options for options in ops.of("fastpool::l2_normalize")] == [dims] * any(normalizes)
+    assert ["truncate_dims" in options for options in ops.of("fastpool::l2_normalize")] == [truncate_dims] * any(
+        normalizes
+    )
 
 
 def test_many_kinds_of_requests(attached: SimpleNamespace) -> None:

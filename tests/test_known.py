@@ -57,8 +57,8 @@ DIFFERENT: list[dict[str, Any]] = [
     {"weights": torch.ones(2, 5)},
     {"hidden": PACKED, "mask": None, "cu_seqlens": CU},
     {"hidden": PACKED, "mask": None, "cu_seqlens": CU.int()},
-    {"dim": 3},
-    {"dim": 3.0},
+    {"truncate_dim": 3},
+    {"truncate_dim": 3.0},
     {"normalize": True},
     {"out_dtype": torch.float64},
 ]
@@ -68,7 +68,11 @@ def test_what_differs_is_not_known() -> None:
     calls = [replace(CALL)] + [replace(CALL, **change) for change in DIFFERENT]
     calls.append(PoolBackwardCall(CALL, torch.zeros(2, 96)))
     calls.append(PoolBackwardCall(CALL, torch.zeros(2, 96), of_weights=True))
-    calls += [NormalizeCall(HIDDEN), NormalizeCall(HIDDEN, eps=1.0), NormalizeCall(HIDDEN, dims=torch.ones(2, 5).int())]
+    calls += [
+        NormalizeCall(HIDDEN),
+        NormalizeCall(HIDDEN, eps=1.0),
+        NormalizeCall(HIDDEN, truncate_dims=torch.ones(2, 5).int()),
+    ]
     for i, call in enumerate(calls):
         assert "number" not in call.known, i
         call.known["number"] = i
@@ -76,9 +80,9 @@ def test_what_differs_is_not_known() -> None:
 
 
 def test_a_good_call_does_not_vouch_for_a_bad_one() -> None:
-    dispatch.check(replace(CALL, dim=3))
-    with pytest.raises(TypeError, match="dim must be an int, got float"):
-        dispatch.check(replace(CALL, dim=3.0))
+    dispatch.check(replace(CALL, truncate_dim=3))
+    with pytest.raises(TypeError, match="truncate_dim must be an int, got float"):
+        dispatch.check(replace(CALL, truncate_dim=3.0))
     dispatch.check(replace(CALL, ends=torch.tensor([1, 5])))
     with pytest.raises(ValueError, match=r"ends must lie between 0 and 5, got ends\[1\] = 6"):
         dispatch.check(replace(CALL, ends=torch.tensor([1, 6])))
@@ -92,7 +96,7 @@ def test_a_good_call_does_not_vouch_for_a_bad_one() -> None:
     [
         {"hidden": HIDDEN.to_sparse()},
         {"mask": [1, 2]},
-        {"dim": [3]},
+        {"truncate_dim": [3]},
     ],
     ids=["sparse", "list", "unhashable"],
 )

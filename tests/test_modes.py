@@ -43,13 +43,15 @@ def test_matches_float64(mode: str, weighted: bool, spelling: str, dtype: torch.
 def test_dim_and_out_dtype(mode: str, weighted: bool, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
     batch = sequences([5, 40, 0], 50, dtype)
     arguments = SPELLINGS["padded_right_mask"].make(batch, weighted)
-    for dim in (1, 20, 50):
+    for truncate_dim in (1, 20, 50):
         for normalize in (False, True):
-            result = getattr(fastpool, mode)(**arguments, dim=dim, normalize=normalize, out_dtype=out_dtype)
+            result = getattr(fastpool, mode)(
+                **arguments, truncate_dim=truncate_dim, normalize=normalize, out_dtype=out_dtype
+            )
             assert result.dtype == out_dtype
-            assert result.shape == (3, dim)
+            assert result.shape == (3, truncate_dim)
             for row, sequence in zip(result, batch, strict=True):
-                expected = exact(mode, sequence, weighted, dim, normalize)
+                expected = exact(mode, sequence, weighted, truncate_dim, normalize)
                 # A float64 result of float32 sums is exact to float32 only.
                 shown = row.float() if dtype != torch.float64 and out_dtype == torch.float64 else row
                 assert error(shown, expected) <= 1
@@ -132,11 +134,11 @@ def test_weights_that_add_up_to_nothing_give_zeros() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_l2_normalize(shape: tuple[int, ...], dtype: torch.dtype, eps: float) -> None:
     x = torch.randn(shape, dtype=torch.float64).to(dtype)
-    dim = max(1, shape[-1] // 2) if shape[-1] else None
-    expected = torch.nn.functional.normalize(x[..., :dim].double(), dim=-1, eps=eps)
+    truncate_dim = max(1, shape[-1] // 2) if shape[-1] else None
+    expected = torch.nn.functional.normalize(x[..., :truncate_dim].double(), dim=-1, eps=eps)
     for name in ("native", "reference"):
         with fastpool.backend(name):
-            result = fastpool.l2_normalize(x, dim=dim, eps=eps)
+            result = fastpool.l2_normalize(x, truncate_dim=truncate_dim, eps=eps)
         assert result.dtype == dtype
         assert result.shape == expected.shape
         width = max(1, result.shape[-1])
@@ -159,17 +161,17 @@ def test_l2_normalize_dims(dtype: torch.dtype, shape: tuple[int, ...], index: to
     """Each row cut by itself: among the sizes none at all, one column and all of them."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
-    for dim in {None, max(1, shape[-1] - 1)} if shape[-1] else {None}:
-        columns = shape[-1] if dim is None else dim
-        dims = torch.randint(0, columns + 1, shape[:-1], generator=generator).to(index)
-        if dims.numel() >= 3:
-            dims.view(-1)[:3] = torch.tensor([0, min(1, columns), columns])
-        used = torch.arange(columns) < dims[..., None]
+    for truncate_dim in {None, max(1, shape[-1] - 1)} if shape[-1] else {None}:
+        columns = shape[-1] if truncate_dim is None else truncate_dim
+        truncate_dims = torch.randint(0, columns + 1, shape[:-1], generator=generator).to(index)
+        if truncate_dims.numel() >= 3:
+            truncate_dims.view(-1)[:3] = torch.tensor([0, min(1, columns), columns])
+        used = torch.arange(columns) < truncate_dims[..., None]
         expected = torch.nn.functional.normalize(x[..., :columns].double() * used, dim=-1)
         x = torch.cat([torch.where(used, x[..., :columns], float("nan")), x[..., columns:]], -1)  # nobody looks
         for name in ("native", "reference"):
             with fastpool.backend(name):
-                result = fastpool.l2_normalize(x, dim=dim, dims=dims)
+                result = fastpool.l2_normalize(x, truncate_dim=truncate_dim, truncate_dims=truncate_dims)
             assert (result.shape, result.dtype) == (expected.shape, dtype)
             assert not result[~used].signbit().any()
             width = max(1, columns)

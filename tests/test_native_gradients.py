@@ -16,7 +16,7 @@ GRADIENTS = [(mode, weighted, False) for mode, weighted in variants()] + [("weig
 
 
 def inputs(
-    mode: str, weighted: bool, hidden: Tensor, dim: int | None = None, seed: int = 0, **arguments: Any
+    mode: str, weighted: bool, hidden: Tensor, truncate_dim: int | None = None, seed: int = 0, **arguments: Any
 ) -> tuple[Any, ...]:
     """The arguments of a backward op: values of any sign and size, and the result of the forward."""
     generator = torch.Generator().manual_seed(seed)
@@ -26,7 +26,7 @@ def inputs(
     given = (weights,) if mode == "weighted_mean" else ()
     dtype = accumulator(hidden.dtype)
     op = getattr(torch.ops.fastpool, mode)
-    result = op(hidden, mask, cu_seqlens, *given, **more, dim=dim, out_dtype=dtype)
+    result = op(hidden, mask, cu_seqlens, *given, **more, truncate_dim=truncate_dim, out_dtype=dtype)
     gradient = torch.randn(result.shape, generator=generator, dtype=dtype)
     return gradient, hidden, mask, cu_seqlens, weights, more["starts"], more["ends"], result
 
@@ -59,7 +59,7 @@ def test_threads_and_instruction_sets(mode: str, weighted: bool, of_weights: boo
     assert native.info is not None
     padded = (torch.arange(150) < torch.tensor([[0], [150], [1], [75]])) & (torch.arange(150) % 5 > 0)
     layouts = {
-        "overlap": inputs(mode, weighted, torch.randn(700, 133).to(dtype), dim=130, **overlapping(700, 20)),
+        "overlap": inputs(mode, weighted, torch.randn(700, 133).to(dtype), truncate_dim=130, **overlapping(700, 20)),
         "padded": inputs(mode, weighted, torch.randn(4, 150, 133).to(dtype), mask=padded),
         "one long sequence": inputs(mode, weighted, torch.randn(1, 900, 133).to(dtype)),
         "cu_seqlens": inputs(
@@ -82,10 +82,10 @@ def test_rows_of_any_width(dtype: torch.dtype, width: int) -> None:
     """Rows that begin anywhere within a vector, and columns that are not used."""
     hidden = torch.randn(41, width).to(dtype)
     for mode, weighted, of_weights in GRADIENTS:
-        for dim in {1, (width + 1) // 2, width}:
-            arguments = inputs(mode, weighted, hidden, dim=dim, **overlapping(41, 6))
+        for truncate_dim in {1, (width + 1) // 2, width}:
+            arguments = inputs(mode, weighted, hidden, truncate_dim=truncate_dim, **overlapping(41, 6))
             expected = reference.pool_backward(call_of(mode, of_weights, arguments))
-            assert same_bits(native_op(mode, of_weights, arguments), expected), (mode, dim)
+            assert same_bits(native_op(mode, of_weights, arguments), expected), (mode, truncate_dim)
 
 
 @pytest.mark.parametrize(("mode", "weighted", "of_weights"), GRADIENTS)
@@ -123,15 +123,22 @@ def test_normalize(dtype: torch.dtype) -> None:
     scales = torch.tensor([1, 0, 1e-13, 1e-4 if dtype == torch.float16 else 1e25, -1])[:, None, None]
     for width in (1, 4, 33, 130):
         x = (torch.randn(5, 60, width) * scales).to(dtype).transpose(0, 1)
-        for dim in {width, (width + 1) // 2}:
-            gradient = torch.randn(60, 5, dim, dtype=accumulator(dtype))
+        for truncate_dim in {width, (width + 1) // 2}:
+            gradient = torch.randn(60, 5, truncate_dim, dtype=accumulator(dtype))
             gradient[::4] = -0.0  # what this leaves is 0, of a sign that tells whether a sum of -0 is +0
-            cut = torch.randint(0, dim + 1, (60, 5), generator=torch.Generator().manual_seed(dim))
-            for eps, dims in ((0.0, None), (1e-12, None), (1e-3, None), (1e-12, cut), (0.0, cut.int())):
-                expected = reference.l2_normalize_backward(normalize_backward_call(gradient, x, eps, dims))
+            cut = torch.randint(0, truncate_dim + 1, (60, 5), generator=torch.Generator().manual_seed(truncate_dim))
+            for eps, truncate_dims in ((0.0, None), (1e-12, None), (1e-3, None), (1e-12, cut), (0.0, cut.int())):
+                expected = reference.l2_normalize_backward(normalize_backward_call(gradient, x, eps, truncate_dims))
                 for isa in native.info.isas():
                     native.info.use_isa(isa)
                     for threads in (1, 3):
                         torch.set_num_threads(threads)
-                        result = torch.ops.fastpool._l2_normalize_backward(gradient, x, eps, dims)
-                        assert same_bits(result, expected), (width, dim, eps, dims is None, isa, threads)
+                        result = torch.ops.fastpool._l2_normalize_backward(gradient, x, eps, truncate_dims)
+                        assert same_bits(result, expected), (
+                            width,
+                            truncate_dim,
+                            eps,
+                            truncate_dims is None,
+                            isa,
+                            threads,
+                        )

@@ -17,7 +17,7 @@ from fastpool.segments import accumulator
 from fastpool.testing import DTYPES, SPELLINGS, error, exact, same_bits, sequences
 
 ALL = tuple(MODES)
-OPTIONS = {"dim": 5, "normalize": True, "out_dtype": torch.float32}
+OPTIONS = {"truncate_dim": 5, "normalize": True, "out_dtype": torch.float32}
 
 
 def function(mode: str, arguments: dict[str, Any], **more: Any) -> torch.Tensor:
@@ -39,21 +39,23 @@ def test_one_mode_is_its_function(mode: str, spelling: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("dim", [None, 1, 12, 13, 30, 12 * len(ALL)])
-def test_several_modes(dim: int | None, normalize: bool, dtype: torch.dtype) -> None:
-    """All columns of all modes, unrounded; then `dim`, then `normalize`, then one rounding."""
+@pytest.mark.parametrize("truncate_dim", [None, 1, 12, 13, 30, 12 * len(ALL)])
+def test_several_modes(truncate_dim: int | None, normalize: bool, dtype: torch.dtype) -> None:
+    """All columns of all modes, unrounded; then `truncate_dim`, then `normalize`, then one rounding."""
     batch = sequences([3, 1, 40], 12, dtype, holes=True)
     for spelling in ("padded_left_mask", "packed_shuffled"):
         arguments = SPELLINGS[spelling].make(batch, True)
-        unrounded = torch.cat([function(mode, arguments, out_dtype=accumulator(dtype)) for mode in ALL], -1)[:, :dim]
+        unrounded = torch.cat([function(mode, arguments, out_dtype=accumulator(dtype)) for mode in ALL], -1)[
+            :, :truncate_dim
+        ]
         formula = torch.stack(
-            [torch.cat([exact(mode, sequence, weighted=True) for mode in ALL])[:dim] for sequence in batch]
+            [torch.cat([exact(mode, sequence, weighted=True) for mode in ALL])[:truncate_dim] for sequence in batch]
         )
         if normalize:
             formula /= formula.norm(dim=-1, keepdim=True)
         for out_dtype in (None, *DTYPES):
-            result = Pooling(ALL, dim, normalize, out_dtype)(**arguments)
-            assert (result.shape, result.dtype) == ((3, dim or 12 * len(ALL)), out_dtype or dtype)
+            result = Pooling(ALL, truncate_dim, normalize, out_dtype)(**arguments)
+            assert (result.shape, result.dtype) == ((3, truncate_dim or 12 * len(ALL)), out_dtype or dtype)
             if normalize:
                 assert same_bits(result, fastpool.l2_normalize(unrounded, out_dtype=out_dtype or dtype))
             elif accumulator(dtype) == torch.float32:
@@ -80,11 +82,11 @@ def test_only_what_dim_leaves_is_computed() -> None:
     class Calls(TorchDispatchMode):
         def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if op.namespace == "fastpool":
-                seen.append((op.name().partition("::")[2], (kwargs or {}).get("dim")))
+                seen.append((op.name().partition("::")[2], (kwargs or {}).get("truncate_dim")))
             return op(*args, **(kwargs or {}))
 
     hidden = torch.randn(2, 3, 8)
-    for dim, expected in (
+    for truncate_dim, expected in (
         (3, [("mean", 3)]),
         (8, [("mean", 8)]),
         (9, [("mean", 8), ("max", 1)]),
@@ -93,16 +95,20 @@ def test_only_what_dim_leaves_is_computed() -> None:
     ):
         seen: list[tuple[str, int | None]] = []
         with Calls():
-            Pooling(("mean", "max", "cls"), dim)(hidden)
+            Pooling(("mean", "max", "cls"), truncate_dim)(hidden)
         assert seen == expected
 
 
-@pytest.mark.parametrize("options", [{}, {"dim": 5}, {"dim": 3, "eps": 1.0, "out_dtype": torch.float16}])
+@pytest.mark.parametrize(
+    "options", [{}, {"truncate_dim": 5}, {"truncate_dim": 3, "eps": 1.0, "out_dtype": torch.float16}]
+)
 def test_normalize(options: dict[str, Any]) -> None:
     x = torch.randn(2, 3, 8) * 0.1
-    dims = torch.tensor([[0, 1, 2], [3, 3, 2]])
+    truncate_dims = torch.tensor([[0, 1, 2], [3, 3, 2]])
     assert same_bits(Normalize(**options)(x), fastpool.l2_normalize(x, **options))
-    assert same_bits(Normalize(**options)(x, dims), fastpool.l2_normalize(x, dims=dims, **options))
+    assert same_bits(
+        Normalize(**options)(x, truncate_dims), fastpool.l2_normalize(x, truncate_dims=truncate_dims, **options)
+    )
 
 
 # ---- gradients
@@ -112,8 +118,8 @@ def test_normalize(options: dict[str, Any]) -> None:
     ("module", "takes_weights"),
     [
         (Pooling("mean"), False),
-        (Pooling("max", dim=3, normalize=True), False),
-        (Pooling(("mean", "weighted_mean", "max"), dim=10), True),
+        (Pooling("max", truncate_dim=3, normalize=True), False),
+        (Pooling(("mean", "weighted_mean", "max"), truncate_dim=10), True),
         (Pooling(("mean", "weighted_mean", "max"), normalize=True), True),
     ],
     ids=repr,
@@ -131,18 +137,18 @@ def test_gradients(module: Pooling, takes_weights: bool) -> None:
 
 def test_gradient_of_normalize() -> None:
     x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(Normalize(dim=5), (x,))
+    assert torch.autograd.gradcheck(Normalize(truncate_dim=5), (x,))
 
 
 # ---- state
 
 MODULES = {
     "Pooling('mean')": Pooling("mean"),
-    "Pooling('mean', dim=256, normalize=True)": Pooling("mean", dim=256, normalize=True),
+    "Pooling('mean', truncate_dim=256, normalize=True)": Pooling("mean", truncate_dim=256, normalize=True),
     "Pooling(('mean', 'max'))": Pooling(["mean", "max"]),
     "Pooling(('cls',), out_dtype=torch.float16)": Pooling(("cls",), out_dtype=torch.float16),
     "Normalize()": Normalize(),
-    "Normalize(dim=4, eps=0.1, out_dtype=torch.float64)": Normalize(4, 0.1, torch.float64),
+    "Normalize(truncate_dim=4, eps=0.1, out_dtype=torch.float64)": Normalize(4, 0.1, torch.float64),
 }
 
 
@@ -189,7 +195,7 @@ class Encoder(torch.nn.Module):
         return self.pooling(self.linear(x), mask, lengths=lengths)
 
 
-HELD = [Pooling("mean", normalize=True), Pooling(("weighted_mean", "max", "last"), dim=13, normalize=True)]
+HELD = [Pooling("mean", normalize=True), Pooling(("weighted_mean", "max", "last"), truncate_dim=13, normalize=True)]
 
 
 def encoder_and_batches(pooling: Pooling) -> tuple[Encoder, list[tuple[torch.Tensor, ...]]]:
@@ -255,13 +261,13 @@ def test_compile(pooling: Pooling) -> None:
         (lambda: Pooling(3), TypeError, "mode must be a mode's name or a sequence of them, got int"),
         (lambda: Pooling({"mean"}), TypeError, "mode must be a mode's name or a sequence of them, got set"),
         (lambda: Pooling(("mean", None)), TypeError, "mode must be a mode's name or a sequence of them, got NoneType"),
-        (lambda: Pooling("mean", dim=0), ValueError, "dim must be at least 1, got 0"),
-        (lambda: Pooling("mean", dim=2.0), TypeError, "dim must be an int, got float"),
-        (lambda: Pooling("mean", dim=True), TypeError, "dim must be an int, got bool"),
+        (lambda: Pooling("mean", truncate_dim=0), ValueError, "truncate_dim must be at least 1, got 0"),
+        (lambda: Pooling("mean", truncate_dim=2.0), TypeError, "truncate_dim must be an int, got float"),
+        (lambda: Pooling("mean", truncate_dim=True), TypeError, "truncate_dim must be an int, got bool"),
         (lambda: Pooling("mean", normalize=1), TypeError, "normalize must be a bool, got int"),
         (lambda: Pooling("mean", out_dtype=torch.int8), TypeError, "out_dtype must be .* or float64, got torch.int8"),
         (lambda: Pooling("mean", out_dtype="float16"), TypeError, "out_dtype must be .* or float64, got 'float16'"),
-        (lambda: Normalize(dim=-1), ValueError, "dim must be at least 1, got -1"),
+        (lambda: Normalize(truncate_dim=-1), ValueError, "truncate_dim must be at least 1, got -1"),
         (lambda: Normalize(eps="1"), TypeError, "eps must be a float, got str"),
         (lambda: Normalize(eps=-1e-3), ValueError, "eps must be at least 0, got -0.001"),
         (lambda: Normalize(eps=float("nan")), ValueError, "eps must be at least 0, got nan"),
@@ -278,7 +284,7 @@ HIDDEN = torch.randn(2, 3, 4)
 
 @pytest.mark.parametrize("modes", ["mean", ("mean", "max")])
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("dim", [None, 2])
+@pytest.mark.parametrize("truncate_dim", [None, 2])
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -290,10 +296,10 @@ HIDDEN = torch.randn(2, 3, 4)
     ],
 )
 def test_errors_of_calls(
-    arguments: Any, error: type[Exception], words: str, dim: int | None, normalize: bool, modes: Any
+    arguments: Any, error: type[Exception], words: str, truncate_dim: int | None, normalize: bool, modes: Any
 ) -> None:
     with pytest.raises(error, match=words):
-        Pooling(modes, dim, normalize)(*arguments)
+        Pooling(modes, truncate_dim, normalize)(*arguments)
 
 
 def test_errors_of_modes_together() -> None:
@@ -303,8 +309,8 @@ def test_errors_of_modes_together() -> None:
     with pytest.raises(ValueError, match=r"weights go to none of the modes: mean, max$"):
         Pooling(("mean", "max"))(HIDDEN, weights=weights)
     Pooling(("mean", "weighted_mean"))(HIDDEN, weights=weights)
-    with pytest.raises(ValueError, match="dim must lie between 1 and the last dimension, 4, got 5"):
-        Pooling("mean", dim=5)(HIDDEN)
-    Pooling(("mean", "max"), dim=8)(HIDDEN)
+    with pytest.raises(ValueError, match="truncate_dim must lie between 1 and the last dimension, 4, got 5"):
+        Pooling("mean", truncate_dim=5)(HIDDEN)
+    Pooling(("mean", "max"), truncate_dim=8)(HIDDEN)
     with pytest.raises(ValueError, match="between 1 and the columns of mean, max together, 8, got 9"):
-        Pooling(("mean", "max"), dim=9)(HIDDEN)
+        Pooling(("mean", "max"), truncate_dim=9)(HIDDEN)

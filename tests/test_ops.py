@@ -28,7 +28,7 @@ def test_opcheck(mode: str, weighted: bool, spelling: str, recorded: bool) -> No
         if name in arguments:
             arguments[name].requires_grad_(recorded)
     hidden = arguments.pop("hidden")
-    for more in ({}, {"dim": 5, "normalize": True, "out_dtype": torch.float64}):
+    for more in ({}, {"truncate_dim": 5, "normalize": True, "out_dtype": torch.float64}):
         torch.library.opcheck(getattr(torch.ops.fastpool, mode).default, (hidden,), {**arguments, **more})
 
 
@@ -47,13 +47,17 @@ def test_opcheck_backward(mode: str, weighted: bool, spelling: str) -> None:
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_opcheck_l2_normalize(backend: str, recorded: bool) -> None:
     for x in (torch.randn(5), torch.randn(2, 3, 12), torch.randn(3, 4, 12).transpose(0, 1), torch.randn(3, 0)):
-        more = {"dim": 4} if x.shape[-1] else {}
-        for dims in (None, torch.full(x.shape[:-1], 3 if more else 0)):
+        more = {"truncate_dim": 4} if x.shape[-1] else {}
+        for truncate_dims in (None, torch.full(x.shape[:-1], 3 if more else 0)):
             with fastpool.backend(backend):
                 y = x.detach().requires_grad_(recorded)
-                torch.library.opcheck(torch.ops.fastpool.l2_normalize.default, (y,), {**more, "dims": dims})
+                torch.library.opcheck(
+                    torch.ops.fastpool.l2_normalize.default, (y,), {**more, "truncate_dims": truncate_dims}
+                )
                 gradient = torch.ones_like(fastpool.l2_normalize(x, **more))
-                torch.library.opcheck(torch.ops.fastpool._l2_normalize_backward.default, (gradient, x, 1e-12, dims))
+                torch.library.opcheck(
+                    torch.ops.fastpool._l2_normalize_backward.default, (gradient, x, 1e-12, truncate_dims)
+                )
 
 
 def test_autocast_leaves_dtypes_alone() -> None:
@@ -71,7 +75,9 @@ def test_autocast_leaves_dtypes_alone() -> None:
 def test_fakes_and_meta(mode: str) -> None:
     pool = getattr(fastpool, mode)
     with FakeTensorMode():
-        result = pool(torch.empty(3, 7, 16, dtype=torch.float16), lengths=torch.empty(3, dtype=torch.int64), dim=4)
+        result = pool(
+            torch.empty(3, 7, 16, dtype=torch.float16), lengths=torch.empty(3, dtype=torch.int64), truncate_dim=4
+        )
         assert (result.shape, result.dtype, result.stride()) == ((3, 4), torch.float16, (4, 1))
         with pytest.raises(TypeError, match="additive mask"):
             pool(torch.empty(3, 7, 16), torch.empty(3, 7))
@@ -86,12 +92,12 @@ def test_fakes_and_meta(mode: str) -> None:
 def test_fakes_and_meta_of_dims() -> None:
     with FakeTensorMode():
         x = torch.empty(3, 7, 16, dtype=torch.float16)
-        result = fastpool.l2_normalize(x, dim=9, dims=torch.empty(3, 7, dtype=torch.int32))
+        result = fastpool.l2_normalize(x, truncate_dim=9, truncate_dims=torch.empty(3, 7, dtype=torch.int32))
         assert (result.shape, result.dtype, result.stride()) == ((3, 7, 9), torch.float16, (63, 9, 1))
-        with pytest.raises(ValueError, match="dims must have x's shape"):
-            fastpool.l2_normalize(x, dims=torch.empty(3, dtype=torch.int32))
+        with pytest.raises(ValueError, match="truncate_dims must have x's shape"):
+            fastpool.l2_normalize(x, truncate_dims=torch.empty(3, dtype=torch.int32))
     leaf = torch.empty(3, 16, device="meta", requires_grad=True)
-    fastpool.l2_normalize(leaf, dims=torch.empty(3, dtype=torch.int64, device="meta")).sum().backward()
+    fastpool.l2_normalize(leaf, truncate_dims=torch.empty(3, dtype=torch.int64, device="meta")).sum().backward()
     assert leaf.grad is not None
     assert leaf.grad.shape == (3, 16)
 

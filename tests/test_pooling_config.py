@@ -63,8 +63,8 @@ def test_what_surrounds_it(tmp_path):
     files = model(MEAN, config_sentence_transformers=said, tokenizer_config=tokenizer)
     config = PoolingConfig.from_pretrained(write(tmp_path, files))
     assert (config.prompts, config.default_prompt_name) == (said["prompts"], "query")
-    assert (config.similarity, config.dim, config.padding_side, config.max_length) == ("dot", 4, "left", 77)
-    assert config.decision("dim").source == "config_sentence_transformers.json: truncate_dim"
+    assert (config.similarity, config.truncate_dim, config.padding_side, config.max_length) == ("dot", 4, "left", 77)
+    assert config.decision("truncate_dim").source == "config_sentence_transformers.json: truncate_dim"
     write(tmp_path, {"sentence_bert_config.json": {"max_seq_length": 33}})
     assert PoolingConfig.from_pretrained(tmp_path).max_length == 33
 

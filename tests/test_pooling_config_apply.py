@@ -20,8 +20,8 @@ def tokens(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tens
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_apply_is_the_module(dtype):
     hidden, mask = tokens(dtype)
-    config = PoolingConfig(("mean", "last"), normalize=True, dim=10, width=8)
-    expected = fastpool.nn.Pooling(("mean", "last"), dim=10, normalize=True)(hidden, mask)
+    config = PoolingConfig(("mean", "last"), normalize=True, truncate_dim=10, width=8)
+    expected = fastpool.nn.Pooling(("mean", "last"), truncate_dim=10, normalize=True)(hidden, mask)
     assert torch.equal(config.apply(hidden, mask), expected)
     lengths = torch.tensor([6, 4, 2])
     packed, cu_seqlens = (

@@ -60,7 +60,7 @@ def test_spellings(mode: str, weighted: bool, spelling: str, dtype: torch.dtype,
     """Whole segments and split ones, with holes where the spelling has them."""
     cut(1, 0)
     batch = sequences([40, 1, 0], 20, dtype, holes=SPELLINGS[spelling].holes)
-    assert_native_bits(mode, SPELLINGS[spelling].make(batch, weighted), normalize=True, dim=17)
+    assert_native_bits(mode, SPELLINGS[spelling].make(batch, weighted), normalize=True, truncate_dim=17)
 
 
 @pytest.mark.parametrize(("leaves", "levels"), [(1, 0), (1, 2), (2, 0), (2, 1), (4, 0), (4, 3)])
@@ -138,7 +138,7 @@ def test_rows_wider_than_a_program(dtype: torch.dtype, cut: Cut) -> None:
     batch = sequences([300, 0, 7], 200, dtype, holes=True)
     for mode, normalize in (("mean", True), ("max", False), ("weighted_mean", True)):
         assert_native_bits(mode, SPELLINGS["packed_mask"].make(batch, False), normalize=normalize)
-        assert_native_bits(mode, SPELLINGS["packed_mask"].make(batch, False), normalize=normalize, dim=64)
+        assert_native_bits(mode, SPELLINGS["packed_mask"].make(batch, False), normalize=normalize, truncate_dim=64)
 
 
 @pytest.mark.parametrize("mode", ["mean", "max"])
@@ -197,7 +197,7 @@ def test_l2_normalize(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> No
     for columns in (128, 16):  # in one piece, and tile by tile
         monkeypatch.setattr(plan, "row_columns", lambda width, element_size, lanes, columns=columns: columns)
         for view in (x, x.transpose(0, 1), x[0, 0], x[:, :, 3:50], huge, x.expand(2, 4, 3, 70).permute(2, 0, 1, 3)):
-            for more in ({}, {"dim": 33, "eps": 20.0}):
+            for more in ({}, {"truncate_dim": 33, "eps": 20.0}):
                 expected = Target("native", "cpu").run(fastpool.l2_normalize, view, **more)
                 assert same_bits(TRITON.run(fastpool.l2_normalize, view, **more), expected)
 
@@ -208,14 +208,21 @@ def test_l2_normalize_dims(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) 
     generator = torch.Generator().manual_seed(2)
     x = (torch.randn(4, 3, 80, dtype=torch.float64, generator=generator) * 3).to(dtype)
     x[0, 0], x[1, 1] = 6e4 if dtype == torch.float16 else 3e38, 0.0
-    dims = torch.tensor([[64, 9, 33, 1], [0, 64, 16, 17], [63, 32, 8, 15]]).T
-    x = torch.where(torch.arange(80) < dims[..., None], x, torch.nan)
+    truncate_dims = torch.tensor([[64, 9, 33, 1], [0, 64, 16, 17], [63, 32, 8, 15]]).T
+    x = torch.where(torch.arange(80) < truncate_dims[..., None], x, torch.nan)
     for columns in (128, 16):
         monkeypatch.setattr(plan, "row_columns", lambda width, element_size, lanes, columns=columns: columns)
-        for view, index in ((x, dims), (x.transpose(0, 1), dims.T.int()), (x[0, 2], dims[0, 2]), (x[:0], dims[:0])):
-            for more in ({"dim": 64}, {"dim": 65, "eps": 0.0}):
-                expected = Target("native", "cpu").run(fastpool.l2_normalize, view, dims=index, **more)
-                assert same_bits(TRITON.run(fastpool.l2_normalize, view, dims=index, **more), expected), columns
+        for view, index in (
+            (x, truncate_dims),
+            (x.transpose(0, 1), truncate_dims.T.int()),
+            (x[0, 2], truncate_dims[0, 2]),
+            (x[:0], truncate_dims[:0]),
+        ):
+            for more in ({"truncate_dim": 64}, {"truncate_dim": 65, "eps": 0.0}):
+                expected = Target("native", "cpu").run(fastpool.l2_normalize, view, truncate_dims=index, **more)
+                assert same_bits(TRITON.run(fastpool.l2_normalize, view, truncate_dims=index, **more), expected), (
+                    columns
+                )
 
 
 @pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
@@ -226,11 +233,11 @@ def test_dims_are_clamped(index: torch.dtype) -> None:
 
     hostile = [-1, 13, 2**31 - 1, -(2**31), 5, 12]
     hostile += [2**62, -(2**63), 2**63 - 1] if index == torch.int64 else []
-    dims = torch.tensor(hostile, dtype=index, device=TRITON.device)
-    guard = torch.full((len(dims) + 2, 16), torch.nan, device=TRITON.device)
+    truncate_dims = torch.tensor(hostile, dtype=index, device=TRITON.device)
+    guard = torch.full((len(truncate_dims) + 2, 16), torch.nan, device=TRITON.device)
     x = guard[1:-1, :14]
     x[:, :12] = torch.arange(1.0, 13.0)
-    call, clean = (NormalizeCall(x, 12, d) for d in (dims, dims.clamp(0, 12)))
+    call, clean = (NormalizeCall(x, 12, d) for d in (truncate_dims, truncate_dims.clamp(0, 12)))
     assert same_bits(adapter.l2_normalize(call), adapter.l2_normalize(clean))
     assert not adapter.l2_normalize(call).isnan().any()
     got, expected = (

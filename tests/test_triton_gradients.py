@@ -72,7 +72,7 @@ def test_spellings(mode: str, weighted: bool, spelling: str, cut: Cut) -> None:
     cut(16, 4, tiles=3)
     dtype = DTYPES[(list(SPELLINGS).index(spelling) + list(MODES).index(mode)) % len(DTYPES)]
     batch = sequences([40, 1, 0, 9], 20, dtype, holes=SPELLINGS[spelling].holes)
-    assert_reference_bits(mode, SPELLINGS[spelling].make(batch, weighted), dim=17)
+    assert_reference_bits(mode, SPELLINGS[spelling].make(batch, weighted), truncate_dim=17)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -156,7 +156,7 @@ def test_special_values(mode: str, cut: Cut) -> None:
     hidden = special_values(6, 12, 40)
     mask = torch.ones(6, 12, dtype=torch.bool)
     mask[:, 3] = mask[:, 10:] = False
-    pool = {"hidden": hidden, "mask": mask, "dim": 33}
+    pool = {"hidden": hidden, "mask": mask, "truncate_dim": 33}
     if MODES[mode].takes_weights:
         pool["weights"] = torch.tensor([1.0, torch.inf, -torch.inf, torch.nan, -0.0, -1.0])[:, None].expand(6, 12)
 
@@ -239,12 +239,14 @@ def test_l2_normalize(columns: int, dtype: torch.dtype, monkeypatch: pytest.Monk
     special = special_values(6, 1, 60).to(dtype)
 
     def of(x: Tensor, **more: Any) -> Tensor:
-        shape = (*x.shape[:-1], more.get("dim") or x.shape[-1])
+        shape = (*x.shape[:-1], more.get("truncate_dim") or x.shape[-1])
         gradient = random_gradient(shape, dtype).to(x.device)
         return gradients(fastpool.l2_normalize, {"x": x}, gradient, **more)[0]
 
     views = (x.transpose(0, 1), x[0, 0], huge[0], special, x[:1].expand(2, 2, 2, 70).permute(2, 0, 1, 3))
-    for view, more in zip(views, ({}, {"dim": 33, "eps": 20.0}, {}, {"eps": 0.0}, {"dim": 33}), strict=True):
+    for view, more in zip(
+        views, ({}, {"truncate_dim": 33, "eps": 20.0}, {}, {"eps": 0.0}, {"truncate_dim": 33}), strict=True
+    ):
         assert same_bits(TRITON.run(of, view, **more), REFERENCE.run(of, view, **more)), more
 
 
@@ -255,16 +257,18 @@ def test_l2_normalize_dims(columns: int, dtype: torch.dtype, monkeypatch: pytest
     monkeypatch.setattr(plan, "row_columns", lambda width, element_size, lanes: columns)
     x = torch.randn(4, 3, 80, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(dtype)
     x[0, 0], x[1, 1] = 6e4 if dtype == torch.float16 else 3e38, 0.0
-    dims = torch.tensor([[64, 9, 33, 1], [0, 64, 16, 17], [63, 32, 8, 15]]).T
-    x = torch.where(torch.arange(80) < dims[..., None], x, torch.nan)
+    truncate_dims = torch.tensor([[64, 9, 33, 1], [0, 64, 16, 17], [63, 32, 8, 15]]).T
+    x = torch.where(torch.arange(80) < truncate_dims[..., None], x, torch.nan)
 
-    def of(x: Tensor, dims: Tensor, **more: Any) -> Tensor:
-        gradient = random_gradient((*x.shape[:-1], more["dim"]), dtype).to(x.device)
-        gradient = torch.where(torch.arange(more["dim"], device=x.device) < dims[..., None], gradient, torch.nan)
-        return gradients(fastpool.l2_normalize, {"x": x, "dims": dims}, gradient, **more)[0]
+    def of(x: Tensor, truncate_dims: Tensor, **more: Any) -> Tensor:
+        gradient = random_gradient((*x.shape[:-1], more["truncate_dim"]), dtype).to(x.device)
+        gradient = torch.where(
+            torch.arange(more["truncate_dim"], device=x.device) < truncate_dims[..., None], gradient, torch.nan
+        )
+        return gradients(fastpool.l2_normalize, {"x": x, "truncate_dims": truncate_dims}, gradient, **more)[0]
 
-    for view, index in ((x, dims.int()), (x.transpose(0, 1), dims.T), (x[0, 2], dims[0, 2])):
-        for more in ({"dim": 64}, {"dim": 65, "eps": 0.0}):
+    for view, index in ((x, truncate_dims.int()), (x.transpose(0, 1), truncate_dims.T), (x[0, 2], truncate_dims[0, 2])):
+        for more in ({"truncate_dim": 64}, {"truncate_dim": 65, "eps": 0.0}):
             assert same_bits(TRITON.run(of, view, index, **more), REFERENCE.run(of, view, index, **more)), more
 
 

@@ -167,9 +167,11 @@ def _launches(dtype: torch.dtype, dim: int, lanes: int, splits: bool, every: boo
                 for launch in plan_pool_backward(backward, Device("aot", 1, lanes)):
                     yield f"gradient of {of} {kernel_name(launch)} {mode}({_spelled(call)})", launch
     x, one = _empty(1, dim, dtype=dtype), Device("aot", 1, lanes)
-    for spelled, dims in (("", None), ("(dims)", _empty(1, dtype=torch.int32))):
-        yield f"l2_normalize{spelled}", plan_normalize(x, 1e-12, x, one, dims)
-        gradient_call = NormalizeBackwardCall(NormalizeCall(x, dims=dims), _empty(1, dim, dtype=accumulator(dtype)))
+    for spelled, cut in (("", None), ("(truncate_dims)", _empty(1, dtype=torch.int32))):
+        yield f"l2_normalize{spelled}", plan_normalize(x, 1e-12, x, one, cut)
+        gradient_call = NormalizeBackwardCall(
+            NormalizeCall(x, truncate_dims=cut), _empty(1, dim, dtype=accumulator(dtype))
+        )
         yield f"gradient of l2_normalize{spelled}", plan_normalize_backward(gradient_call, one)
 
 

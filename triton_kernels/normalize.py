@@ -8,83 +8,84 @@ from .reduce import SUM, add_columns, empty_scalars, push, total, widen
 
 
 @triton.jit
-def used_columns(dims, program, width):
-    """How many columns of a program's row are used, within [0, width] whatever dims hold."""
-    if dims is not None:
-        return tl.minimum(tl.maximum(tl.load(dims + program).to(tl.int64), 0), width)
+def used_columns(truncate_dims, program, width):
+    """How many columns of a program's row are used, within [0, width] whatever truncate_dims hold."""
+    if truncate_dims is not None:
+        return tl.minimum(tl.maximum(tl.load(truncate_dims + program).to(tl.int64), 0), width)
     else:
         return width
 
 
 @triton.jit
-def forget(x, columns, used, dims):
-    """0 where columns are not used; without dims there are no such columns."""
-    if dims is not None:
+def forget(x, columns, used, truncate_dims):
+    """0 where columns are not used; without truncate_dims there are no such columns."""
+    if truncate_dims is not None:
         return tl.where(columns < used, x, 0.0)
     else:
         return x
 
 
 @triton.jit
-def load_used(x, columns, used, dims, VECTOR: tl.constexpr, ACC: tl.constexpr):
-    """Columns of a row, 0 where they are not used. Loads stay whole, whatever dims hold; the rest is forgotten."""
+def load_used(x, columns, used, truncate_dims, VECTOR: tl.constexpr, ACC: tl.constexpr):
+    """Columns of a row, 0 where they are not used. Loads stay whole, whatever truncate_dims hold; the rest is
+    forgotten."""
     loaded = used
-    if dims is not None:
+    if truncate_dims is not None:
         loaded = tl.cdiv(used, VECTOR) * VECTOR
-    return forget(widen(tl.load(x + columns, mask=columns < loaded, other=0.0), ACC), columns, used, dims)
+    return forget(widen(tl.load(x + columns, mask=columns < loaded, other=0.0), ACC), columns, used, truncate_dims)
 
 
 @triton.jit
 def sum_of_squares(
-    x, used, dims, scale, VECTOR: tl.constexpr, ACC: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr
+    x, used, truncate_dims, scale, VECTOR: tl.constexpr, ACC: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr
 ):
     """Of a row of up to 2^LEVELS tiles, times `scale`."""
     levels = empty_scalars(LEVELS + 1, ACC)
     tiles = tl.cdiv(used, COLUMNS)
     for tile in range(tiles):
         columns = tile * COLUMNS + tl.arange(0, COLUMNS)
-        part = load_used(x, columns, used, dims, VECTOR, ACC) * scale
+        part = load_used(x, columns, used, truncate_dims, VECTOR, ACC) * scale
         levels = push(levels, add_columns(part * part), tile, SUM)
     return total(levels, tl.zeros((), ACC), tiles, SUM)
 
 
 @triton.jit
-def wide_norm(x, used, dims, eps, VECTOR: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr):
+def wide_norm(x, used, truncate_dims, eps, VECTOR: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr):
     """scaled_norm's divisor, whether it is the norm, and scale, tile by tile."""
     scale = tl.full((), 1.0, eps.dtype)
-    squares = sum_of_squares(x, used, dims, scale, VECTOR, eps.dtype, COLUMNS, LEVELS)
+    squares = sum_of_squares(x, used, truncate_dims, scale, VECTOR, eps.dtype, COLUMNS, LEVELS)
     scale = norm_scale(squares)
     if scale != 1:
-        squares = sum_of_squares(x, used, dims, scale, VECTOR, eps.dtype, COLUMNS, LEVELS)
+        squares = sum_of_squares(x, used, truncate_dims, scale, VECTOR, eps.dtype, COLUMNS, LEVELS)
     divisor, is_norm = norm_divisor(squares, scale, eps)
     return divisor, is_norm, scale
 
 
 @triton.jit(do_not_specialize=["dim", "inner", "outer_stride", "inner_stride"])
 def normalize_kernel(
-    x, out, dims, eps: tl.float64, dim, inner, outer_stride, inner_stride,
+    x, out, truncate_dims, eps: tl.float64, dim, inner, outer_stride, inner_stride,
     VECTOR: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """out [outer * inner, dim], 0 from column dims[row] on if there are dims, [outer * inner]. `dim` and strides count
-    VECTOR elements, as in pool_kernel."""
+    """out [outer * inner, dim]; 0 from column truncate_dims[row] on, where there are any, [outer * inner]. `dim` and
+    strides count VECTOR elements, as in pool_kernel."""
     ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0).to(tl.int64)
     x += (program // inner * outer_stride + program % inner * inner_stride) * VECTOR
     width = dim.to(tl.int64) * VECTOR
     out += program * width
-    used = used_columns(dims, program, width)
+    used = used_columns(truncate_dims, program, width)
     eps = tl.full((), eps, ACC)
     columns = tl.arange(0, COLUMNS)
     if LEVELS == 0:
-        row = normalize(load_used(x, columns, used, dims, VECTOR, ACC), eps)
-        row = forget(row, columns, used, dims)
+        row = normalize(load_used(x, columns, used, truncate_dims, VECTOR, ACC), eps)
+        row = forget(row, columns, used, truncate_dims)
         tl.store(out + columns, round_to(row, out.dtype.element_ty), mask=columns < width)
     else:
-        divisor, _, scale = wide_norm(x, used, dims, eps, VECTOR, COLUMNS, LEVELS)
+        divisor, _, scale = wide_norm(x, used, truncate_dims, eps, VECTOR, COLUMNS, LEVELS)
         for tile in range(tl.cdiv(width, COLUMNS)):
             at = tile * COLUMNS + columns
-            quotient = divide(load_used(x, at, used, dims, VECTOR, ACC) * scale, divisor)
-            quotient = forget(quotient, at, used, dims)
+            quotient = divide(load_used(x, at, used, truncate_dims, VECTOR, ACC) * scale, divisor)
+            quotient = forget(quotient, at, used, truncate_dims)
             tl.store(out + at, round_to(quotient, out.dtype.element_ty), mask=at < width)
 
 
@@ -96,11 +97,11 @@ def across(z, gradient, is_norm, along):
 
 @triton.jit(do_not_specialize=["dim", "width", "inner", "outer_stride", "inner_stride"])
 def normalize_backward_kernel(
-    gradient, x, out, dims, eps: tl.float64, dim, width, inner, outer_stride, inner_stride,
+    gradient, x, out, truncate_dims, eps: tl.float64, dim, width, inner, outer_stride, inner_stride,
     VECTOR: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """out [outer * inner, width] from gradient [outer * inner, dim]; 0 from column `dim` on, or dims[row]. All count
-    VECTOR elements."""
+    """out [outer * inner, width] from gradient [outer * inner, dim]; 0 from column `dim` on, or truncate_dims[row]. All
+    count VECTOR elements."""
     ACC: tl.constexpr = gradient.dtype.element_ty
     program = tl.program_id(0).to(tl.int64)
     x += (program // inner * outer_stride + program % inner * inner_stride) * VECTOR
@@ -108,30 +109,30 @@ def normalize_backward_kernel(
     width = width.to(tl.int64) * VECTOR
     gradient += program * dim
     out += program * width
-    used = used_columns(dims, program, dim)
+    used = used_columns(truncate_dims, program, dim)
     eps = tl.full((), eps, ACC)
     columns = tl.arange(0, COLUMNS)
     if LEVELS == 0:
         inside = columns < used
-        g = load_used(gradient, columns, used, dims, VECTOR, ACC)
-        row, divisor, is_norm, scale = scaled_norm(load_used(x, columns, used, dims, VECTOR, ACC), eps)
+        g = load_used(gradient, columns, used, truncate_dims, VECTOR, ACC)
+        row, divisor, is_norm, scale = scaled_norm(load_used(x, columns, used, truncate_dims, VECTOR, ACC), eps)
         z = divide(row, divisor)
         along = add_columns(tl.where(inside, z * g, 0.0)) + 0.0  # never -0, as a total of tiles is not
         result = divide(across(z, g, is_norm, along) * scale, divisor)
         tl.store(out + columns, round_to(tl.where(inside, result, 0.0), out.dtype.element_ty), mask=columns < width)
     else:
-        divisor, is_norm, scale = wide_norm(x, used, dims, eps, VECTOR, COLUMNS, LEVELS)
+        divisor, is_norm, scale = wide_norm(x, used, truncate_dims, eps, VECTOR, COLUMNS, LEVELS)
         levels = empty_scalars(LEVELS + 1, ACC)
         tiles = tl.cdiv(used, COLUMNS)
         for tile in range(tiles):
             at = tile * COLUMNS + columns
-            g = load_used(gradient, at, used, dims, VECTOR, ACC)
-            z = divide(load_used(x, at, used, dims, VECTOR, ACC) * scale, divisor)
+            g = load_used(gradient, at, used, truncate_dims, VECTOR, ACC)
+            z = divide(load_used(x, at, used, truncate_dims, VECTOR, ACC) * scale, divisor)
             levels = push(levels, add_columns(tl.where(at < used, z * g, 0.0)), tile, SUM)
         along = total(levels, tl.zeros((), ACC), tiles, SUM)
         for tile in range(tl.cdiv(width, COLUMNS)):
             at = tile * COLUMNS + columns
-            g = load_used(gradient, at, used, dims, VECTOR, ACC)
-            z = divide(load_used(x, at, used, dims, VECTOR, ACC) * scale, divisor)
+            g = load_used(gradient, at, used, truncate_dims, VECTOR, ACC)
+            z = divide(load_used(x, at, used, truncate_dims, VECTOR, ACC) * scale, divisor)
             result = divide(across(z, g, is_norm, along) * scale, divisor)
             tl.store(out + at, round_to(tl.where(at < used, result, 0.0), out.dtype.element_ty), mask=at < width)

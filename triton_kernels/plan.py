@@ -151,7 +151,7 @@ _COUNTER = torch.empty(0, dtype=torch.int32)  # what counters look like to the c
 def make_pool_plan(call: PoolCall, device: Device) -> PoolPlan:
     """For a call with at least one segment and one column."""
     hidden, mask, weights = call.hidden, call.mask, call.weights
-    element_size, width = hidden.element_size(), hidden.shape[-1] if call.dim is None else call.dim
+    element_size, width = hidden.element_size(), hidden.shape[-1] if call.truncate_dim is None else call.truncate_dim
     batch, rows, cu = call.batch, call.rows, call.cu_seqlens is not None
     row_stride, batch_stride = hidden.stride(-2), hidden.stride(0) if call.padded else 0
     columns, config = cut(call, width, device)
@@ -218,20 +218,22 @@ def make_normalize_plan(x: Tensor, eps: float, width: int, device: Device) -> Pa
     }  # fmt: skip
     few = warps(1, columns, element_size, device.lanes)
     grid = (x.numel() // x.shape[-1], 1, 1)
-    return Part(normalize_kernel, grid, ("x", "out", "dims"), fixed, options(few, registers(few)))
+    return Part(normalize_kernel, grid, ("x", "out", "truncate_dims"), fixed, options(few, registers(few)))
 
 
-def plan_normalize(x: Tensor, eps: float, out: Tensor, device: Device, dims: Tensor | None = None) -> Launch:
-    """The launch that normalises the first columns of x, as many as `out` has or dims say, into `out`; neither is
-    empty."""
-    return launch_normalize(make_normalize_plan(x, eps, out.shape[-1], device), x, out, dims)
+def plan_normalize(x: Tensor, eps: float, out: Tensor, device: Device, truncate_dims: Tensor | None = None) -> Launch:
+    """The launch that normalises the first columns of x, as many as `out` has or truncate_dims say, into `out`; neither
+    is empty."""
+    return launch_normalize(make_normalize_plan(x, eps, out.shape[-1], device), x, out, truncate_dims)
 
 
-def launch_normalize(part: Part, x: Tensor, out: Tensor, dims: Tensor | None, **more: Tensor) -> Launch:
+def launch_normalize(part: Part, x: Tensor, out: Tensor, truncate_dims: Tensor | None, **more: Tensor) -> Launch:
     """x is copied where its rows have more strides than a kernel takes."""
     if len(_leading(x)) > 2:
         x = x.contiguous()
-    return part.launch({"x": x, "out": out, "dims": None if dims is None else dims.contiguous(), **more})
+    return part.launch(
+        {"x": x, "out": out, "truncate_dims": None if truncate_dims is None else truncate_dims.contiguous(), **more}
+    )
 
 
 def make_normalize_backward_plan(call: NormalizeBackwardCall, device: Device) -> Part:
@@ -247,14 +249,14 @@ def make_normalize_backward_plan(call: NormalizeBackwardCall, device: Device) ->
         "VECTOR": aligned, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
     }  # fmt: skip
     few = warps(1, columns, element_size, device.lanes)
-    grid, names = (x.numel() // width, 1, 1), ("gradient", "x", "out", "dims")
+    grid, names = (x.numel() // width, 1, 1), ("gradient", "x", "out", "truncate_dims")
     return Part(normalize_backward_kernel, grid, names, fixed, options(few, registers(few)))
 
 
 def plan_normalize_backward(call: NormalizeBackwardCall, device: Device) -> Launch:
     """The launch that writes the gradient of an x that is not empty."""
     part, normalize = make_normalize_backward_plan(call, device), call.normalize
-    return launch_normalize(part, normalize.x, call.output(), normalize.dims, gradient=call.gradient)
+    return launch_normalize(part, normalize.x, call.output(), normalize.truncate_dims, gradient=call.gradient)
 
 
 def make_pool_backward_plan(call: PoolBackwardCall, device: Device) -> list[Part]:

@@ -69,7 +69,7 @@ def l2_normalize(call: NormalizeCall) -> Tensor:
         part: Part | None = call.known.get("plan")
         if part is None:
             part = call.known["plan"] = make_normalize_plan(x, call.eps, out.shape[-1], device_of(x.device))
-        launch_normalize(part, x, out, call.dims).run()
+        launch_normalize(part, x, out, call.truncate_dims).run()
     return out
 
 
@@ -80,5 +80,5 @@ def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
         part: Part | None = call.known.get("plan")
         if part is None:
             part = call.known["plan"] = make_normalize_backward_plan(call, device_of(x.device))
-        launch_normalize(part, x, out, call.normalize.dims, gradient=call.gradient).run()
+        launch_normalize(part, x, out, call.normalize.truncate_dims, gradient=call.gradient).run()
     return out

@@ -174,8 +174,9 @@ static void combine_partials(const PoolCall& call, int64_t segment, int64_t n, A
 // A row of x into accumulator lanes; how many of its columns are used.
 template <class T, class A>
 FASTPOOL_INLINE int64_t load_used(const NormalizeCall& call, int64_t row, A* x) {
-  const int64_t dim =
-      call.dims.data == nullptr ? call.dim : dim_at(call, offset_of(row, call.leading, call.sizes, call.dims_strides));
+  const int64_t dim = call.truncate_dims.data == nullptr
+                          ? call.dim
+                          : dim_at(call, offset_of(row, call.leading, call.sizes, call.truncate_dims_strides));
   load_row(static_cast<const T*>(call.x) + offset_of(row, call.leading, call.sizes, call.strides), dim, x);
   return dim;
 }

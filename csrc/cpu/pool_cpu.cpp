@@ -136,14 +136,14 @@ std::string check_bounds(const PoolCall& call, bool cu) {
 }
 
 std::string check_dims(const NormalizeCall& call) {
-  if (call.dims.data == nullptr) return {};
+  if (call.truncate_dims.data == nullptr) return {};
   for (int64_t row = 0; row < call.rows; ++row) {
-    const int64_t value = call.dims[offset_of(row, call.leading, call.sizes, call.dims_strides)];
+    const int64_t value = call.truncate_dims[offset_of(row, call.leading, call.sizes, call.truncate_dims_strides)];
     if (value >= 0 && value <= call.dim) continue;
     std::string at;
     for (int64_t d = call.leading - 1, rest = row; d >= 0; rest /= call.sizes[d--])
       at = std::to_string(rest % call.sizes[d]) + (at.empty() ? "" : ", ") + at;
-    return "dims must lie between 0 and " + std::to_string(call.dim) + ", got dims[" + at +
+    return "truncate_dims must lie between 0 and " + std::to_string(call.dim) + ", got truncate_dims[" + at +
            "] = " + std::to_string(value);
   }
   return {};

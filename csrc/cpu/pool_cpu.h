@@ -21,7 +21,7 @@ void l2_normalize_backward(const NormalizeBackwardCall& call, const Parallel& pa
 
 // Why the values of starts / ends are wrong, or an empty string. `cu` says that they came from cu_seqlens.
 std::string check_bounds(const PoolCall& call, bool cu);
-// Likewise of dims.
+// Likewise of truncate_dims.
 std::string check_dims(const NormalizeCall& call);
 
 // The instruction set in use, those this CPU can run, and a way to ask for one ("" is the best again).

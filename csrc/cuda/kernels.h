@@ -31,7 +31,7 @@ struct Rows {
   static constexpr int kLeading = 64;  // dimensions that torch allows
   NormalizeCall call;
   bool aligned = false;  // rows begin where four values may be loaded at once
-  int64_t sizes[kLeading], strides[kLeading], dims_strides[kLeading];
+  int64_t sizes[kLeading], strides[kLeading], truncate_dims_strides[kLeading];
 };
 
 // And its gradient's.

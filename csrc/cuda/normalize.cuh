@@ -11,8 +11,8 @@ FASTPOOL_KERNEL_INLINE const T* row_of(const Rows& rows, int64_t row) {
   return static_cast<const T*>(rows.call.x) + offset_of(row, rows.call.leading, rows.sizes, rows.strides);
 }
 FASTPOOL_KERNEL_INLINE int64_t dim_of(const Rows& rows, int64_t row) {
-  if (rows.call.dims.data == nullptr) return rows.call.dim;
-  return dim_at(rows.call, offset_of(row, rows.call.leading, rows.sizes, rows.dims_strides));
+  if (rows.call.truncate_dims.data == nullptr) return rows.call.dim;
+  return dim_at(rows.call, offset_of(row, rows.call.leading, rows.sizes, rows.truncate_dims_strides));
 }
 
 template <class T>

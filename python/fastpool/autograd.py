@@ -103,7 +103,7 @@ class _Pool(_Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.mode, hidden, *rest, ctx.dim, _ = inputs
+        ctx.mode, hidden, *rest, ctx.truncate_dim, _ = inputs
         ctx.wish = dispatch.thread_wish()
         reads_hidden = ctx.mode == "max" or ctx.needs_input_grad[4]
         # The result itself serves where it was not rounded: a maximum is not, in its own dtype or a wider one.
@@ -120,7 +120,7 @@ class _Pool(_Function):
         with dispatch.as_in(ctx.wish):  # autograd may run this in a thread of its own
             if ctx.mode == "max" or ctx.needs_input_grad[4]:
                 if result is None:
-                    result = _pool(ctx.mode, hidden, mask, cu_seqlens, weights, starts, ends, ctx.dim, dtype)
+                    result = _pool(ctx.mode, hidden, mask, cu_seqlens, weights, starts, ends, ctx.truncate_dim, dtype)
                 result = result.to(dtype)
             saved = (gradient, hidden, mask, cu_seqlens, weights, starts, ends, result)
             if ctx.needs_input_grad[1]:
@@ -138,13 +138,15 @@ def _pool(
     weights: Tensor | None,
     starts: Tensor | None,
     ends: Tensor | None,
-    dim: int | None,
+    truncate_dim: int | None,
     out_dtype: torch.dtype | None,
 ) -> Tensor:
     """The op of a mode, weights or not."""
     more = (weights,) if MODES[mode].takes_weights else ()
     op = getattr(torch.ops.fastpool, mode).default
-    result: Tensor = op(hidden, mask, cu_seqlens, *more, starts=starts, ends=ends, dim=dim, out_dtype=out_dtype)
+    result: Tensor = op(
+        hidden, mask, cu_seqlens, *more, starts=starts, ends=ends, truncate_dim=truncate_dim, out_dtype=out_dtype
+    )
     return result
 
 
@@ -152,24 +154,26 @@ class _Normalize(_Function):
     """l2_normalize."""
 
     @staticmethod
-    def forward(x: Tensor, dim: int | None, dims: Tensor | None, eps: float, out_dtype: torch.dtype | None) -> Tensor:
+    def forward(
+        x: Tensor, truncate_dim: int | None, truncate_dims: Tensor | None, eps: float, out_dtype: torch.dtype | None
+    ) -> Tensor:
         op = torch.ops.fastpool.l2_normalize.default
         with _next_level():
-            result: Tensor = op(x, dim=dim, dims=dims, eps=eps, out_dtype=out_dtype)
+            result: Tensor = op(x, truncate_dim=truncate_dim, truncate_dims=truncate_dims, eps=eps, out_dtype=out_dtype)
         return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, _, dims, ctx.eps, _ = inputs
+        x, _, truncate_dims, ctx.eps, _ = inputs
         ctx.wish = dispatch.thread_wish()
-        ctx.save_for_backward(x, dims)
+        ctx.save_for_backward(x, truncate_dims)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        x, dims = ctx.saved_tensors
+        x, truncate_dims = ctx.saved_tensors
         gradient = gradient.to(accumulator(x.dtype)).contiguous()
         with dispatch.as_in(ctx.wish):
-            of_x = torch.ops.fastpool._l2_normalize_backward(gradient, x, ctx.eps, dims)
+            of_x = torch.ops.fastpool._l2_normalize_backward(gradient, x, ctx.eps, truncate_dims)
         return of_x, None, None, None, None
 
 
@@ -204,12 +208,12 @@ def _pool_kernel(mode: str) -> Callable[..., Tensor]:
         *,
         starts: Tensor | None = None,
         ends: Tensor | None = None,
-        dim: int | None = None,
+        truncate_dim: int | None = None,
         normalize: bool = False,
         out_dtype: torch.dtype | None = None,
     ) -> Tensor:
         unrounded = accumulator(hidden.dtype) if normalize else out_dtype
-        pooled = _record(_Pool, mode, hidden, mask, cu_seqlens, weights, starts, ends, dim, unrounded)
+        pooled = _record(_Pool, mode, hidden, mask, cu_seqlens, weights, starts, ends, truncate_dim, unrounded)
         if not normalize:
             return pooled
         normalized: Tensor = torch.ops.fastpool.l2_normalize.default(pooled, out_dtype=out_dtype or hidden.dtype)
@@ -221,16 +225,16 @@ def _pool_kernel(mode: str) -> Callable[..., Tensor]:
 def _normalize_kernel(
     x: Tensor,
     *,
-    dim: int | None = None,
-    dims: Tensor | None = None,
+    truncate_dim: int | None = None,
+    truncate_dims: Tensor | None = None,
     eps: float = 1e-12,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     if records(x):
-        return _record(_Normalize, x, dim, dims, eps, out_dtype)
+        return _record(_Normalize, x, truncate_dim, truncate_dims, eps, out_dtype)
     op = torch.ops.fastpool.l2_normalize.default
     with below_autograd():
-        result: Tensor = op(x, dim=dim, dims=dims, eps=eps, out_dtype=out_dtype)
+        result: Tensor = op(x, truncate_dim=truncate_dim, truncate_dims=truncate_dims, eps=eps, out_dtype=out_dtype)
     return result
 
 

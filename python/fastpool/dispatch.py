@@ -97,7 +97,7 @@ def as_in(wish: str | None) -> AbstractContextManager[Any]:
 
 
 def validate(on: bool = True) -> None:
-    """Check the values of starts, ends, cu_seqlens and dims on GPUs too, in this process, at the price of a
+    """Check the values of starts, ends, cu_seqlens and truncate_dims on GPUs too, in this process, at the price of a
     synchronisation.
 
     CPU calls always check them. FASTPOOL_VALIDATE=1 does the same from the start.

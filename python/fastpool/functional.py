@@ -31,17 +31,19 @@ _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector p
         lengths: the same as ends, for padded input.
         starts: int32 or int64; the first row of each segment.
         ends: int32 or int64; one behind its last row.
-        dim: use the first `dim` columns only (Matryoshka); truncation comes before normalisation.
+        truncate_dim: use the first `truncate_dim` columns only (Matryoshka); truncation comes before normalisation.
         normalize: divide each vector by max(its L2 norm, 1e-12).
         out_dtype: of the result; hidden's dtype if not given.
 
     Returns:
-        [B, dim or H]. Sums, divisions and norms are float32 (float64 for float64 input), in one canonical order
-        (fastpool.reference), so a sequence's result has the same bits in every batch and spelling; it is rounded once.
-        A segment without real tokens gives zeros. Gradients flow to hidden{weights_too}; what is no real token gets 0.
+        [B, truncate_dim or H]. Sums, divisions and norms are float32 (float64 for float64 input), in one canonical
+        order (fastpool.reference), so a sequence's result has the same bits in every batch and spelling; it is rounded
+        once. A segment without real tokens gives zeros. Gradients flow to hidden{weights_too}; what is no real token
+        gets 0.
 
     Raises:
-        TypeError: a wrong dtype, or something that is not a tensor; a floating-point mask above all.
+        TypeError: a wrong dtype, or something that is not a tensor; a floating-point mask above all; an argument that
+            there is not, such as dim, which in torch is an axis.
         ValueError: a wrong shape, device or value.
         RuntimeError: the backend asked for cannot serve the call.
     """
@@ -94,15 +96,26 @@ def _raise_properly(
     raise error
 
 
-def _given(starts: Any, ends: Any, dim: Any, normalize: Any, out_dtype: Any) -> dict[str, Any]:
+def refuse(name: str, unknown: dict[str, Any]) -> NoReturn:
+    """For keyword arguments that a function or module does not have."""
+    if "dim" in unknown or "dims" in unknown:
+        raise TypeError(
+            f"{name} has no dim: nothing here works along an axis of the caller's choice. To keep the first columns, "
+            "write truncate_dim (truncate_dims, where each row of l2_normalize keeps its own number); vectors are "
+            "always normalised over the last dimension"
+        )
+    raise TypeError(f"{name}() got an unexpected keyword argument {next(iter(unknown))!r}")
+
+
+def _given(starts: Any, ends: Any, truncate_dim: Any, normalize: Any, out_dtype: Any) -> dict[str, Any]:
     """The keyword arguments that are not their defaults: each one costs torch's parser 0.3 us."""
     more = {}
     if starts is not None:
         more["starts"] = starts
     if ends is not None:
         more["ends"] = ends
-    if dim is not None:
-        more["dim"] = dim
+    if truncate_dim is not None:
+        more["truncate_dim"] = truncate_dim
     if normalize is not False:
         more["normalize"] = normalize
     if out_dtype is not None:
@@ -127,13 +140,16 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
             lengths: Tensor | None = None,
             starts: Tensor | None = None,
             ends: Tensor | None = None,
-            dim: int | None = None,
+            truncate_dim: int | None = None,
             normalize: bool = False,
             out_dtype: torch.dtype | None = None,
+            **unknown: NoReturn,
         ) -> Tensor:
+            if unknown:
+                refuse(name, unknown)
             if lengths is not None or getattr(hidden, "is_nested", False):
                 hidden, cu_seqlens, starts, ends = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
-            more = _given(starts, ends, dim, normalize, out_dtype)
+            more = _given(starts, ends, truncate_dim, normalize, out_dtype)
             try:
                 if skips_autograd(hidden, weights):
                     with below_autograd():
@@ -152,13 +168,16 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
             lengths: Tensor | None = None,
             starts: Tensor | None = None,
             ends: Tensor | None = None,
-            dim: int | None = None,
+            truncate_dim: int | None = None,
             normalize: bool = False,
             out_dtype: torch.dtype | None = None,
+            **unknown: NoReturn,
         ) -> Tensor:
+            if unknown:
+                refuse(name, unknown)
             if lengths is not None or getattr(hidden, "is_nested", False):
                 hidden, cu_seqlens, starts, ends = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
-            more = _given(starts, ends, dim, normalize, out_dtype)
+            more = _given(starts, ends, truncate_dim, normalize, out_dtype)
             try:
                 if skips_autograd(hidden):
                     with below_autograd():
@@ -189,39 +208,44 @@ weighted_mean = _pooling_function(MODES["weighted_mean"])
 def l2_normalize(
     x: Tensor,
     *,
-    dim: int | None = None,
-    dims: Tensor | None = None,
+    truncate_dim: int | None = None,
+    truncate_dims: Tensor | None = None,
     eps: float = 1e-12,
     out_dtype: torch.dtype | None = None,
+    **unknown: NoReturn,
 ) -> Tensor:
     """x / max(norm(x), eps) over the last dimension, any leading shape.
 
-    With dims, vectors of different sizes (Matryoshka) come from one call: row i is what l2_normalize(x[i], dim=dims[i])
-    gives, bit for bit, and +0 from column dims[i] on, so that dot products of vectors of one size are theirs. What x
-    holds in those columns does not matter; their gradient is +0.
+    With truncate_dims, vectors of different sizes (Matryoshka) come from one call: row i is what
+    l2_normalize(x[i], truncate_dim=truncate_dims[i]) gives, bit for bit, and +0 from column truncate_dims[i] on, so
+    that dot products of vectors of one size are theirs. What x holds in those columns does not matter; their gradient
+    is +0.
 
     Args:
         x: float16, bfloat16, float32 or float64; last dimension contiguous, any other stride.
-        dim: use the first `dim` columns only; truncation comes before normalisation.
-        dims: int32 or int64, of x's shape without its last dimension, any stride, on x's device: how many columns of
-            each row are used, from 0 (which gives zeros) to `dim`, or to all there are.
+        truncate_dim: use the first `truncate_dim` columns only; truncation comes before normalisation.
+        truncate_dims: int32 or int64, of x's shape without its last dimension, any stride, on x's device: how many
+            columns of each row are used, from 0 (which gives zeros) to `truncate_dim`, or to all there are.
         eps: vectors shorter than this are divided by it instead.
         out_dtype: of the result; x's dtype if not given.
 
     Returns:
-        x's shape with `dim` columns. Squares are added in float32 (float64 for float64 input) in one canonical order
-        (fastpool.reference), a norm too large to square is taken of x scaled down, and the result is rounded once.
+        x's shape with `truncate_dim` columns. Squares are added in float32 (float64 for float64 input) in one canonical
+        order (fastpool.reference), a norm too large to square is taken of x scaled down, and the result is rounded
+        once.
 
     Raises:
-        TypeError: a wrong dtype, or something that is not a tensor.
-        ValueError: a wrong shape, device or value. Values of dims on a GPU are clamped instead, unless they are
-            validated (fastpool.validate).
+        TypeError: a wrong dtype, or something that is not a tensor; an argument that there is not, such as dim.
+        ValueError: a wrong shape, device or value. Values of truncate_dims on a GPU are clamped instead, unless they
+            are validated (fastpool.validate).
     """
+    if unknown:
+        refuse("fastpool.l2_normalize", unknown)
     more: dict[str, Any] = {"eps": eps}
-    if dim is not None:
-        more["dim"] = dim
-    if dims is not None:
-        more["dims"] = dims
+    if truncate_dim is not None:
+        more["truncate_dim"] = truncate_dim
+    if truncate_dims is not None:
+        more["truncate_dims"] = truncate_dims
     if out_dtype is not None:
         more["out_dtype"] = out_dtype
     op: Callable[..., Tensor] = torch.ops.fastpool.l2_normalize.default
@@ -244,9 +268,10 @@ def explain(
     lengths: Tensor | None = None,
     starts: Tensor | None = None,
     ends: Tensor | None = None,
-    dim: int | None = None,
+    truncate_dim: int | None = None,
     normalize: bool = False,
     out_dtype: torch.dtype | None = None,
+    **unknown: NoReturn,
 ) -> dispatch.Explanation:
     """Which backend a pooling call with these arguments would take, and why each other one would not.
 
@@ -255,6 +280,8 @@ def explain(
     Raises:
         TypeError, ValueError: what the call itself would raise.
     """
+    if unknown:
+        refuse("fastpool.explain", unknown)
     if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(f"fastpool.explain: mode must be one of {', '.join(MODES)}, got {mode!r}")
     if weights is not None and not MODES[mode].takes_weights:
@@ -262,5 +289,5 @@ def explain(
     if lengths is not None or getattr(hidden, "is_nested", False):
         hidden, cu_seqlens, starts, ends = _to_op(f"fastpool.{mode}", hidden, cu_seqlens, starts, ends, lengths)
     return dispatch.explain_call(
-        PoolCall(mode, hidden, mask, cu_seqlens, weights, starts, ends, dim, normalize, out_dtype)
+        PoolCall(mode, hidden, mask, cu_seqlens, weights, starts, ends, truncate_dim, normalize, out_dtype)
     )

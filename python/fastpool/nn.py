@@ -1,7 +1,7 @@
 """The functions as torch modules: what a model holds, saves and compiles. Their state is what they were made with."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,12 +17,12 @@ def _check_type(module: str, name: str, value: object, expected: type | tuple[ty
         raise TypeError(f"{module}: {name} must be {words}, got {type(value).__name__}")
 
 
-def _check_options(module: str, dim: object, out_dtype: object) -> None:
-    if dim is not None:
-        _check_type(module, "dim", dim, int, "an int")
-        assert isinstance(dim, int)
-        if dim < 1:
-            raise ValueError(f"{module}: dim must be at least 1, got {dim}")
+def _check_options(module: str, truncate_dim: object, out_dtype: object) -> None:
+    if truncate_dim is not None:
+        _check_type(module, "truncate_dim", truncate_dim, int, "an int")
+        assert isinstance(truncate_dim, int)
+        if truncate_dim < 1:
+            raise ValueError(f"{module}: truncate_dim must be at least 1, got {truncate_dim}")
     if out_dtype is not None and out_dtype not in FLOATS:
         raise TypeError(f"{module}: out_dtype must be float16, bfloat16, float32 or float64, got {out_dtype!r}")
 
@@ -35,13 +35,13 @@ def _options(**options: tuple[Any, Any]) -> list[str]:
 class Pooling(torch.nn.Module):
     """One vector for each segment of token states: fastpool.mean and the like, or several of them side by side.
 
-    Several modes are concatenated, [B, len(mode) * H], in their order; `dim` and `normalize` then apply to the whole,
-    and the columns that `dim` cuts off are not computed. Each mode's vector stays in the accumulator's precision
+    Several modes are concatenated, [B, len(mode) * H], in their order; `truncate_dim` and `normalize` then apply to the
+    whole, and the columns that are cut off are not computed. Each mode's vector stays in the accumulator's precision
     (float32; float64 for float64 hidden) until the result is rounded, once. A sequence of one mode is that mode.
 
     Args:
         mode: a function's name ("mean", "max", "cls", ...; fastpool.MODES has them all), or a sequence of them.
-        dim: keep the first `dim` columns only (Matryoshka); truncation comes before normalisation.
+        truncate_dim: keep the first `truncate_dim` columns only (Matryoshka); truncation comes before normalisation.
         normalize: divide each vector by max(its L2 norm, 1e-12).
         out_dtype: of the result; hidden's dtype if not given.
 
@@ -49,26 +49,29 @@ class Pooling(torch.nn.Module):
     `pooling(hidden, mask, cu_seqlens, weights, lengths=, starts=, ends=)`; weights go to the modes that take them.
 
     Returns:
-        [B, dim or len(mode) * H]. Gradients flow to hidden and to weights; where several modes give one, each is
-        rounded before they are added.
+        [B, truncate_dim or len(mode) * H]. Gradients flow to hidden and to weights; where several modes give one, each
+        is rounded before they are added.
 
     Raises:
         TypeError: an argument of the wrong type; in calls, what the functions raise.
-        ValueError: an unknown mode, none at all, dim below 1; in calls, what the functions raise, dim beyond the
-            columns there are, weights that no mode takes.
+        ValueError: an unknown mode, none at all, truncate_dim below 1; in calls, what the functions raise, truncate_dim
+            beyond the columns there are, weights that no mode takes.
 
-    >>> fastpool.nn.Pooling("mean", dim=256, normalize=True)(hidden, mask)
+    >>> fastpool.nn.Pooling("mean", truncate_dim=256, normalize=True)(hidden, mask)
     """
 
     def __init__(
         self,
         mode: str | Sequence[str],
-        dim: int | None = None,
+        truncate_dim: int | None = None,
         normalize: bool = False,
         out_dtype: torch.dtype | None = None,
+        **unknown: NoReturn,
     ) -> None:
         super().__init__()
         name = "fastpool.nn.Pooling"
+        if unknown:
+            functional.refuse(name, unknown)
         _check_type(name, "mode", mode, Sequence, "a mode's name or a sequence of them")
         self.mode = mode if isinstance(mode, str) else tuple(mode)
         if not self.modes:
@@ -77,9 +80,9 @@ class Pooling(torch.nn.Module):
             _check_type(name, "mode", one, str, "a mode's name or a sequence of them")
             if one not in MODES:
                 raise ValueError(f"{name}: mode must be one of {', '.join(MODES)}, got {one!r}")
-        _check_options(name, dim, out_dtype)
+        _check_options(name, truncate_dim, out_dtype)
         _check_type(name, "normalize", normalize, bool, "a bool")
-        self.dim = dim
+        self.truncate_dim = truncate_dim
         self.normalize = normalize
         self.out_dtype = out_dtype
 
@@ -89,7 +92,9 @@ class Pooling(torch.nn.Module):
         return (self.mode,) if isinstance(self.mode, str) else self.mode
 
     def extra_repr(self) -> str:
-        options = _options(dim=(self.dim, None), normalize=(self.normalize, False), out_dtype=(self.out_dtype, None))
+        options = _options(
+            truncate_dim=(self.truncate_dim, None), normalize=(self.normalize, False), out_dtype=(self.out_dtype, None)
+        )
         return ", ".join([repr(self.mode), *options])
 
     def forward(
@@ -106,10 +111,10 @@ class Pooling(torch.nn.Module):
         if weights is not None and not any(MODES[mode].takes_weights for mode in self.modes):
             raise ValueError(f"fastpool.nn.Pooling: weights go to none of the modes: {', '.join(self.modes)}")
 
-        def pool(mode: str, dim: int | None, normalize: bool, out_dtype: torch.dtype | None) -> Tensor:
+        def pool(mode: str, truncate_dim: int | None, normalize: bool, out_dtype: torch.dtype | None) -> Tensor:
             more = {"weights": weights} if MODES[mode].takes_weights else {}
             result: Tensor = getattr(functional, mode)(
-                hidden, mask, cu_seqlens, **more, lengths=lengths, starts=starts, ends=ends, dim=dim,
+                hidden, mask, cu_seqlens, **more, lengths=lengths, starts=starts, ends=ends, truncate_dim=truncate_dim,
                 normalize=normalize, out_dtype=out_dtype,
             )  # fmt: skip
             return result
@@ -122,18 +127,19 @@ class Pooling(torch.nn.Module):
         return functional.l2_normalize(result, out_dtype=self.out_dtype or hidden.dtype) if self.normalize else result
 
     def _parts(self, hidden: Any) -> list[tuple[str, int | None]]:
-        """The modes to compute, and the `dim` of each."""
+        """The modes to compute, and the `truncate_dim` of each."""
         if len(self.modes) == 1 or not isinstance(hidden, Tensor) or hidden.dim() == 0:
-            return [(self.modes[0], self.dim)]  # whose function says what is wrong with hidden
-        if self.dim is None:
+            return [(self.modes[0], self.truncate_dim)]  # whose function says what is wrong with hidden
+        if self.truncate_dim is None:
             return [(mode, None) for mode in self.modes]
         width = hidden.shape[-1]
-        if self.dim > width * len(self.modes):
+        if self.truncate_dim > width * len(self.modes):
             raise ValueError(
-                f"fastpool.nn.Pooling: dim must lie between 1 and the columns of {', '.join(self.modes)} together, "
-                f"{width * len(self.modes)}, got {self.dim}"
+                "fastpool.nn.Pooling: truncate_dim must lie between 1 and the columns of "
+                f"{', '.join(self.modes)} together, "
+                f"{width * len(self.modes)}, got {self.truncate_dim}"
             )
-        left = [(mode, self.dim - i * width) for i, mode in enumerate(self.modes)]
+        left = [(mode, self.truncate_dim - i * width) for i, mode in enumerate(self.modes)]
         return [(mode, min(columns, width)) for mode, columns in left if columns > 0]
 
 
@@ -141,33 +147,46 @@ class Normalize(torch.nn.Module):
     """x / max(norm(x), eps) over the last dimension, any leading shape: fastpool.l2_normalize.
 
     Args:
-        dim: keep the first `dim` columns only; truncation comes before normalisation.
+        truncate_dim: keep the first `truncate_dim` columns only; truncation comes before normalisation.
         eps: vectors shorter than this are divided by it instead.
         out_dtype: of the result; x's dtype if not given.
 
-    Calls take `normalize(x, dims)`: with dims, vectors are cut to a number of columns each, as the function has it.
+    Calls take `normalize(x, truncate_dims)`: each vector is then cut to a number of columns of its own, as the function
+    has it.
 
     Returns:
-        x's shape with `dim` columns, rounded once. Gradients flow to x.
+        x's shape with `truncate_dim` columns, rounded once. Gradients flow to x.
 
     Raises:
         TypeError: an argument of the wrong type; in calls, what the function raises.
-        ValueError: dim below 1, eps below 0; in calls, what the function raises.
+        ValueError: truncate_dim below 1, eps below 0; in calls, what the function raises.
     """
 
-    def __init__(self, dim: int | None = None, eps: float = 1e-12, out_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        truncate_dim: int | None = None,
+        eps: float = 1e-12,
+        out_dtype: torch.dtype | None = None,
+        **unknown: NoReturn,
+    ) -> None:
         super().__init__()
         name = "fastpool.nn.Normalize"
-        _check_options(name, dim, out_dtype)
+        if unknown:
+            functional.refuse(name, unknown)
+        _check_options(name, truncate_dim, out_dtype)
         _check_type(name, "eps", eps, (float, int), "a float")
         if not eps >= 0:
             raise ValueError(f"{name}: eps must be at least 0, got {eps}")
-        self.dim = dim
+        self.truncate_dim = truncate_dim
         self.eps = eps
         self.out_dtype = out_dtype
 
     def extra_repr(self) -> str:
-        return ", ".join(_options(dim=(self.dim, None), eps=(self.eps, 1e-12), out_dtype=(self.out_dtype, None)))
+        return ", ".join(
+            _options(truncate_dim=(self.truncate_dim, None), eps=(self.eps, 1e-12), out_dtype=(self.out_dtype, None))
+        )
 
-    def forward(self, x: Tensor, dims: Tensor | None = None) -> Tensor:
-        return functional.l2_normalize(x, dim=self.dim, dims=dims, eps=self.eps, out_dtype=self.out_dtype)
+    def forward(self, x: Tensor, truncate_dims: Tensor | None = None) -> Tensor:
+        return functional.l2_normalize(
+            x, truncate_dim=self.truncate_dim, truncate_dims=truncate_dims, eps=self.eps, out_dtype=self.out_dtype
+        )

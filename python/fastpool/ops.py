@@ -23,7 +23,7 @@ def pool_schema(takes_weights: bool) -> str:
     weights = "Tensor? weights=None, " if takes_weights else ""
     return (
         f"(Tensor hidden, Tensor? mask=None, Tensor? cu_seqlens=None, {weights}*, Tensor? starts=None, "
-        "Tensor? ends=None, int? dim=None, bool normalize=False, ScalarType? out_dtype=None) -> Tensor"
+        "Tensor? ends=None, int? truncate_dim=None, bool normalize=False, ScalarType? out_dtype=None) -> Tensor"
     )
 
 
@@ -33,9 +33,10 @@ POOL_BACKWARD_SCHEMA = (
     "Tensor? result) -> Tensor"
 )
 NORMALIZE_SCHEMA = (
-    "(Tensor x, *, int? dim=None, Tensor? dims=None, float eps=1e-12, ScalarType? out_dtype=None) -> Tensor"
+    "(Tensor x, *, int? truncate_dim=None, Tensor? truncate_dims=None, float eps=1e-12, ScalarType? out_dtype=None) "
+    "-> Tensor"
 )
-NORMALIZE_BACKWARD_SCHEMA = "(Tensor gradient, Tensor x, float eps, Tensor? dims=None) -> Tensor"
+NORMALIZE_BACKWARD_SCHEMA = "(Tensor gradient, Tensor x, float eps, Tensor? truncate_dims=None) -> Tensor"
 
 ToCall = Callable[..., dispatch.Call]
 
@@ -73,10 +74,10 @@ def pool_backward_call(mode: str, of_weights: bool) -> Callable[..., PoolBackwar
 
 
 def normalize_backward_call(
-    gradient: Tensor, x: Tensor, eps: float, dims: Tensor | None = None
+    gradient: Tensor, x: Tensor, eps: float, truncate_dims: Tensor | None = None
 ) -> NormalizeBackwardCall:
     """Likewise."""
-    return NormalizeBackwardCall(NormalizeCall(x, _dim(gradient), dims, eps), gradient)
+    return NormalizeBackwardCall(NormalizeCall(x, _dim(gradient), truncate_dims, eps), gradient)
 
 
 def _define(name: str, schema: str, to_call: ToCall) -> None:

@@ -33,7 +33,7 @@ class Tokens:
 
     @cached_property
     def columns(self) -> int:
-        return self.call.hidden.shape[-1] if self.call.dim is None else self.call.dim
+        return self.call.hidden.shape[-1] if self.call.truncate_dim is None else self.call.truncate_dim
 
     def _at(self, per_token: Tensor, index: Tensor) -> Tensor:
         """per_token[b, index[b]] of padded input, per_token[index[b]] of packed: all that tells the layouts apart."""
@@ -177,7 +177,7 @@ def _divide(x: Tensor, by: Tensor) -> Tensor:
     return torch.where(by == 0, 0, x / by)
 
 
-# What a segment's gradient [dim], already divided, becomes at each of its real tokens: [n, dim].
+# What a segment's gradient [D], already divided, becomes at each of its real tokens: [n, D].
 Shares = Callable[["Segment"], Tensor]
 
 
@@ -185,10 +185,10 @@ Shares = Callable[["Segment"], Tensor]
 class Segment:
     """One segment of a PoolBackwardCall: its gradient over its divisor, and what its shares depend on."""
 
-    gradient: Tensor  # [dim]
+    gradient: Tensor  # [D]
     weights: Tensor  # [n, 1], of its real tokens
-    states: Callable[[], Tensor]  # [n, dim], of its real tokens, in the accumulator's dtype
-    result: Tensor | None  # [dim]
+    states: Callable[[], Tensor]  # [n, D], of its real tokens, in the accumulator's dtype
+    result: Tensor | None  # [D]
 
 
 def _all_alike(segment: Segment) -> Tensor:
@@ -218,7 +218,7 @@ def _only(which: int) -> Shares:
 
 @dataclass(frozen=True)
 class Body:
-    """A mode: what real tokens come to [B, dim], what that is divided by [B, 1], if anything, and how a gradient is
+    """A mode: what real tokens come to [B, D], what that is divided by [B, 1], if anything, and how a gradient is
     shared among them."""
 
     reduce: Callable[[Tokens], Tensor]
@@ -238,7 +238,7 @@ BODIES: dict[str, Body] = {
 
 
 def _quotient(tokens: Tokens, x: Tensor) -> Tensor:
-    """x [B, dim] over its mode's divisor."""
+    """x [B, D] over its mode's divisor."""
     divisor = BODIES[tokens.call.mode].divisor
     return x if divisor is None else _divide(x, divisor(tokens))
 
@@ -299,7 +299,7 @@ def _round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def pool(call: PoolCall) -> Tensor:
-    """One vector per segment, [B, dim or H]."""
+    """One vector per segment, [B, truncate_dim or H]."""
     tokens = Tokens(call)
     x = _quotient(tokens, BODIES[call.mode].reduce(tokens))
     if call.normalize:
@@ -341,7 +341,7 @@ def _share_of_weights(segment: Segment) -> Tensor:
 
 
 def l2_normalize(call: NormalizeCall) -> Tensor:
-    """x / max(norm(x), eps) over the last dimension; 0 in the columns that dims leave out."""
+    """x / max(norm(x), eps) over the last dimension; 0 in the columns that truncate_dims leave out."""
     x, eps = _columns_of(call)
     result = _round_once(_used(call, _l2_normalize(x, eps)), call.out_dtype or call.x.dtype)
     return result.clone(memory_format=torch.contiguous_format)  # a new tensor, as the op's schema says
@@ -360,15 +360,15 @@ def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
 
 
 def _columns_of(call: NormalizeCall) -> tuple[Tensor, float]:
-    """The columns that are used, 0 where dims leave them out, and eps, in the accumulator's dtype, as the kernels have
-    them."""
+    """The columns that are used, 0 where truncate_dims leave them out, and eps, in the accumulator's dtype, as kernels
+    have them."""
     x = call.x[..., : call.columns]
     dtype = accumulator(x.dtype)
     return _used(call, x.to(dtype)), float(torch.tensor(call.eps, dtype=dtype))
 
 
 def _used(call: NormalizeCall, x: Tensor) -> Tensor:
-    """x with +0 in the columns that dims leave out: more of them change no sum of columns."""
-    if call.dims is None:
+    """x with +0 in the columns that truncate_dims leave out: more of them change no sum of columns."""
+    if call.truncate_dims is None:
         return x
-    return torch.where(torch.arange(x.shape[-1], device=x.device) < call.dims[..., None], x, 0.0)
+    return torch.where(torch.arange(x.shape[-1], device=x.device) < call.truncate_dims[..., None], x, 0.0)

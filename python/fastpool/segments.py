@@ -68,21 +68,21 @@ def _check_index_dtype(op: str, name: str, tensor: Tensor) -> None:
     )
 
 
-def _check_columns(op: str, name: str, x: Tensor, dim: int | None) -> None:
+def _check_columns(op: str, name: str, x: Tensor, truncate_dim: int | None) -> None:
     _check(
         x.shape[-1] <= 1 or x.stride(-1) == 1,
         ValueError,
         f"{op}: {name} must be contiguous in its last dimension, got strides {list(x.stride())}",
     )
     _check(
-        dim is None or isinstance(dim, int | torch.SymInt),
+        truncate_dim is None or isinstance(truncate_dim, int | torch.SymInt),
         TypeError,
-        f"{op}: dim must be an int, got {type(dim).__name__}",
+        f"{op}: truncate_dim must be an int, got {type(truncate_dim).__name__}",
     )
     _check(
-        dim is None or 1 <= dim <= x.shape[-1],
+        truncate_dim is None or 1 <= truncate_dim <= x.shape[-1],
         ValueError,
-        f"{op}: dim must lie between 1 and the last dimension, {x.shape[-1]}, got {dim}",
+        f"{op}: truncate_dim must lie between 1 and the last dimension, {x.shape[-1]}, got {truncate_dim}",
     )
 
 
@@ -113,14 +113,14 @@ class PoolCall:
     weights: Tensor | None = None
     starts: Tensor | None = None
     ends: Tensor | None = None
-    dim: int | None = None
+    truncate_dim: int | None = None
     normalize: bool = False
     out_dtype: torch.dtype | None = None
 
     @looked_up
     def known(self) -> Known:
         """What is known of calls that look like this one."""
-        values = (self.kernel, self.mode, self.dim, type(self.dim), self.normalize, self.out_dtype)
+        values = (self.kernel, self.mode, self.truncate_dim, type(self.truncate_dim), self.normalize, self.out_dtype)
         return known(values, (self.hidden, self.mask, self.cu_seqlens, self.weights, self.starts, self.ends))
 
     @property
@@ -151,7 +151,7 @@ class PoolCall:
 
     def output(self) -> Tensor:
         """An empty result."""
-        columns = self.hidden.shape[-1] if self.dim is None else self.dim
+        columns = self.hidden.shape[-1] if self.truncate_dim is None else self.truncate_dim
         return self.hidden.new_empty(self.batch, columns, dtype=self.out_dtype or self.hidden.dtype)
 
     def check(self) -> None:
@@ -166,7 +166,7 @@ class PoolCall:
             ValueError,
             f"{op}: hidden must be padded [B, S, H] or packed [T, H], got shape {list(hidden.shape)}",
         )
-        _check_columns(op, "hidden", hidden, self.dim)
+        _check_columns(op, "hidden", hidden, self.truncate_dim)
         if self.out_dtype is not None:
             _check_float(op, "out_dtype", self.out_dtype)
         for name in ("mask", "cu_seqlens", "weights", "starts", "ends"):
@@ -293,7 +293,7 @@ def _check_dense(
 class PoolBackwardCall:
     """The gradient of hidden, or of weights (`of_weights`), of the pooling op `pool`.
 
-    gradient [B, dim] is that of the result before its rounding, so in the accumulator's dtype; so is `result`, the
+    gradient [B, D] is that of the result before its rounding, so in the accumulator's dtype; so is `result`, the
     result itself, which a gradient of max or of weights needs. Hidden's values are looked at for these two alone:
     for the others an expanded scalar of its shape and dtype will do."""
 
@@ -308,7 +308,15 @@ class PoolBackwardCall:
         """What is known of calls that look like this one."""
         pool = self.pool
         tensors = (pool.hidden, pool.mask, pool.cu_seqlens, pool.weights, pool.starts, pool.ends)
-        values = (self.kernel, self.of_weights, pool.mode, pool.dim, type(pool.dim), pool.normalize, pool.out_dtype)
+        values = (
+            self.kernel,
+            self.of_weights,
+            pool.mode,
+            pool.truncate_dim,
+            type(pool.truncate_dim),
+            pool.normalize,
+            pool.out_dtype,
+        )
         return known(values, (*tensors, self.gradient, self.result))
 
     @property
@@ -334,7 +342,7 @@ class PoolBackwardCall:
         op, hidden = self.op, self.pool.hidden
         self.pool.check()
         _check(not self.of_weights or self.pool.weights is not None, ValueError, f"{op}: weights must be given")
-        columns = hidden.shape[-1] if self.pool.dim is None else self.pool.dim
+        columns = hidden.shape[-1] if self.pool.truncate_dim is None else self.pool.truncate_dim
         shape, dtype = [self.pool.batch, columns], accumulator(hidden.dtype)
         _check_dense(op, "gradient", self.gradient, shape, dtype, "hidden", hidden)
         if self.needs_result:
@@ -351,8 +359,8 @@ class NormalizeCall:
 
     kernel: ClassVar[str] = "l2_normalize"  # what a backend calls it
     x: Tensor
-    dim: int | None = None
-    dims: Tensor | None = None
+    truncate_dim: int | None = None
+    truncate_dims: Tensor | None = None
     eps: float = 1e-12
     out_dtype: torch.dtype | None = None
     op: str = "fastpool.l2_normalize"
@@ -360,8 +368,16 @@ class NormalizeCall:
     @looked_up
     def known(self) -> Known:
         """What is known of calls that look like this one."""
-        values = (self.kernel, self.op, self.dim, type(self.dim), self.eps, type(self.eps), self.out_dtype)
-        return known(values, (self.x, self.dims))
+        values = (
+            self.kernel,
+            self.op,
+            self.truncate_dim,
+            type(self.truncate_dim),
+            self.eps,
+            type(self.eps),
+            self.out_dtype,
+        )
+        return known(values, (self.x, self.truncate_dims))
 
     @property
     def tensor(self) -> Tensor:
@@ -370,16 +386,16 @@ class NormalizeCall:
     @property
     def columns(self) -> int:
         """Of the result."""
-        return self.x.shape[-1] if self.dim is None else self.dim
+        return self.x.shape[-1] if self.truncate_dim is None else self.truncate_dim
 
     def output(self) -> Tensor:
         """An empty result."""
         return self.x.new_empty(*self.x.shape[:-1], self.columns, dtype=self.out_dtype or self.x.dtype)
 
     def check(self) -> None:
-        """Raises TypeError or ValueError for anything but the values of dims; reads no data."""
+        """Raises TypeError or ValueError for anything but the values of truncate_dims; reads no data."""
         _check_tensor(self.op, "x", self.x, optional=False)
-        _check_tensor(self.op, "dims", self.dims, optional=True)
+        _check_tensor(self.op, "truncate_dims", self.truncate_dims, optional=True)
         _check_float(self.op, "x", self.x.dtype)
         _check(
             self.x.dim() >= 1,
@@ -388,7 +404,7 @@ class NormalizeCall:
         )
         # As most of torch's own ops; a view may have more, and kernels have room for as many.
         _check(self.x.dim() <= 64, ValueError, f"{self.op}: x must have at most 64 dimensions, got {self.x.dim()}")
-        _check_columns(self.op, "x", self.x, self.dim)
+        _check_columns(self.op, "x", self.x, self.truncate_dim)
         if self.out_dtype is not None:
             _check_float(self.op, "out_dtype", self.out_dtype)
         _check(
@@ -397,29 +413,31 @@ class NormalizeCall:
             f"{self.op}: eps must be a float, got {type(self.eps).__name__}",
         )
         _check(self.eps >= 0, ValueError, f"{self.op}: eps must be at least 0, got {self.eps:g}")
-        if self.dims is None:
+        if self.truncate_dims is None:
             return
         _check(
-            self.dims.device == self.x.device,
+            self.truncate_dims.device == self.x.device,
             ValueError,
-            f"{self.op}: dims must be on x's device, {self.x.device}, got {self.dims.device}",
+            f"{self.op}: truncate_dims must be on x's device, {self.x.device}, got {self.truncate_dims.device}",
         )
-        _check_index_dtype(self.op, "dims", self.dims)
-        _check_leading(self.op, "dims", self.dims, "x", self.x)
+        _check_index_dtype(self.op, "truncate_dims", self.truncate_dims)
+        _check_leading(self.op, "truncate_dims", self.truncate_dims, "x", self.x)
 
     def check_values(self) -> None:
-        """Raises ValueError for dims that are more columns than there are, or fewer than none. Synchronises."""
-        if self.dims is None:
+        """Raises ValueError for truncate_dims that are more columns than there are, or below 0. Synchronises."""
+        if self.truncate_dims is None:
             return
-        for i, value in enumerate(self.dims.flatten().tolist()):
+        for i, value in enumerate(self.truncate_dims.flatten().tolist()):
             if not 0 <= value <= self.columns:
-                at = ", ".join(str(int(n)) for n in torch.unravel_index(torch.tensor(i), self.dims.shape))
-                raise ValueError(f"{self.op}: dims must lie between 0 and {self.columns}, got dims[{at}] = {value}")
+                at = ", ".join(str(int(n)) for n in torch.unravel_index(torch.tensor(i), self.truncate_dims.shape))
+                raise ValueError(
+                    f"{self.op}: truncate_dims must lie between 0 and {self.columns}, got truncate_dims[{at}] = {value}"
+                )
 
 
 @dataclass
 class NormalizeBackwardCall:
-    """The gradient of l2_normalize's x. gradient [..., dim] is that of the result before its rounding, so in the
+    """The gradient of l2_normalize's x. gradient [..., D] is that of the result before its rounding, so in the
     accumulator's dtype."""
 
     kernel: ClassVar[str] = "l2_normalize_backward"  # what a backend calls it
@@ -430,8 +448,16 @@ class NormalizeBackwardCall:
     def known(self) -> Known:
         """What is known of calls that look like this one."""
         call = self.normalize
-        values = (self.kernel, call.op, call.dim, type(call.dim), call.eps, type(call.eps), call.out_dtype)
-        return known(values, (call.x, call.dims, self.gradient))
+        values = (
+            self.kernel,
+            call.op,
+            call.truncate_dim,
+            type(call.truncate_dim),
+            call.eps,
+            type(call.eps),
+            call.out_dtype,
+        )
+        return known(values, (call.x, call.truncate_dims, self.gradient))
 
     @property
     def op(self) -> str:

@@ -77,8 +77,10 @@ def special_values(batch: int, rows: int, width: int) -> Tensor:
     return hidden
 
 
-def exact(mode: str, sequence: Sequence, weighted: bool, dim: int | None = None, normalize: bool = False) -> Tensor:
-    """The formula itself, in float64. [dim or H]"""
+def exact(
+    mode: str, sequence: Sequence, weighted: bool, truncate_dim: int | None = None, normalize: bool = False
+) -> Tensor:
+    """The formula itself, in float64. [truncate_dim or H]"""
     x = sequence.states.double()[sequence.real]
     n = len(x)
     position = torch.arange(1, len(sequence.states) + 1, dtype=torch.float64)
@@ -95,7 +97,7 @@ def exact(mode: str, sequence: Sequence, weighted: bool, dim: int | None = None,
             "last": lambda: x[-1],
             "weighted_mean": lambda: (w * x).sum(0) / w.sum(),
         }[mode]()
-    result = result[:dim]
+    result = result[:truncate_dim]
     return result / result.norm().clamp(min=1e-12) if normalize else result
 
 

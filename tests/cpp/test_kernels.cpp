@@ -224,15 +224,16 @@ void check_normalize(DType dtype, std::mt19937& random) {
   };
   const std::string whole = forward(), whole_gradient = backward();
 
-  // Rows of `dim` columns are as they were; of others the rest is zeros; values outside are clamped. Columns of dims
-  // stand apart, so that strides count.
-  std::vector<int32_t> dims(static_cast<size_t>(2 * rows));
-  for (int32_t& one : dims) one = static_cast<int32_t>(random() % (dim + 3)) - 1;
-  const int64_t dims_strides[] = {2, 40};
-  call.dims.data = dims.data(), call.dims.wide = false, call.dims_strides = dims_strides;
+  // Rows of `dim` columns are as they were; of others the rest is zeros; values outside are clamped. Columns of
+  // truncate_dims stand apart, so that strides count.
+  std::vector<int32_t> truncate_dims(static_cast<size_t>(2 * rows));
+  for (int32_t& one : truncate_dims) one = static_cast<int32_t>(random() % (dim + 3)) - 1;
+  const int64_t truncate_dims_strides[] = {2, 40};
+  call.truncate_dims.data = truncate_dims.data(), call.truncate_dims.wide = false,
+  call.truncate_dims_strides = truncate_dims_strides;
   const std::string cut = forward(), cut_gradient = backward();
   for (int64_t row = 0; row < rows; ++row) {
-    const int64_t value = dims[static_cast<size_t>(row / 15 * 2 + row % 15 * 40)];
+    const int64_t value = truncate_dims[static_cast<size_t>(row / 15 * 2 + row % 15 * 40)];
     const int64_t used = std::max<int64_t>(0, std::min<int64_t>(value, dim));
     const auto part = [row](const std::string& bits, int64_t columns, int64_t from, int64_t to, int64_t size) {
       return bits.substr(static_cast<size_t>((row * columns + from) * size), static_cast<size_t>((to - from) * size));

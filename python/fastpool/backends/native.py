@@ -119,7 +119,7 @@ def pool(call: PoolCall) -> Tensor:
         *weights,
         starts=call.starts,
         ends=call.ends,
-        dim=call.dim,
+        truncate_dim=call.truncate_dim,
         normalize=call.normalize,
         out_dtype=call.out_dtype,
     )
@@ -128,7 +128,14 @@ def pool(call: PoolCall) -> Tensor:
 def l2_normalize(call: NormalizeCall) -> Tensor:
     """Likewise."""
     op = torch.ops.fastpool.l2_normalize.default
-    return _direct(op, call.x, dim=call.dim, dims=call.dims, eps=call.eps, out_dtype=call.out_dtype)
+    return _direct(
+        op,
+        call.x,
+        truncate_dim=call.truncate_dim,
+        truncate_dims=call.truncate_dims,
+        eps=call.eps,
+        out_dtype=call.out_dtype,
+    )
 
 
 def pool_backward(call: PoolBackwardCall) -> Tensor:
@@ -142,7 +149,7 @@ def pool_backward(call: PoolBackwardCall) -> Tensor:
 def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
     """Likewise."""
     op = torch.ops.fastpool._l2_normalize_backward.default
-    return _direct(op, call.gradient, call.normalize.x, call.normalize.eps, call.normalize.dims)
+    return _direct(op, call.gradient, call.normalize.x, call.normalize.eps, call.normalize.truncate_dims)
 
 
 def redirect_process(wish: int) -> None:

@@ -109,8 +109,8 @@ def _pool(config: PoolingConfig, features: Mapping[str, Any]) -> Tensor:
             raise ValueError(f"the model's first module must give {name}, got {', '.join(features)}")
     # Wide, so that a 16-bit model's modes are compared and not what rounding leaves of them.
     hidden, mask = features["token_embeddings"].float(), features["attention_mask"]
-    if config.dim is not None and not config.dense:
-        config = replace(config, dim=min(config.dim, hidden.shape[-1] * len(config.modes)))
+    if config.truncate_dim is not None and not config.dense:
+        config = replace(config, truncate_dim=min(config.truncate_dim, hidden.shape[-1] * len(config.modes)))
     starts = None
     if not config.include_prompt and "prompt_length" in features:
         starts = (mask != 0).int().argmax(dim=1) + int(features["prompt_length"])

@@ -83,7 +83,7 @@ def _pooled_dtype(mode: str, hidden: Tensor) -> torch.dtype:
 
 
 def _pool(mode: str, hidden: Tensor, metadata: Any, **epilogue: Any) -> Tensor:
-    """[N, dim or H]; of every request the tokens of this step. Nothing is read back from the device.
+    """[N, truncate_dim or H]; of every request the tokens of this step. Nothing is read back from the device.
 
     Raises RuntimeError for a part of a prompt. The last token of a part is allowed: vLLM drops the result until the
     prompt is complete.
@@ -97,7 +97,8 @@ def _pool(mode: str, hidden: Tensor, metadata: Any, **epilogue: Any) -> Tensor:
 
 
 def _embed(mode: str, hidden: Tensor, metadata: Any, head: Any) -> Tensor | list[Tensor]:
-    """The pooling method and its head: [N, dim or H], or where requests ask for different things a list of vectors."""
+    """The pooling method and its head: [N, truncate_dim or H], or a list of vectors where requests ask for different
+    things."""
     width, out_dtype = hidden.shape[-1], head.head_dtype or _pooled_dtype(mode, hidden)
     wanted = [
         (
@@ -107,19 +108,21 @@ def _embed(mode: str, hidden: Tensor, metadata: Any, head: Any) -> Tensor | list
         for request in metadata.pooling_params
     ]
     if len(set(wanted)) <= 1:
-        dim, normalize = wanted[0] if wanted else (None, False)
-        return _pool(mode, hidden, metadata, dim=dim, normalize=normalize, out_dtype=out_dtype)
+        truncate_dim, normalize = wanted[0] if wanted else (None, False)
+        return _pool(mode, hidden, metadata, truncate_dim=truncate_dim, normalize=normalize, out_dtype=out_dtype)
     # One pooling for all, in the accumulator's dtype, and one normalisation of what wants it: a request keeps the bits
     # it has where all requests want the same (but for float64 states, which .to rounds to 16 bits by way of float32).
     pooled = _pool(mode, hidden, metadata, out_dtype=accumulator(hidden.dtype))
-    sizes = [width if dim is None else dim for dim, _ in wanted]
+    sizes = [width if truncate_dim is None else truncate_dim for truncate_dim, _ in wanted]
     normalized = [size if normalize else 0 for size, (_, normalize) in zip(sizes, wanted, strict=True)]
     plain = pooled.to(out_dtype).unbind() if 0 in normalized else ()
     unit: tuple[Tensor, ...] = ()
     if most := max(normalized):
         # Sizes that are all one need no tensor of them, nor its copy to the device.
-        dims = None if {0, most} >= set(normalized) else _on_device(normalized, hidden.device)
-        unit = functional.l2_normalize(pooled, dim=most, dims=dims, out_dtype=out_dtype).unbind()
+        truncate_dims = None if {0, most} >= set(normalized) else _on_device(normalized, hidden.device)
+        unit = functional.l2_normalize(
+            pooled, truncate_dim=most, truncate_dims=truncate_dims, out_dtype=out_dtype
+        ).unbind()
     return [(unit if normalized[row] else plain)[row][:size] for row, size in enumerate(sizes)]
 
 

@@ -32,7 +32,7 @@ class PoolingConfig:
 
     modes: tuple[str, ...]  # fastpool's names
     normalize: bool = False
-    dim: int | None = None  # columns to keep (Matryoshka)
+    truncate_dim: int | None = None  # columns to keep (Matryoshka)
     width: int | None = None  # columns that token states must have, H
     padding_side: str | None = None  # "left", "right"; None where the folder does not say
     max_length: int | None = None  # tokens of a text
@@ -84,7 +84,7 @@ class PoolingConfig:
         Weights of weighted_mean then keep counting from the prompt, as in sentence-transformers.
 
         Returns:
-            [B, D] in hidden's dtype; D is dim, the last Dense layer's width, or len(modes) * H. Everything before
+            [B, D] in hidden's dtype; D is truncate_dim, the last Dense layer's width, or len(modes) * H. All before
             stays in the accumulator's precision (float32; float64 for float64), so it is rounded once. Gradients flow
             to hidden; Dense layers are constants.
 
@@ -102,7 +102,7 @@ class PoolingConfig:
         if "weighted_mean" in self.modes and not self.include_prompt and starts is not None:
             weights = _positions(hidden, mask)  # of what is no tensor there are none: the functions refuse it
         if not self.dense:
-            pooling = Pooling(self.modes, dim=self.dim, normalize=self.normalize)
+            pooling = Pooling(self.modes, truncate_dim=self.truncate_dim, normalize=self.normalize)
             result: Tensor = pooling(hidden, mask, cu_seqlens, weights, **bounds)
             return result
         wide = accumulator(hidden.dtype) if isinstance(hidden, Tensor) else None
@@ -110,8 +110,8 @@ class PoolingConfig:
         for dense in self.dense:
             result = dense(result)
         if self.normalize:
-            return functional.l2_normalize(result, dim=self.dim, out_dtype=hidden.dtype)
-        return result[..., : self.dim].to(hidden.dtype)
+            return functional.l2_normalize(result, truncate_dim=self.truncate_dim, out_dtype=hidden.dtype)
+        return result[..., : self.truncate_dim].to(hidden.dtype)
 
 
 def _positions(hidden: Tensor, mask: Tensor | None) -> Tensor | None:

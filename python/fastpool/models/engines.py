@@ -64,13 +64,13 @@ def describe(pooling: PoolingConfig) -> str:
         return "no sentence vectors"
     steps = [" + ".join(pooling.modes) + ("" if pooling.include_prompt else " without the prompt")]
     steps += [f"Dense to {dense.outputs}" for dense in pooling.dense]
-    if pooling.dim is not None:
-        steps.append(f"first {pooling.dim} columns")
+    if pooling.truncate_dim is not None:
+        steps.append(f"first {pooling.truncate_dim} columns")
     return ", ".join([*steps, "normalised" if pooling.normalize else "not normalised"])
 
 
 def _differences(own: PoolingConfig, wanted: PoolingConfig) -> set[str]:
-    fields = ("modes", "normalize", "dim", "dense", "include_prompt")
+    fields = ("modes", "normalize", "truncate_dim", "dense", "include_prompt")
     return {field for field in fields if getattr(own, field) != getattr(wanted, field)}
 
 
@@ -84,9 +84,9 @@ def _option(wanted: PoolingConfig, own: PoolingConfig, names: dict[str, str]) ->
 
 def _matryoshka(option: str, wanted: PoolingConfig) -> str:
     """vLLM and SGLang take the columns from requests, of models that allow it."""
-    if wanted.dim is None:
+    if wanted.truncate_dim is None:
         return ""
-    return f" {option} '{{\"is_matryoshka\": true}}'; in requests: {json.dumps({'dimensions': wanted.dim})}"
+    return f" {option} '{{\"is_matryoshka\": true}}'; in requests: {json.dumps({'dimensions': wanted.truncate_dim})}"
 
 
 def _unknown(model: Model, pooling: Document) -> str:
@@ -109,7 +109,7 @@ def _sentence_transformers(model: Model) -> Own:
             replace(wanted, modes=("last" if causal else "mean",), normalize=False, dense=(), include_prompt=True),
             ("modules.json is missing: it takes lasttoken for causal LMs, mean for all others",),
         )
-    if wanted.normalize and wanted.dim is not None:
+    if wanted.normalize and wanted.truncate_dim is not None:
         note = "it normalises, then truncates, and does not normalise again; encode(normalize_embeddings=True) does"
         return Own(replace(wanted, normalize=False), (note,))
     return Own(wanted)
@@ -125,10 +125,10 @@ def _sentence_transformers_setting(model: Model, own: PoolingConfig) -> str | No
     steps = [f"Pooling({wanted.width or 'H'}, {modes if len(modes) > 1 else modes[0]!r}{prompt})"]
     steps += [f"Dense({dense.inputs}, {dense.outputs}, ...)" for dense in wanted.dense]
     setting = ", ".join([*steps, *(["Normalize()"] if wanted.normalize else [])])
-    if wanted.dim is None:
+    if wanted.truncate_dim is None:
         return setting
     again = ", normalize_embeddings=True" if wanted.normalize else ""
-    return f"{setting}; encode(..., truncate_dim={wanted.dim}{again})"
+    return f"{setting}; encode(..., truncate_dim={wanted.truncate_dim}{again})"
 
 
 # vLLM 0.33.0, transformers_utils/config.py: get_pooling_config, parse_pooling_type, try_get_dense_modules;
@@ -156,7 +156,7 @@ def _vllm(model: Model) -> Own:
     pooling = model.module("Pooling", _OLD, _NEW["Pooling"])
     known = model.wanted.dense if model.module("Dense", _OLD, _NEW["Dense"]) else ()
     dense = tuple(replace(layer, residual=False) for layer in known)
-    plain = replace(model.wanted, modes=(default,), normalize=True, dim=None, dense=dense, include_prompt=True)
+    plain = replace(model.wanted, modes=(default,), normalize=True, truncate_dim=None, dense=dense, include_prompt=True)
     if pooling is None:
         note = "no Pooling module that it knows in modules.json: the architecture decides, and vectors are normalised"
         return Own(plain, (note, *notes))
@@ -195,12 +195,12 @@ def _sglang(model: Model) -> Own:
         mode = "cls"
     else:
         mode = "last"
-    plain = replace(model.wanted, modes=(mode,), normalize=True, dim=None, dense=dense, include_prompt=True)
+    plain = replace(model.wanted, modes=(mode,), normalize=True, truncate_dim=None, dense=dense, include_prompt=True)
     return Own(plain, ("the architecture decides; it reads no pooling configuration and has no option for one",))
 
 
 def _sglang_setting(model: Model, own: PoolingConfig) -> str | None:
-    if _differences(own, model.wanted) - {"dim"}:
+    if _differences(own, model.wanted) - {"truncate_dim"}:
         return None
     return "--is-embedding" + _matryoshka("--json-model-override-args", model.wanted)
 
@@ -215,7 +215,7 @@ _TEI_MODULES = tuple(_OLD + name for name in ("Dense", "Normalize", "Pooling", "
 def _tei(model: Model) -> Own:
     known = all(module.type in _TEI_MODULES for module in model.folder.modules() or [])
     dense = tuple(replace(layer, residual=False) for layer in model.wanted.dense) if known else ()
-    plain = replace(model.wanted, modes=(), normalize=True, dim=None, dense=dense, include_prompt=True)
+    plain = replace(model.wanted, modes=(), normalize=True, truncate_dim=None, dense=dense, include_prompt=True)
     notes = () if known else ("a module type of modules.json is new to it: it would apply no Dense layer",)
     refuses = "it refuses to start without --pooling"
     if not model.folder.has("1_Pooling/config.json"):
@@ -236,8 +236,8 @@ def _tei_setting(model: Model, own: PoolingConfig) -> str | None:
     wanted = model.wanted
     mode = _option(wanted, own, _TEI_MODES)
     request: dict[str, object] = {} if wanted.normalize else {"normalize": False}
-    if wanted.dim is not None:
-        request["dimensions"] = wanted.dim
+    if wanted.truncate_dim is not None:
+        request["dimensions"] = wanted.truncate_dim
     return mode and f"--pooling {mode}" + (f"; in requests: {json.dumps(request)}" if request else "")
 
 
@@ -261,7 +261,7 @@ def _llama_dense(model: Model) -> bool:
 
 
 def _llama(model: Model) -> Own:
-    plain = replace(model.wanted, modes=(), normalize=True, dim=None, dense=(), include_prompt=True)
+    plain = replace(model.wanted, modes=(), normalize=True, truncate_dim=None, dense=(), include_prompt=True)
     pooling = model.module("Pooling", _OLD)
     if pooling is None:
         return Own(plain, ("the converter finds no Pooling module of the older type: token vectors without --pooling",))
@@ -279,7 +279,7 @@ def _llama(model: Model) -> Own:
 
 def _llama_setting(model: Model, own: PoolingConfig) -> str | None:
     wanted = model.wanted
-    if wanted.dim is not None:
+    if wanted.truncate_dim is not None:
         return None
     converted = _llama_dense(model)
     mode = _option(wanted, replace(own, dense=wanted.dense) if converted else own, _LLAMA_MODES)

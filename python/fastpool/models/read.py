@@ -127,7 +127,7 @@ class Reader:
             "architecture": self.architecture,
             "modes": modes,
             "normalize": self._normalize(),
-            "dim": self._dim(layers[-1].outputs if layers else width and width * len(modes)),
+            "truncate_dim": self._dim(layers[-1].outputs if layers else width and width * len(modes)),
             "width": width,
             "dense": layers,
             "include_prompt": self._include_prompt(),
@@ -309,7 +309,7 @@ class Reader:
         dim = self.model.positive("truncate_dim")
         if dim is not None and columns is not None and dim > columns:
             raise self.model.error("truncate_dim", f"at most {columns}, the columns there are")
-        return self._stated("dim", self.model, "truncate_dim", int)
+        return self._stated("truncate_dim", self.model, "truncate_dim", int)
 
     # What surrounds it.
 
@@ -365,7 +365,7 @@ class Reader:
                 "similarity is cosine, but modules.json has no Normalize: an index that takes dot products ranks by "
                 "length too; normalise vectors or let the index use cosine"
             )
-        if normalize and self.answers["dim"] is not None:
+        if normalize and self.answers["truncate_dim"] is not None:
             self.warnings.append(
                 "truncate_dim with Normalize: sentence-transformers truncates what was normalised, so its vectors are "
                 "shorter than 1; here and in vLLM and text-embeddings-inference truncation comes first"
