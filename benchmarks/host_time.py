@@ -33,14 +33,14 @@ from fastpool.triton_kernels import counters, launch  # Triton reads the variabl
 
 import fastpool
 from fastpool import dispatch, known
-from fastpool.segments import NormalizeCall, PoolBackwardCall, PoolCall, accumulator
+from fastpool.segments import Call, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
 from machine import cpu_model, describe_commit, describe_versions
 
 LIMIT_US = 15.0  # of Python's part of a pooling call, again
 TESTS = Path(__file__).parents[1] / "tests"
 
 Run = Callable[[], Any]
-Cases = dict[str, tuple[dispatch.Call, Callable[[Any], Run]]]
+Cases = dict[str, tuple[Call, Callable[[Any], Run]]]
 
 
 class Programs(dict):

@@ -52,7 +52,7 @@ import tune
 from cases import CASES, DTYPES, Case
 from fastpool import dispatch
 from fastpool.backends import native
-from fastpool.segments import PoolCall
+from fastpool.segments import Call, PoolCall
 from fastpool.testing import Sequence as Text
 from fastpool.testing import sequences
 from gpu_stages import GPU_TESTS, MARKED, workers
@@ -146,7 +146,7 @@ class StandIn:
     """The Triton backend, for CPU tensors too: calls are planned, launches handed over, and results are native's."""
 
     @staticmethod
-    def refuses(tensor: Tensor) -> None:
+    def supports(call: Call) -> None:
         return None
 
     def __getattr__(self, kernel: str) -> Callable[[Any], Tensor]:

@@ -176,11 +176,11 @@ def main() -> None:
         if found is not None:
             configs[key(shape)] = asdict(found)
         print(f"{case.name}: {found or 'the heuristic'}", flush=True)
-        turns = []
+        turns, call = [], PoolCall("mean", batch.packed, cu_seqlens=batch.cu_seqlens, normalize=True)
         seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         with choosing(found or heuristic(shape)):  # what Triton will take from now on
             for backend in ("native", "triton"):
-                if BACKENDS[backend].refuses(batch.packed) is None:
+                if BACKENDS[backend].supports(call) is None:
                     with fastpool.backend(backend):
                         turns.append(eager_turn(gpu, backend, runs, seconds_of(gpu, runs[0]), 9, backend))
             take_turns(turns, seconds, lambda turn, error: print(f"  {turn.name}: {error}"))

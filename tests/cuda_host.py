@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastpool.modes import MODES
 from fastpool.ops import NORMALIZE_BACKWARD_SCHEMA, NORMALIZE_SCHEMA, POOL_BACKWARD_SCHEMA, pool_schema
-from fastpool.segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
+from fastpool.segments import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 
 ROOT = Path(__file__).parent.parent
 # Some build from a checkout that they may only read.
@@ -130,7 +130,7 @@ class Backend:
     def __init__(self, host: Host) -> None:
         self.host, self.ops = host, host.ops
 
-    def refuses(self, tensor: Tensor) -> str | None:
+    def supports(self, call: Call) -> str | None:
         return None
 
     def pool(self, call: PoolCall) -> Tensor:

@@ -144,7 +144,7 @@ def test_the_program_survives_what_fails(tmp_path: Path, monkeypatch: pytest.Mon
     wrong = providers.Provider("wrong", "padded", lambda batch, normalize: lambda: batch.hidden[:, 0].clone())
     pooling = [p for p in providers.PROVIDERS if p is not providers.COMPILED]
     pooling += [wrong, *(providers.Provider(f.__name__, "padded", f) for f in (broken, breaks_later))]
-    monkeypatch.setattr(triton_backend, "refuses", lambda tensor: "no Triton today")
+    monkeypatch.setattr(triton_backend, "supports", lambda call: "no Triton today")
     monkeypatch.setattr(run, "providers_of", lambda *_: pooling)
     path = tmp_path / "new" / "result.json"
     record = Record(path, {"date": "2027-01-02"})

@@ -128,7 +128,7 @@ def test_must_move() -> None:
 
 
 def test_a_backend_that_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_backend, "refuses", lambda tensor: "no Triton today")
+    monkeypatch.setattr(triton_backend, "supports", lambda call: "no Triton today")
     batch = cases.build(TINY, "cpu")
     triton = next(p for p in providers.FASTPOOL if p.backend == "triton")
     with backend("triton"):

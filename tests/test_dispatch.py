@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from fastpool.triton_kernels import config
 import fastpool
 from fastpool import dispatch
 from fastpool.backends import native, reference, triton
-from fastpool.segments import NormalizeCall, PoolCall
+from fastpool.segments import NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.testing import same_bits
 
 HIDDEN = torch.randn(2, 5, 8)
@@ -126,7 +127,7 @@ def test_other_platforms_get_the_reference_and_hear_why(monkeypatch: pytest.Monk
     monkeypatch.setattr(native, "_why_not", None)
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     native.load()
-    assert native.refuses(HIDDEN) == "native kernels need Linux on x86-64, this is Linux on aarch64"
+    assert native.supports(PoolCall("mean", HIDDEN)) == "native kernels need Linux on x86-64, this is Linux on aarch64"
     monkeypatch.setattr(dispatch, "_warned", set())
     with pytest.warns(RuntimeWarning, match="native kernels need Linux on x86-64"):
         assert dispatch.choose(PoolCall("mean", HIDDEN)) is reference
@@ -170,6 +171,24 @@ def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dispatch._fastest_first(gpu_tensor(2**40))[0] == "native"
     assert told == [(0, native.NEVER)]
     dispatch._native_below_bytes.cache_clear()
+
+
+@pytest.mark.skipif(not triton.INTERPRETED, reason="Triton serves no CPU tensors here")
+def test_what_a_backend_cannot_take_is_declined() -> None:
+    """By `auto`, explain and whoever asks for it alike, gradients too: Triton's kernels count rows in 32 bits."""
+    row = torch.arange(1.0, 4.0)[None]
+    call = PoolCall("max", row.expand(2**31, 3), cu_seqlens=torch.tensor([0, 2, 5]))
+    reason = f"Triton kernels take at most {2**31 - 1} rows of a sequence, got {2**31}"
+    for one in (call, PoolBackwardCall(call, torch.ones(2, 3), torch.ones(2, 3))):
+        assert triton.supports(one) == reason
+        assert triton.supports(replace(call, hidden=row.expand(2**31 - 1, 3))) is None
+        assert reference.supports(one) is native.supports(one) is None
+    arguments = {"hidden": call.hidden, "cu_seqlens": call.cu_seqlens}
+    with fastpool.backend("triton"):
+        assert fastpool.explain(**arguments, mode="max").reasons["triton"] == reason
+        with pytest.raises(RuntimeError, match=f"'triton' was asked for and cannot serve this call: {reason}"):
+            fastpool.max(**arguments)
+    assert torch.equal(fastpool.max(**arguments), row.expand(2, 3))
 
 
 def test_half_a_library_is_none() -> None:

@@ -52,7 +52,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor, int],
     def put(change: Callable[[Tensor, int], Tensor]) -> None:
         calls = itertools.count()
         backend = ModuleType("broken")
-        backend.refuses = lambda tensor: None  # type: ignore[attr-defined]  # a made module
+        backend.supports = lambda call: None  # type: ignore[attr-defined]  # a made module
         for kernel in ("pool", "pool_backward", "l2_normalize", "l2_normalize_backward"):
             right = getattr(native, kernel)
             setattr(backend, kernel, lambda call, right=right: change(right(call), next(calls)))

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from .backends import native, reference, triton
-from .segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
+from .segments import Call
 from .triton_kernels.config import native_below_bytes, slug
-
-Call = PoolCall | PoolBackwardCall | NormalizeCall | NormalizeBackwardCall
 
 BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "reference": reference}
 _NAMES = ("auto", *BACKENDS)
@@ -130,7 +128,7 @@ def _native_below_bytes(device: torch.device) -> int:
 
 
 def _fastest_first(tensor: Tensor) -> tuple[str, ...]:
-    """`auto` takes the first of these that does not refuse the call. All give the same bits."""
+    """`auto` takes the first of these that supports the call. All give the same bits."""
     if tensor.device.type != "cuda":
         return "native", "reference", "triton"
     if native.cuda_unavailable() is None:
@@ -153,12 +151,12 @@ def choose(call: Call) -> ModuleType:
 
 def _choose(call: Call, asked: str) -> ModuleType:
     if asked != "auto":
-        reason = BACKENDS[asked].refuses(call.tensor)
+        reason = BACKENDS[asked].supports(call)
         if reason is not None:
             raise RuntimeError(f"{call.op}: backend {asked!r} was asked for and cannot serve this call: {reason}")
         return BACKENDS[asked]
     order = [BACKENDS[name] for name in _fastest_first(call.tensor)]
-    chosen = next(module for module in order if module.refuses(call.tensor) is None)
+    chosen = next(module for module in order if module.supports(call) is None)
     if chosen is reference:
         _warn_slow(call)
     return chosen
@@ -172,9 +170,7 @@ def _warn_slow(call: Call) -> None:
     if device in _warned:
         return
     _warned.add(device)
-    reasons = "; ".join(
-        f"{name}: {module.refuses(call.tensor)}" for name, module in BACKENDS.items() if name != "reference"
-    )
+    reasons = "; ".join(f"{name}: {module.supports(call)}" for name, module in BACKENDS.items() if name != "reference")
     warnings.warn(f"fastpool runs its slow reference on {device} tensors ({reasons})", RuntimeWarning, stacklevel=5)
 
 
@@ -203,7 +199,7 @@ def explain_call(call: Call) -> Explanation:
     taken: str | None = None
     order = _fastest_first(call.tensor)
     for name in order:
-        reason = BACKENDS[name].refuses(call.tensor)
+        reason = BACKENDS[name].supports(call)
         if asked not in ("auto", name):
             reason = reason or f"{asked} was asked for"
         elif reason is None and taken is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import dispatch
 from .backends import native
 from .modes import MODES
-from .segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
+from .segments import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 
 library = torch.library.Library("fastpool", "DEF")  # ops live as long as this does
 
@@ -38,7 +38,7 @@ NORMALIZE_SCHEMA = (
 )
 NORMALIZE_BACKWARD_SCHEMA = "(Tensor gradient, Tensor x, float eps, Tensor? truncate_dims=None) -> Tensor"
 
-ToCall = Callable[..., dispatch.Call]
+ToCall = Callable[..., Call]
 
 
 def pool_call(mode: str) -> Callable[..., PoolCall]:

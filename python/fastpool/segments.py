@@ -481,3 +481,6 @@ class NormalizeBackwardCall:
     def check_values(self) -> None:
         """As the normalisation's."""
         self.normalize.check_values()
+
+
+Call = PoolCall | PoolBackwardCall | NormalizeCall | NormalizeBackwardCall

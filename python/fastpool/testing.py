@@ -13,13 +13,15 @@ from torch import Tensor
 
 from .dispatch import BACKENDS, backend
 from .modes import MODES
+from .segments import PoolCall
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def cpu_backends() -> list[str]:
     """Those that serve CPU tensors in this process."""
-    return [name for name, module in BACKENDS.items() if module.refuses(torch.empty(0)) is None]
+    call = PoolCall("mean", torch.empty(1, 1, 1))
+    return [name for name, module in BACKENDS.items() if module.supports(call) is None]
 
 
 @dataclass(frozen=True)

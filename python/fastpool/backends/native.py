@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..modes import MODES
-from ..segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
+from ..segments import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 
 _PACKAGE = Path(__file__).parent.parent
 LIBRARY = _PACKAGE / "libfastpool.so"
@@ -88,9 +88,9 @@ def cuda_unavailable() -> str | None:
     return _why_not_cuda
 
 
-def refuses(tensor: Tensor) -> str | None:
-    """Why this backend cannot serve calls on that tensor, or None."""
-    kind = tensor.device.type
+def supports(call: Call) -> str | None:
+    """None where this backend can serve the call, else why not."""
+    kind = call.tensor.device.type
     if kind == "cuda":
         return _why_not_cuda
     if _why_not is None and kind != "cpu":

@@ -1,10 +1,9 @@
 """Plain PyTorch on any device: see fastpool.reference."""
 
-from torch import Tensor
-
 from ..reference import l2_normalize, l2_normalize_backward, pool, pool_backward
+from ..segments import Call
 
-__all__ = ["l2_normalize", "l2_normalize_backward", "pool", "pool_backward", "refuses", "unavailable"]
+__all__ = ["l2_normalize", "l2_normalize_backward", "pool", "pool_backward", "supports", "unavailable"]
 
 
 def unavailable() -> str | None:
@@ -12,5 +11,6 @@ def unavailable() -> str | None:
     return None
 
 
-def refuses(tensor: Tensor) -> str | None:
+def supports(call: Call) -> str | None:
+    """None: it serves every call."""
     return unavailable()

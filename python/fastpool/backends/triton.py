@@ -7,11 +7,13 @@ from types import ModuleType
 
 from torch import Tensor
 
-from ..segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
+from ..segments import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 
 _FOUND = importlib.util.find_spec("triton") is not None
 # Triton reads it as kernels are defined, so it must be set before they are imported.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+MOST_ROWS = 2**31 - 1  # of a sequence, or of packed input: kernels count them in 32 bits
 
 
 def unavailable() -> str | None:
@@ -19,15 +21,18 @@ def unavailable() -> str | None:
     return None if _FOUND else "triton is not installed"
 
 
-def refuses(tensor: Tensor) -> str | None:
-    """Why this backend cannot serve calls on that tensor, or None."""
+def supports(call: Call) -> str | None:
+    """None where this backend can serve the call, else why not."""
     if not _FOUND:
         return unavailable()
-    kind = tensor.device.type
+    kind = call.tensor.device.type
     if INTERPRETED and kind != "cpu":
         return f"TRITON_INTERPRET=1 runs Triton kernels on CPU tensors, not {kind}"
     if not INTERPRETED and kind != "cuda":
         return f"Triton kernels are for CUDA and ROCm tensors, not {kind}"
+    pool = call.pool if isinstance(call, PoolBackwardCall) else call
+    if isinstance(pool, PoolCall) and pool.rows > MOST_ROWS:
+        return f"Triton kernels take at most {MOST_ROWS} rows of a sequence, got {pool.rows}"
     return _why_not()
 
 
