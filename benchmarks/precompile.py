@@ -39,7 +39,7 @@ import pytest
 import torch
 from fastpool.triton_kernels import aot, run
 from fastpool.triton_kernels.config import candidates, slug
-from fastpool.triton_kernels.launch import Launch
+from fastpool.triton_kernels.launch import Launch, settle_cache_keys
 from fastpool.triton_kernels.plan import Device, device_of
 from torch import Tensor
 from triton import knobs
@@ -113,6 +113,7 @@ class Compiler:
     def __call__(self, one: Launch) -> None:
         self._asked = False
         try:
+            settle_cache_keys()
             compiled = one.kernel.warmup(**one.arguments, **one.options, grid=one.grid)
             if self._asked:
                 launcher(compiled)

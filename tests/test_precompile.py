@@ -16,6 +16,7 @@ from pathlib import Path
 import precompile
 from fastpool.segments import PoolCall
 from fastpool.triton_kernels import run
+from fastpool.triton_kernels.launch import settle_cache_keys
 from triton import knobs
 
 asked = []
@@ -24,6 +25,7 @@ knobs.compilation.listener = lambda *, src, metadata, metadata_group, times, cac
 
 
 def warm(one):
+    settle_cache_keys()  # as a launch does
     one.kernel.warmup(**one.arguments, **one.options, grid=one.grid)
 
 
@@ -77,6 +79,57 @@ def test_calls_find_what_was_compiled_for_them(tmp_path: Path) -> None:
     assert len(files) == 2
     assert said(tmp_path, "-c", _COUNT).split() == ["True", "True"]
     assert sorted((tmp_path / "cache").rglob("*.cubin")) == files
+
+
+_KEYS = """
+import sys, torch
+from fastpool.triton_kernels import aot, backward, normalize, plan, pool
+from fastpool.segments import PoolCall
+
+device, hidden, x = plan.Device("test", 132), torch.zeros(4, 50, 64), torch.zeros(4, 64)
+launches = {
+    "mean": plan.plan_pool(PoolCall("mean", hidden), device),
+    "l2_normalize": plan.plan_normalize(x, 1e-12, x, device),
+}
+
+
+class Stopped(Exception):
+    pass
+
+
+class Kernel:  # asks for its key as Triton does, and no more
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def warmup(self, *args, **options):
+        self.kernel.cache_key
+        raise Stopped
+
+    def __getitem__(self, grid):
+        return self.warmup
+
+
+one = launches[sys.argv[1]]
+one.kernel = Kernel(one.kernel)
+try:
+    if sys.argv[2] == "launched":
+        one.run()
+    else:
+        aot.compile_variant(aot.Variant("", one, ()), aot.parse_target("cuda:90"))
+except Stopped:
+    kernels = (pool.pool_kernel, normalize.normalize_kernel, backward.prepare_kernel, backward.share_kernel)
+    print(*(kernel.cache_key for kernel in kernels))
+"""
+
+
+def test_keys_do_not_depend_on_what_is_called_first(tmp_path: Path) -> None:
+    """Nor on whether it is launched or compiled beforehand: Triton's own do."""
+    pytest.importorskip("triton")  # likewise
+    keys = {
+        said(tmp_path, "-c", _KEYS, first, how) for first in ("mean", "l2_normalize") for how in ("launched", "aot")
+    }
+    assert len(keys) == 1
+    assert len(keys.pop().split()) == 4
 
 
 def test_what_gpu_tests_call_is_compiled(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from triton.runtime import driver
 from triton.runtime.jit import MockTensor
 
 from ..segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
-from .launch import Launch
+from .launch import Launch, settle_cache_keys
 from .machine_code import Report, read_amd, read_nvidia
 from .plan import Device, plan_normalize, plan_normalize_backward, plan_pool, plan_pool_backward
 
@@ -244,6 +244,7 @@ def compile_variant(variant: Variant, target: GPUTarget) -> Report:
     arguments = {k: MockTensor(v.dtype) if isinstance(v, Tensor) else v for k, v in launch.arguments.items()}
     options = {k: v for k, v in launch.options.items() if target.backend == "cuda" or k != "maxnreg"}
     driver.set_active(_Nowhere(target))  # and stays: this process is for compiling
+    settle_cache_keys()
     compiled = launch.kernel.warmup(**arguments, **options, grid=launch.grid)
     if target.backend == "hip":
         return read_amd(compiled)

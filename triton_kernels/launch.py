@@ -1,6 +1,8 @@
 """A launch of a kernel: its arguments, and the way past Triton's own look-up once a program is compiled."""
 
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,6 +17,21 @@ def options(warps: int, registers: int) -> dict[str, Any]:
     if torch.version.hip is None:
         chosen["maxnreg"] = registers
     return chosen
+
+
+# Each calls what stands in those before it.
+_MODULES = ("reduce", "epilogue", "segments", "arrive", "normalize", "pool", "backward")
+
+
+@cache
+def settle_cache_keys() -> None:
+    """Asks every kernel and function for Triton's key of it, those that are called before those that call them. Triton
+    puts the constants of a function's callees into its key only where they have theirs already, so that what a process
+    called first would decide under which key it looks for all its programs, and whether it finds them on disk. To be
+    called before anything is compiled."""
+    for name in _MODULES:
+        for function in vars(import_module(f"{__package__}.{name}")).values():
+            getattr(function, "cache_key", None)  # what is interpreted has none
 
 
 @dataclass
@@ -58,6 +75,7 @@ class Launch:
     def _launch(self, device: torch.device) -> None:
         arguments = (*self.brought.values(), *self.fixed.values())
         if not knows_programs(device):
+            settle_cache_keys()
             self.kernel[self.grid](*arguments, **self.options)
             return
         compiled = self.programs.get(device)
@@ -65,6 +83,7 @@ class Launch:
             key = (self.kernel, device.index, *self.options.values(), *self._compiled_for())
             compiled = self.programs[device] = _compiled.get(key)
             if compiled is None:
+                settle_cache_keys()
                 compiled = self.kernel[self.grid](*arguments, **self.options)
                 self.programs[device] = _compiled[key] = compiled
                 return
