@@ -43,7 +43,7 @@ def draw_call(drawn: random.Random) -> PoolCall:
     batch = size(drawn, min(most, 3_000_000))
     rows = size(drawn, min(most // batch if layout == "padded" else most, 2**31 - 1))
     per_token = (batch, rows) if layout == "padded" else (rows,)
-    given: dict[str, Any] = {"dim": drawn.choice([None, None, max(1, width // 2), drawn.randint(1, width)])}
+    given: dict[str, Any] = {"truncate_dim": drawn.choice([None, None, max(1, width // 2), drawn.randint(1, width)])}
     if layout == "cu_seqlens":
         given["cu_seqlens"] = meta(batch + 1, dtype=torch.int32)
     elif layout == "starts and ends":
@@ -97,7 +97,7 @@ def test_pooling_plans_are_sound(seed: int) -> None:
     for call, device, drawn in drawn_calls(seed):
         launch = aot.plan_pool(call, device)
         constants, states = launch.arguments, launch.arguments["states"]
-        width = call.hidden.shape[-1] if call.dim is None else call.dim
+        width = call.hidden.shape[-1] if call.truncate_dim is None else call.truncate_dim
         batch, rows, cu = call.batch, call.rows, call.cu_seqlens is not None
         try:
             check_launch(launch, width)
@@ -135,7 +135,7 @@ def test_pooling_plans_are_sound(seed: int) -> None:
 def test_gradient_plans_are_sound(seed: int) -> None:
     for call, device, drawn in drawn_calls(seed):
         width = call.hidden.shape[-1]
-        dim = width if call.dim is None else call.dim
+        dim = width if call.truncate_dim is None else call.truncate_dim
         gradient = meta(call.batch, dim, dtype=accumulator(call.hidden.dtype))
         of_weights = call.weights is not None and drawn.random() < 0.5
         try:
@@ -160,4 +160,4 @@ def test_gradient_plans_are_sound(seed: int) -> None:
 
 def described(call: PoolCall) -> str:
     given = {name: tuple(value.shape) for name, value in vars(call).items() if isinstance(value, Tensor)}
-    return f"{call.mode} {call.hidden.dtype} {given} dim {call.dim} strides {call.hidden.stride()}"
+    return f"{call.mode} {call.hidden.dtype} {given} dim {call.truncate_dim} strides {call.hidden.stride()}"
