@@ -1,7 +1,9 @@
 """How many launches a Triton call is, of how many programs, and with how much memory beside its result: counted where
 calls are run without a GPU, by a stand-in for the launch."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
 from fastpool.triton_kernels import counters, plan, run  # after the skip
-from fastpool.triton_kernels.launch import Launch  # likewise
+from fastpool.triton_kernels.launch import _MODULES, Launch  # likewise
 
 from fastpool.modes import MODES
 from fastpool.segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
@@ -198,3 +200,13 @@ def test_nothing_is_compiled_for_a_number() -> None:
         options = kernel.kwargs if hasattr(kernel, "kwargs") else vars(kernel)  # the interpreter's, or a compiled one's
         names = set(options["do_not_specialize"])
         assert numbers <= names, name
+
+
+def test_every_kernel_has_its_key_settled() -> None:
+    """Modules with functions of Triton's, each behind those that it calls."""
+    folder = Path(plan.__file__).parent
+    compiled = {path.stem: path.read_text() for path in folder.glob("*.py") if "@triton.jit" in path.read_text()}
+    assert set(_MODULES) == set(compiled)
+    for at, name in enumerate(_MODULES):
+        called = set(re.findall(r"^from \.(\w+) import", compiled[name], re.MULTILINE)) & set(compiled)
+        assert called <= set(_MODULES[:at]), name
