@@ -1,6 +1,6 @@
 // Op arguments on the LibTorch stable ABI: read from the boxed stack, checked, and turned into a PoolCall. Every
-// message stands word for word in python/fastpool/segments.py too, which turns it into a TypeError or ValueError; a
-// test compares.
+// message stands word for word in python/fastpool/segments.py or checks.py too, which turn it into a TypeError or
+// ValueError; a test compares.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/c/shim.h>

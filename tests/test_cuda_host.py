@@ -217,14 +217,10 @@ def test_l2_normalize_dims(host: Host, dtype: torch.dtype) -> None:
         x[0, 0], x[1, 1] = torch.finfo(dtype).max / 8, 0.0
         for columns in (width, width - 2):
             known = torch.tensor([size for size in sizes if size <= columns])
-            truncate_dims = known[torch.randint(0, len(known), (3, 4), generator=generator)].T
-            poisoned = torch.where(torch.arange(width) < truncate_dims[..., None], x, torch.nan)
-            cases = (
-                (poisoned, truncate_dims.int()),
-                (poisoned.transpose(0, 1), truncate_dims.T),
-                (poisoned[0, 0], truncate_dims[0, 0]),
-            )
-            for view, index in (*cases, (poisoned[:, 0], truncate_dims[:, 0]), (poisoned[:0], truncate_dims[:0])):
+            cuts = known[torch.randint(0, len(known), (3, 4), generator=generator)].T
+            poisoned = torch.where(torch.arange(width) < cuts[..., None], x, torch.nan)
+            cases = ((poisoned, cuts.int()), (poisoned.transpose(0, 1), cuts.T), (poisoned[0, 0], cuts[0, 0]))
+            for view, index in (*cases, (poisoned[:, 0], cuts[:, 0]), (poisoned[:0], cuts[:0])):
                 for more in ({}, {"eps": 0.0, "out_dtype": torch.bfloat16}):
                     host.tune()
                     found = host.ops.l2_normalize(view, truncate_dim=columns, truncate_dims=index, **more)
@@ -237,15 +233,15 @@ def test_l2_normalize_dims(host: Host, dtype: torch.dtype) -> None:
 def test_dims_are_clamped(host: Host, index: torch.dtype) -> None:
     """Nobody has checked them here."""
     hostile = [value for value in HOSTILE if index == torch.int64 or -(2**31) <= value < 2**31]
-    truncate_dims = torch.tensor(hostile, dtype=index)
-    around = torch.full((len(truncate_dims) + 2, 40), torch.nan)
+    cuts = torch.tensor(hostile, dtype=index)
+    around = torch.full((len(cuts) + 2, 40), torch.nan)
     x = around[1:-1, :34]
     x[:, :32] = torch.arange(1.0, 33.0)
-    expected = NATIVE.l2_normalize(x, truncate_dim=32, truncate_dims=truncate_dims.clamp(0, 32))
-    assert same_bits(host.ops.l2_normalize(x, truncate_dim=32, truncate_dims=truncate_dims), expected)
-    gradient = torch.randn(len(truncate_dims), 32)
-    expected = NATIVE._l2_normalize_backward(gradient, x, 1e-12, truncate_dims.clamp(0, 32))
-    assert same_bits(host.ops._l2_normalize_backward(gradient, x, 1e-12, truncate_dims), expected)
+    expected = NATIVE.l2_normalize(x, truncate_dim=32, truncate_dims=cuts.clamp(0, 32))
+    assert same_bits(host.ops.l2_normalize(x, truncate_dim=32, truncate_dims=cuts), expected)
+    gradient = torch.randn(len(cuts), 32)
+    expected = NATIVE._l2_normalize_backward(gradient, x, 1e-12, cuts.clamp(0, 32))
+    assert same_bits(host.ops._l2_normalize_backward(gradient, x, 1e-12, cuts), expected)
 
 
 @pytest.mark.parametrize("mode", ["mean", "max"])
@@ -384,9 +380,9 @@ for dtype in DTYPES:
                 run(i, mode, SPELLINGS[name].make(batch, weighted))
         x = torch.randn(3, width).to(dtype)
         gradient = torch.ones(3, width // 2 + 1, dtype=accumulator(dtype))
-        for truncate_dims in (None, torch.tensor([0, -9, width // 2]), torch.tensor([width, 2**31 - 1, 1]).int()):
-            host.ops.l2_normalize(x, truncate_dims=truncate_dims)
-            host.ops._l2_normalize_backward(gradient, x, 1e-12, truncate_dims)
+        for cuts in (None, torch.tensor([0, -9, width // 2]), torch.tensor([width, 2**31 - 1, 1]).int()):
+            host.ops.l2_normalize(x, truncate_dims=cuts)
+            host.ops._l2_normalize_backward(gradient, x, 1e-12, cuts)
 print("calls:", calls)
 """
 

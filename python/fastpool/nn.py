@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from . import functional
+from .checks import FLOATS
 from .modes import MODES
-from .segments import FLOATS, accumulator
+from .segments import accumulator
 
 
 def _check_type(module: str, name: str, value: object, expected: type | tuple[type, ...], words: str) -> None:

@@ -11,89 +11,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .known import Known, known, looked_up
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_FLOAT_NAMES = "float16, bfloat16, float32 or float64"
-_MASK_DTYPES = (
-    torch.bool,
-    torch.uint8,
-    torch.int8,
-    torch.uint16,
-    torch.int16,
-    torch.uint32,
-    torch.int32,
-    torch.uint64,
-    torch.int64,
+from .checks import (
+    MASK_DTYPES,
+    check_columns,
+    check_dense,
+    check_float,
+    check_index_dtype,
+    check_leading,
+    check_tensor,
+    name_of,
+    require,
 )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _check(ok: bool, error: type[Exception], message: str) -> None:
-    if not ok:
-        raise error(message)
-
-
-def _check_tensor(op: str, name: str, value: object, optional: bool) -> None:
-    if optional and value is None:
-        return
-    _check(isinstance(value, Tensor), TypeError, f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
-    assert isinstance(value, Tensor)
-    _check(
-        value.layout == torch.strided and not value.is_nested,
-        TypeError,
-        f"{op}: {name} must be a dense strided tensor, got "
-        + ("a nested one" if value.is_nested else f"layout {value.layout}"),
-    )
-
-
-def _check_float(op: str, name: str, dtype: object) -> None:
-    _check(
-        isinstance(dtype, torch.dtype),
-        TypeError,
-        f"{op}: {name} must be {_FLOAT_NAMES}, got {type(dtype).__name__}",
-    )
-    assert isinstance(dtype, torch.dtype)
-    _check(dtype in FLOATS, TypeError, f"{op}: {name} must be {_FLOAT_NAMES}, got {_name(dtype)}")
-
-
-def _check_index_dtype(op: str, name: str, tensor: Tensor) -> None:
-    _check(
-        tensor.dtype in (torch.int32, torch.int64),
-        TypeError,
-        f"{op}: {name} must be int32 or int64, got {_name(tensor.dtype)}",
-    )
-
-
-def _check_columns(op: str, name: str, x: Tensor, truncate_dim: int | None) -> None:
-    _check(
-        x.shape[-1] <= 1 or x.stride(-1) == 1,
-        ValueError,
-        f"{op}: {name} must be contiguous in its last dimension, got strides {list(x.stride())}",
-    )
-    _check(
-        truncate_dim is None or isinstance(truncate_dim, int | torch.SymInt),
-        TypeError,
-        f"{op}: truncate_dim must be an int, got {type(truncate_dim).__name__}",
-    )
-    _check(
-        truncate_dim is None or 1 <= truncate_dim <= x.shape[-1],
-        ValueError,
-        f"{op}: truncate_dim must lie between 1 and the last dimension, {x.shape[-1]}, got {truncate_dim}",
-    )
-
-
-def _check_leading(op: str, name: str, tensor: Tensor, input: str, like: Tensor) -> None:
-    expected = like.shape[:-1]
-    _check(
-        tensor.shape == expected,
-        ValueError,
-        f"{op}: {name} must have {input}'s shape without its last dimension, {list(expected)}, "
-        f"got {list(tensor.shape)}",
-    )
+from .known import Known, known, looked_up
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -157,54 +86,54 @@ class PoolCall:
     def check(self) -> None:
         """Raises TypeError or ValueError for anything but the values of index tensors; reads no data."""
         op, hidden = self.op, self.hidden
-        _check_tensor(op, "hidden", hidden, optional=False)
+        check_tensor(op, "hidden", hidden, optional=False)
         for name in ("mask", "cu_seqlens", "weights", "starts", "ends"):
-            _check_tensor(op, name, getattr(self, name), optional=True)
-        _check_float(op, "hidden", hidden.dtype)
-        _check(
+            check_tensor(op, name, getattr(self, name), optional=True)
+        check_float(op, "hidden", hidden.dtype)
+        require(
             hidden.dim() in (2, 3),
             ValueError,
             f"{op}: hidden must be padded [B, S, H] or packed [T, H], got shape {list(hidden.shape)}",
         )
-        _check_columns(op, "hidden", hidden, self.truncate_dim)
+        check_columns(op, "hidden", hidden, self.truncate_dim)
         if self.out_dtype is not None:
-            _check_float(op, "out_dtype", self.out_dtype)
+            check_float(op, "out_dtype", self.out_dtype)
         for name in ("mask", "cu_seqlens", "weights", "starts", "ends"):
             tensor = getattr(self, name)
-            _check(
+            require(
                 tensor is None or tensor.device == hidden.device,
                 ValueError,
                 f"{op}: {name} must be on hidden's device, {hidden.device}, "
                 f"got {tensor.device if tensor is not None else None}",
             )
         if self.mask is not None:
-            _check_leading(op, "mask", self.mask, "hidden", hidden)
-            _check(
-                self.mask.dtype in _MASK_DTYPES,
+            check_leading(op, "mask", self.mask, "hidden", hidden)
+            require(
+                self.mask.dtype in MASK_DTYPES,
                 TypeError,
                 f"{op}: mask must be bool or an integer type whose non-zero values are real tokens, "
-                f"got {_name(self.mask.dtype)}; an additive mask (0 / -inf) read that way would pick the padding",
+                f"got {name_of(self.mask.dtype)}; an additive mask (0 / -inf) read that way would pick the padding",
             )
         if self.weights is not None:
-            _check_leading(op, "weights", self.weights, "hidden", hidden)
-            _check_float(op, "weights", self.weights.dtype)
+            check_leading(op, "weights", self.weights, "hidden", hidden)
+            check_float(op, "weights", self.weights.dtype)
         self._check_bounds_shape()
 
     def _check_bounds_shape(self) -> None:
         op, cu, starts, ends = self.op, self.cu_seqlens, self.starts, self.ends
-        _check(
+        require(
             not (self.padded and cu is not None),
             ValueError,
             f"{op}: cu_seqlens goes with packed [T, H] hidden, got shape {list(self.hidden.shape)}",
         )
         alone = "starts alone" if starts is not None else "ends alone" if ends is not None else "none of them"
-        _check(
+        require(
             self.padded or cu is not None or (starts is not None and ends is not None),
             ValueError,
             f"{op}: packed [T, H] hidden needs cu_seqlens, or starts and ends, got {alone}",
         )
         both = "starts and ends" if starts is not None and ends is not None else "starts" if ends is None else "ends"
-        _check(
+        require(
             cu is None or (starts is None and ends is None),
             ValueError,
             f"{op}: cu_seqlens already says where segments start and end, got {both} too",
@@ -212,20 +141,20 @@ class PoolCall:
         for name, tensor in (("cu_seqlens", cu), ("starts", starts), ("ends", ends)):
             if tensor is None:
                 continue
-            _check_index_dtype(op, name, tensor)
-            _check(
+            check_index_dtype(op, name, tensor)
+            require(
                 tensor.dim() == 1,
                 ValueError,
                 f"{op}: {name} must have one dimension, got shape {list(tensor.shape)}",
             )
-        _check(
+        require(
             cu is None or cu.shape[0] >= 1,
             ValueError,
             f"{op}: cu_seqlens must have B + 1 values, got none",
         )
         for name, tensor in (("starts", starts), ("ends", ends)):
             why = "one for each row of hidden" if self.padded else "as starts has"
-            _check(
+            require(
                 tensor is None or tensor.shape[0] == self.batch,
                 ValueError,
                 f"{op}: {name} must have {self.batch} values, {why}, "
@@ -253,12 +182,12 @@ class PoolCall:
             start = 0 if starts is None else starts[b]
             end = self.rows if ends is None else ends[b]
             for name, i, value in ((start_name, b, start), (end_name, b + shift, end)):
-                _check(
+                require(
                     0 <= value <= self.rows,
                     ValueError,
                     f"{self.op}: {name} must lie between 0 and {self.rows}, got {name}[{i}] = {value}",
                 )
-            _check(
+            require(
                 start <= end,
                 ValueError,
                 f"{self.op}: cu_seqlens must not decrease, got cu_seqlens[{b}] = {start} before "
@@ -267,26 +196,6 @@ class PoolCall:
                 else f"{self.op}: starts must not be greater than ends, got starts[{b}] = {start} and "
                 f"ends[{b}] = {end}",
             )
-
-
-def _check_dense(
-    op: str, name: str, tensor: object, shape: list[int], dtype: torch.dtype, input: str, like: Tensor
-) -> None:
-    """A gradient or a result, as autograd hands it to a backward op."""
-    _check_tensor(op, name, tensor, optional=False)
-    assert isinstance(tensor, Tensor)
-    _check(tensor.dtype == dtype, TypeError, f"{op}: {name} must be {_name(dtype)}, got {_name(tensor.dtype)}")
-    _check(
-        tensor.device == like.device,
-        ValueError,
-        f"{op}: {name} must be on {input}'s device, {like.device}, got {tensor.device}",
-    )
-    _check(list(tensor.shape) == shape, ValueError, f"{op}: {name} must have shape {shape}, got {list(tensor.shape)}")
-    _check(
-        tensor.is_contiguous(),
-        ValueError,
-        f"{op}: {name} must be contiguous, got strides {list(tensor.stride())}",
-    )
 
 
 @dataclass
@@ -341,12 +250,12 @@ class PoolBackwardCall:
         """Raises TypeError or ValueError; reads no data."""
         op, hidden = self.op, self.pool.hidden
         self.pool.check()
-        _check(not self.of_weights or self.pool.weights is not None, ValueError, f"{op}: weights must be given")
+        require(not self.of_weights or self.pool.weights is not None, ValueError, f"{op}: weights must be given")
         columns = hidden.shape[-1] if self.pool.truncate_dim is None else self.pool.truncate_dim
         shape, dtype = [self.pool.batch, columns], accumulator(hidden.dtype)
-        _check_dense(op, "gradient", self.gradient, shape, dtype, "hidden", hidden)
+        check_dense(op, "gradient", self.gradient, shape, dtype, "hidden", hidden)
         if self.needs_result:
-            _check_dense(op, "result", self.result, shape, dtype, "hidden", hidden)
+            check_dense(op, "result", self.result, shape, dtype, "hidden", hidden)
 
     def check_values(self) -> None:
         """As the pooling's."""
@@ -394,34 +303,34 @@ class NormalizeCall:
 
     def check(self) -> None:
         """Raises TypeError or ValueError for anything but the values of truncate_dims; reads no data."""
-        _check_tensor(self.op, "x", self.x, optional=False)
-        _check_tensor(self.op, "truncate_dims", self.truncate_dims, optional=True)
-        _check_float(self.op, "x", self.x.dtype)
-        _check(
+        check_tensor(self.op, "x", self.x, optional=False)
+        check_tensor(self.op, "truncate_dims", self.truncate_dims, optional=True)
+        check_float(self.op, "x", self.x.dtype)
+        require(
             self.x.dim() >= 1,
             ValueError,
             f"{self.op}: x must have at least one dimension, got shape []",
         )
         # As most of torch's own ops; a view may have more, and kernels have room for as many.
-        _check(self.x.dim() <= 64, ValueError, f"{self.op}: x must have at most 64 dimensions, got {self.x.dim()}")
-        _check_columns(self.op, "x", self.x, self.truncate_dim)
+        require(self.x.dim() <= 64, ValueError, f"{self.op}: x must have at most 64 dimensions, got {self.x.dim()}")
+        check_columns(self.op, "x", self.x, self.truncate_dim)
         if self.out_dtype is not None:
-            _check_float(self.op, "out_dtype", self.out_dtype)
-        _check(
+            check_float(self.op, "out_dtype", self.out_dtype)
+        require(
             isinstance(self.eps, float | int),
             TypeError,
             f"{self.op}: eps must be a float, got {type(self.eps).__name__}",
         )
-        _check(self.eps >= 0, ValueError, f"{self.op}: eps must be at least 0, got {self.eps:g}")
+        require(self.eps >= 0, ValueError, f"{self.op}: eps must be at least 0, got {self.eps:g}")
         if self.truncate_dims is None:
             return
-        _check(
+        require(
             self.truncate_dims.device == self.x.device,
             ValueError,
             f"{self.op}: truncate_dims must be on x's device, {self.x.device}, got {self.truncate_dims.device}",
         )
-        _check_index_dtype(self.op, "truncate_dims", self.truncate_dims)
-        _check_leading(self.op, "truncate_dims", self.truncate_dims, "x", self.x)
+        check_index_dtype(self.op, "truncate_dims", self.truncate_dims)
+        check_leading(self.op, "truncate_dims", self.truncate_dims, "x", self.x)
 
     def check_values(self) -> None:
         """Raises ValueError for truncate_dims that are more columns than there are, or below 0. Synchronises."""
@@ -476,7 +385,7 @@ class NormalizeBackwardCall:
         self.normalize.check()
         x = self.normalize.x
         shape = [*x.shape[:-1], self.normalize.columns]
-        _check_dense(self.op, "gradient", self.gradient, shape, accumulator(x.dtype), "x", x)
+        check_dense(self.op, "gradient", self.gradient, shape, accumulator(x.dtype), "x", x)
 
     def check_values(self) -> None:
         """As the normalisation's."""
