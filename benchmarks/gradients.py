@@ -59,8 +59,10 @@ def op(mode: str, batch: Batch) -> Callable[[], Tensor]:
     """fastpool's backward op, as autograd calls it."""
     hidden, dtype = batch.hidden, batch.gradient.dtype
     result = getattr(torch.ops.fastpool, mode)(hidden, batch.mask, batch.cu_seqlens, out_dtype=dtype)
-    backward = getattr(torch.ops.fastpool, f"_{mode}_backward")
-    return lambda: backward(batch.gradient, hidden, batch.mask, batch.cu_seqlens, None, None, None, result)
+    backward = torch.ops.fastpool._pool_backward
+    return lambda: backward(
+        mode, "hidden", batch.gradient, hidden, batch.mask, batch.cu_seqlens, None, None, None, result
+    )
 
 
 def formula(mode: str, batch: Batch) -> Callable[[], Tensor]:

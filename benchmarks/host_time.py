@@ -33,7 +33,7 @@ from fastpool.triton_kernels import counters, launch  # Triton reads the variabl
 
 import fastpool
 from fastpool import dispatch, known
-from fastpool.segments import Call, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
+from fastpool.calls import Call, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
 from machine import cpu_model, describe_commit, describe_versions
 
 LIMIT_US = 15.0  # of Python's part of a pooling call, again
@@ -72,7 +72,9 @@ def cases() -> Cases:
         "l2_normalize": (NormalizeCall(short), lambda ops: lambda: ops.l2_normalize(short)),
         "gradient of mean": (
             PoolBackwardCall(PoolCall("mean", short, cu_seqlens=one), gradient),
-            lambda ops: lambda: ops._mean_backward(gradient, short, None, one, None, None, None, None),
+            lambda ops: (
+                lambda: ops._pool_backward("mean", "hidden", gradient, short, None, one, None, None, None, None)
+            ),
         ),
     }
 

@@ -52,7 +52,7 @@ import tune
 from cases import CASES, DTYPES, Case
 from fastpool import dispatch
 from fastpool.backends import native
-from fastpool.segments import Call, PoolCall
+from fastpool.calls import Call, PoolCall
 from fastpool.testing import Sequence as Text
 from fastpool.testing import sequences
 from gpu_stages import GPU_TESTS, MARKED, workers

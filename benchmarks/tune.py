@@ -29,8 +29,8 @@ from fastpool.triton_kernels.config import TUNED, Config, Shape, candidates, heu
 import fastpool
 from cases import DTYPES, SHAPES, SKEWED, Batch, Case, build
 from fastpool import known
+from fastpool.calls import PoolCall
 from fastpool.dispatch import BACKENDS
-from fastpool.segments import PoolCall
 from machine import cores, describe_commit, describe_versions
 
 GAIN = 0.03  # of the heuristic's time; less is noise

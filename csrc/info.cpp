@@ -16,8 +16,12 @@ PYBIND11_MODULE(_native, m) {
   m.attr("cuda_architectures") = FASTPOOL_CUDA_ARCHITECTURES;
   m.attr("LEAF") = kLeaf;
   m.attr("NORM_EPS") = kNormEps;
-  py::dict modes;
-  for (int code = 0; code < kModes; ++code) modes[kModeNames[code]] = code;
+  m.attr("OVERFLOW_SCALES") = py::make_tuple(kOverflowScale32, kOverflowScale64);
+  // Of each mode: its name, and its traits as their places in the enumerations of modes.py.
+  py::list modes;
+  for (const Mode& mode : kModes)
+    modes.append(py::make_tuple(mode.name, static_cast<int>(mode.select), static_cast<int>(mode.weight),
+                                static_cast<int>(mode.reduce), static_cast<int>(mode.divisor)));
   m.attr("MODES") = modes;
 
   m.def("isa", &cpu::isa, "The instruction set in use.");

@@ -1,5 +1,5 @@
-// What the ops of every device share: a kernel for each mode, and the turn to Python where another backend was asked
-// for.
+// What the ops of every device share: a kernel for each mode, and the turn to Python, where another backend was asked
+// for or an argument is not what the op takes.
 #pragma once
 #include <torch/csrc/stable/library.h>
 
@@ -10,35 +10,40 @@
 
 namespace fastpool {
 
-// As python/fastpool/ops.py names it.
-inline std::string backward_name(Mode mode, bool of_weights) {
-  return std::string("_") + kModeNames[static_cast<int>(mode)] + "_backward" + (of_weights ? "_weights" : "");
-}
-
 // The same call through Python's dispatch; its error, if any, comes back with its own words.
-inline bool redirected(const char* name, StableIValue* stack, int device, int64_t hidden_bytes) {
-  if (!native::redirecting(device, hidden_bytes)) return false;
+inline void run_in_python(const char* name, StableIValue* stack) {
   const std::string op = std::string("fastpool::_python_") + name;
   if (torch_call_dispatcher(op.c_str(), "", stack, TORCH_ABI_VERSION) != 0)
     throw std::runtime_error(native::take_error());
+}
+inline bool redirected(const char* name, StableIValue* stack, int device, int64_t hidden_bytes) {
+  if (!native::redirecting(device, hidden_bytes)) return false;
+  run_in_python(name, stack);
   return true;
 }
 
-// `forward(code)`, `backward(code, of_weights)`: a mode's boxed functions; both arguments are compile-time constants.
-template <class Forward, class Backward, int... codes>
-void fill(torch::stable::detail::StableLibrary& m, Forward forward, Backward backward,
-          std::integer_sequence<int, codes...>) {
-  const auto one = [&](auto code) {
-    constexpr Mode mode = static_cast<Mode>(code());
-    m.impl(kModeNames[code()], forward(code));
-    m.impl(backward_name(mode, false).c_str(), backward(code, std::false_type()));
-    if constexpr (takes_weights(mode)) m.impl(backward_name(mode, true).c_str(), backward(code, std::true_type()));
-  };
-  (one(std::integral_constant<int, codes>()), ...);
+// Puts the tensor that `body` makes from the arguments on the stack. Where it refuses one of them, Python is asked,
+// whose checks have words for what is wrong; a program without it gets the argument's name.
+template <class Arguments, class Body>
+void answer(const char* name, StableIValue* stack, Arguments& arguments, Body body) {
+  try {
+    stack[0] = torch::stable::detail::from(body().release());
+  } catch (const Refused& refused) {
+    if (!native::python_may_explain())
+      throw std::runtime_error(std::string("fastpool.") + name + ": not a valid argument: " + refused.argument);
+    arguments.put_back(stack);
+    run_in_python(name, stack);
+  }
 }
-template <class Forward, class Backward>
-void fill(torch::stable::detail::StableLibrary& m, Forward forward, Backward backward) {
-  fill(m, forward, backward, std::make_integer_sequence<int, kModes>());
+
+// `pool(code)`: a mode's boxed function, its argument a compile-time constant.
+template <class Pool, int... codes>
+void register_modes(torch::stable::detail::StableLibrary& m, Pool pool, std::integer_sequence<int, codes...>) {
+  (m.impl(kModes[codes].name, pool(std::integral_constant<int, codes>())), ...);
+}
+template <class Pool>
+void register_modes(torch::stable::detail::StableLibrary& m, Pool pool) {
+  register_modes(m, pool, std::make_integer_sequence<int, kModeCount>());
 }
 
 }  // namespace fastpool

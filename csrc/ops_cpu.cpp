@@ -40,68 +40,67 @@ cpu::Parallel parallel() {
 
 template <int code>
 void pool(StableIValue* stack, uint64_t, uint64_t) {
-  constexpr const char* name = kModeNames[code];
-  constexpr Mode mode = static_cast<Mode>(code);
-  if (redirected(name, stack, native::kCpu, 0)) return;
-  const PoolArguments arguments(stack, takes_weights(mode));
-  PoolCall call = arguments.call(mode, name);
-  // The output first: a batch that no memory can hold fails here, not after walking over all of it.
-  Tensor out = arguments.output(call);
-  call.out = out.mutable_data();
-  const std::string wrong = cpu::check_bounds(call, static_cast<bool>(arguments.cu_seqlens));
-  check(wrong.empty(), [&] { return std::string("fastpool.") + name + ": " + wrong; });
-  cpu::pool(call, parallel());
-  stack[0] = torch::stable::detail::from(out.release());
+  constexpr const Mode& mode = kModes[code];
+  if (redirected(mode.name, stack, native::kCpu, 0)) return;
+  PoolArguments arguments(mode, stack);
+  answer(mode.name, stack, arguments, [&] {
+    PoolCall call = arguments.call();
+    // The output first: a batch that no memory can hold fails here, not after walking over all of it.
+    Tensor out = arguments.output(call);
+    call.out = out.mutable_data();
+    require(cpu::valid_bounds(call), "bounds");
+    cpu::pool(call, parallel());
+    return out;
+  });
 }
 
-void check_dims(const NormalizeCall& call) {
-  const std::string wrong = cpu::check_dims(call);
-  check(wrong.empty(), [&] { return "fastpool.l2_normalize: " + wrong; });
+void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr const char* name = "_pool_backward";
+  if (redirected(name, stack, native::kCpu, 0)) return;
+  PoolBackwardArguments arguments(stack);
+  answer(name, stack, arguments, [&] {
+    PoolBackwardCall call = arguments.call();
+    Tensor out = arguments.output(call);
+    call.out = out.mutable_data();
+    require(cpu::valid_bounds(call.pool), "bounds");
+    cpu::pool_backward(call, parallel());
+    return out;
+  });
 }
 
 void l2_normalize(StableIValue* stack, uint64_t, uint64_t) {
-  if (redirected("l2_normalize", stack, native::kCpu, 0)) return;
-  const NormalizeArguments arguments(stack);
-  NormalizeCall call = arguments.call("l2_normalize");
-  Tensor out = arguments.output(call);
-  call.out = out.mutable_data();
-  check_dims(call);
-  cpu::l2_normalize(call, parallel());
-  stack[0] = torch::stable::detail::from(out.release());
-}
-
-template <int code, bool of_weights>
-void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
-  constexpr Mode mode = static_cast<Mode>(code);
-  static const std::string name = backward_name(mode, of_weights);
-  if (redirected(name.c_str(), stack, native::kCpu, 0)) return;
-  const PoolBackwardArguments arguments(stack);
-  PoolBackwardCall call = arguments.call(mode, of_weights, kModeNames[code]);
-  Tensor out = arguments.output(of_weights);
-  call.out = out.mutable_data();
-  const std::string wrong = cpu::check_bounds(call.pool, static_cast<bool>(arguments.pool.cu_seqlens));
-  check(wrong.empty(), [&] { return std::string("fastpool.") + kModeNames[code] + ": " + wrong; });
-  cpu::pool_backward(call, parallel());
-  stack[0] = torch::stable::detail::from(out.release());
+  constexpr const char* name = "l2_normalize";
+  if (redirected(name, stack, native::kCpu, 0)) return;
+  NormalizeArguments arguments(stack);
+  answer(name, stack, arguments, [&] {
+    NormalizeCall call = arguments.call();
+    Tensor out = arguments.output(call);
+    call.out = out.mutable_data();
+    require(cpu::valid_dims(call), "truncate_dims");
+    cpu::l2_normalize(call, parallel());
+    return out;
+  });
 }
 
 void l2_normalize_backward(StableIValue* stack, uint64_t, uint64_t) {
-  if (redirected("_l2_normalize_backward", stack, native::kCpu, 0)) return;
-  const NormalizeBackwardArguments arguments(stack);
-  NormalizeBackwardCall call = arguments.call("l2_normalize");
-  Tensor out = arguments.output();
-  call.out = out.mutable_data();
-  check_dims(call.normalize);
-  cpu::l2_normalize_backward(call, parallel());
-  stack[0] = torch::stable::detail::from(out.release());
+  constexpr const char* name = "_l2_normalize_backward";
+  if (redirected(name, stack, native::kCpu, 0)) return;
+  NormalizeBackwardArguments arguments(stack);
+  answer(name, stack, arguments, [&] {
+    NormalizeBackwardCall call = arguments.call();
+    Tensor out = arguments.output();
+    call.out = out.mutable_data();
+    require(cpu::valid_dims(call.normalize), "truncate_dims");
+    cpu::l2_normalize_backward(call, parallel());
+    return out;
+  });
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastpool, CPU, m) {
-  fill(
-      m, [](auto code) { return pool<code>; },
-      [](auto code, auto of_weights) { return pool_backward<code, of_weights>; });
+  register_modes(m, [](auto code) { return pool<code>; });
+  m.impl("_pool_backward", pool_backward);
   m.impl("l2_normalize", l2_normalize);
   m.impl("_l2_normalize_backward", l2_normalize_backward);
 }

@@ -53,8 +53,8 @@ void run(const NormalizeBackwardCall& call, cudaStream_t stream) {
 }
 
 void check_grid(int64_t blocks, int64_t strips) {
-  check(blocks <= INT32_MAX && strips <= 65535,
-        [] { return std::string("fastpool: more segments or columns than a GPU's grid can hold"); });
+  if (blocks > INT32_MAX || strips > 65535)
+    throw std::runtime_error("fastpool: more segments or columns than a GPU's grid can hold");
 }
 
 void run(const PoolCall& call, bool cu, const OnDevice& device) {
@@ -121,60 +121,66 @@ bool redirected_for(StableIValue hidden, const char* name, StableIValue* stack) 
 
 template <int code>
 void pool(StableIValue* stack, uint64_t, uint64_t) {
-  constexpr const char* name = kModeNames[code];
-  constexpr Mode mode = static_cast<Mode>(code);
-  if (redirected_for(stack[0], name, stack)) return;
-  const PoolArguments arguments(stack, takes_weights(mode));
-  PoolCall call = arguments.call(mode, name);
-  const OnDevice device(arguments.hidden.device());
-  Tensor out = arguments.output(call);
-  call.out = out.mutable_data();
-  run(call, static_cast<bool>(arguments.cu_seqlens), device);
-  stack[0] = torch::stable::detail::from(out.release());
+  constexpr const Mode& mode = kModes[code];
+  if (redirected_for(stack[0], mode.name, stack)) return;
+  PoolArguments arguments(mode, stack);
+  answer(mode.name, stack, arguments, [&] {
+    PoolCall call = arguments.call();
+    const OnDevice device(arguments.hidden.device());
+    Tensor out = arguments.output(call);
+    call.out = out.mutable_data();
+    run(call, static_cast<bool>(arguments.cu_seqlens), device);
+    return out;
+  });
+}
+
+void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr const char* name = "_pool_backward";
+  if (redirected_for(stack[PoolBackwardArguments::kHidden], name, stack)) return;
+  PoolBackwardArguments arguments(stack);
+  answer(name, stack, arguments, [&] {
+    PoolBackwardCall call = arguments.call();
+    const OnDevice device(arguments.pool.hidden.device());
+    Tensor out = arguments.output(call);
+    call.out = out.mutable_data();
+    run(call, device);
+    return out;
+  });
 }
 
 void l2_normalize(StableIValue* stack, uint64_t, uint64_t) {
-  if (redirected_for(stack[0], "l2_normalize", stack)) return;
-  const NormalizeArguments arguments(stack);
-  NormalizeCall call = arguments.call("l2_normalize");
-  const OnDevice device(arguments.x.device());
-  Tensor out = arguments.output(call);
-  call.out = out.mutable_data();
-  run(call, device.stream());
-  stack[0] = torch::stable::detail::from(out.release());
-}
-
-template <int code, bool of_weights>
-void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
-  constexpr Mode mode = static_cast<Mode>(code);
-  static const std::string name = backward_name(mode, of_weights);
-  if (redirected_for(stack[1], name.c_str(), stack)) return;
-  const PoolBackwardArguments arguments(stack);
-  PoolBackwardCall call = arguments.call(mode, of_weights, kModeNames[code]);
-  const OnDevice device(arguments.pool.hidden.device());
-  Tensor out = arguments.output(of_weights);
-  call.out = out.mutable_data();
-  run(call, device);
-  stack[0] = torch::stable::detail::from(out.release());
+  constexpr const char* name = "l2_normalize";
+  if (redirected_for(stack[0], name, stack)) return;
+  NormalizeArguments arguments(stack);
+  answer(name, stack, arguments, [&] {
+    NormalizeCall call = arguments.call();
+    const OnDevice device(arguments.x.device());
+    Tensor out = arguments.output(call);
+    call.out = out.mutable_data();
+    run(call, device.stream());
+    return out;
+  });
 }
 
 void l2_normalize_backward(StableIValue* stack, uint64_t, uint64_t) {
-  if (redirected_for(stack[1], "_l2_normalize_backward", stack)) return;
-  const NormalizeBackwardArguments arguments(stack);
-  NormalizeBackwardCall call = arguments.call("l2_normalize");
-  const OnDevice device(arguments.normalize.x.device());
-  Tensor out = arguments.output();
-  call.out = out.mutable_data();
-  run(call, device.stream());
-  stack[0] = torch::stable::detail::from(out.release());
+  constexpr const char* name = "_l2_normalize_backward";
+  if (redirected_for(stack[NormalizeBackwardArguments::kX], name, stack)) return;
+  NormalizeBackwardArguments arguments(stack);
+  answer(name, stack, arguments, [&] {
+    NormalizeBackwardCall call = arguments.call();
+    const OnDevice device(arguments.normalize.x.device());
+    Tensor out = arguments.output();
+    call.out = out.mutable_data();
+    run(call, device.stream());
+    return out;
+  });
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(FASTPOOL_OPS, FASTPOOL_KEY, m) {
-  fill(
-      m, [](auto code) { return pool<code>; },
-      [](auto code, auto of_weights) { return pool_backward<code, of_weights>; });
+  register_modes(m, [](auto code) { return pool<code>; });
+  m.impl("_pool_backward", pool_backward);
   m.impl("l2_normalize", l2_normalize);
   m.impl("_l2_normalize_backward", l2_normalize_backward);
 }

@@ -1,18 +1,7 @@
 // What a pooling call is, for host and device code alike. No torch header is allowed here: the kernels below this line
 // are built and tested without torch.
 #pragma once
-#include <cstdint>
-
-// The library hides its symbols; these few are for fastpool._native (info.cpp).
-#define FASTPOOL_API __attribute__((visibility("default")))
-#if defined(__CUDACC__)
-#define FASTPOOL_HOST_DEVICE __host__ __device__
-#define FASTPOOL_INLINE __host__ __device__ __forceinline__ static
-#else
-#define FASTPOOL_HOST_DEVICE
-// Always inlined: a kernel file built for AVX-512 must leave no shared copy that the linker could hand to another file.
-#define FASTPOOL_INLINE __attribute__((always_inline)) static inline
-#endif
+#include "modes.h"
 
 namespace fastpool {
 
@@ -22,12 +11,10 @@ namespace fastpool {
 constexpr int kLeaf = 32;
 // F.normalize's default: a vector shorter than this is divided by it instead.
 constexpr double kNormEps = 1e-12;
+// A vector whose squared norm overflows is scaled by this power of two first.
+constexpr float kOverflowScale32 = 0x1p-100f;
+constexpr double kOverflowScale64 = 0x1p-600;
 
-// Codes are shared with python/fastpool/modes.py; a test holds the two together.
-enum class Mode : int { mean = 0, mean_sqrt_len, sum, max, cls, last, weighted_mean };
-constexpr const char* kModeNames[] = {"mean", "mean_sqrt_len", "sum", "max", "cls", "last", "weighted_mean"};
-constexpr bool takes_weights(Mode mode) { return mode == Mode::weighted_mean; }
-constexpr int kModes = sizeof(kModeNames) / sizeof(kModeNames[0]);
 enum class DType : int { float16 = 0, bfloat16, float32, float64 };
 FASTPOOL_HOST_DEVICE constexpr int64_t size_of(DType dtype) {
   return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
@@ -55,7 +42,7 @@ struct PerToken {
 // A segment is the rows [begin, end) of one sequence. Padded and packed input differ in the batch stride alone: packed
 // segments all start from the same row 0, so theirs is 0.
 struct PoolCall {
-  Mode mode = Mode::mean;
+  Mode mode;
   DType dtype = DType::float32, out_dtype = DType::float32;
   bool normalize = false;
   int64_t batch = 0, rows = 0, dim = 0;  // segments; S or T; columns used
@@ -99,15 +86,18 @@ FASTPOOL_INLINE int64_t dim_at(const NormalizeCall& call, int64_t offset) {
   return dim < 0 ? 0 : dim > call.dim ? call.dim : dim;
 }
 
-// The gradient of a pooling call's hidden, or of its weights. `pool.hidden` is read for max and for weights alone, and
-// pool.out never. A token of several segments adds up their shares in the order of segments.
+// The gradient of a pooling call's hidden, or of its weights. `pool.hidden` is read for a maximum and for weights
+// alone, and pool.out never. A token of several segments adds up their shares in the order of segments.
 struct PoolBackwardCall {
   PoolCall pool;
   bool padded = true, of_weights = false;
   int64_t width = 0;               // columns of hidden; those from pool.dim on get zeros
   const void* gradient = nullptr;  // [batch, dim], contiguous, of the accumulator: the divisor still to come
-  const void* result = nullptr;    // likewise, unrounded; for max and for weights
+  const void* result = nullptr;    // likewise, unrounded; for a maximum and for weights
   void* out = nullptr;             // like hidden, or like weights, contiguous
+  // Which of the segment's tokens get a share is looked for in hidden, by the result.
+  FASTPOOL_HOST_DEVICE bool finds_maximum() const { return !of_weights && pool.mode.gradient_finds_maximum(); }
+  FASTPOOL_HOST_DEVICE bool needs_result() const { return of_weights || pool.mode.gradient_finds_maximum(); }
   int64_t out_rows() const { return padded ? pool.batch * pool.rows : pool.rows; }
 };
 

@@ -9,10 +9,10 @@
 namespace fastpool {
 
 STABLE_TORCH_LIBRARY(fastpool, m) {
-  for (int code = 0; code < kModes; ++code) {
-    const std::string weights = takes_weights(static_cast<Mode>(code)) ? "Tensor? weights=None, " : "";
+  for (const Mode& mode : kModes) {
+    const std::string weights = mode.takes_weights() ? "Tensor? weights=None, " : "";
     const std::string schema =
-        std::string(kModeNames[code]) + "(Tensor hidden, Tensor? mask=None, Tensor? cu_seqlens=None, " + weights +
+        std::string(mode.name) + "(Tensor hidden, Tensor? mask=None, Tensor? cu_seqlens=None, " + weights +
         "*, Tensor? starts=None, Tensor? ends=None, int? truncate_dim=None, bool normalize=False, "
         "ScalarType? out_dtype=None) -> Tensor";
     m.def(schema.c_str());

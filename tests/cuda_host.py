@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastpool.modes import MODES
-from fastpool.ops import NORMALIZE_BACKWARD_SCHEMA, NORMALIZE_SCHEMA, POOL_BACKWARD_SCHEMA, pool_schema
-from fastpool.segments import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
+from fastpool.arguments import OPS, given, schema
+from fastpool.calls import Call
 
 ROOT = Path(__file__).parent.parent
 # Some build from a checkout that they may only read.
@@ -65,12 +64,8 @@ class Host:
 
     def __init__(self, library: Path) -> None:
         self.schemas = torch.library.Library("fastpool_cuda_host", "DEF")  # the ops live as long as this does
-        for mode in MODES.values():
-            self.schemas.define(mode.name + pool_schema(mode.takes_weights))
-            for of in ("", "_weights") if mode.takes_weights else ("",):
-                self.schemas.define(f"_{mode.name}_backward{of}" + POOL_BACKWARD_SCHEMA)
-        self.schemas.define("l2_normalize" + NORMALIZE_SCHEMA)
-        self.schemas.define("_l2_normalize_backward" + NORMALIZE_BACKWARD_SCHEMA)
+        for op in OPS:
+            self.schemas.define(op + schema(op))
         torch.ops.load_library(str(library))
         self.ops = torch.ops.fastpool_cuda_host
         self.c = ctypes.CDLL(str(library))
@@ -113,9 +108,9 @@ class Host:
         arguments: dict[str, Any],
         gradient: Tensor,
         result: Tensor | None = None,
-        of_weights: bool = False,
+        of: str = "hidden",
     ) -> Tensor:
-        return backward(self.ops, mode, arguments, gradient, result, of_weights)
+        return backward(self.ops, mode, arguments, gradient, result, of)
 
 
 @cache
@@ -133,40 +128,20 @@ class Backend:
     def supports(self, call: Call) -> str | None:
         return None
 
-    def pool(self, call: PoolCall) -> Tensor:
-        more = {"weights": call.weights} if MODES[call.mode].takes_weights else {}
-        names = ("mask", "cu_seqlens", "starts", "ends", "truncate_dim", "normalize", "out_dtype")
-        more |= {name: getattr(call, name) for name in names}
-        result: Tensor = getattr(self.ops, call.mode)(call.hidden, **more)
+    def _run(self, call: Call) -> Tensor:
+        by_place, by_name = given(call.op_name, call.values())
+        result: Tensor = getattr(self.ops, call.op_name)(*by_place, **by_name)
         return result
 
-    def pool_backward(self, call: PoolBackwardCall) -> Tensor:
-        names = ("mask", "cu_seqlens", "weights", "starts", "ends")
-        op = getattr(self.ops, f"_{call.pool.mode}_backward" + ("_weights" if call.of_weights else ""))
-        given = (getattr(call.pool, name) for name in names)
-        result: Tensor = op(call.gradient, call.pool.hidden, *given, call.result)
-        return result
-
-    def l2_normalize(self, call: NormalizeCall) -> Tensor:
-        names = ("truncate_dim", "truncate_dims", "eps", "out_dtype")
-        result: Tensor = self.ops.l2_normalize(call.x, **{name: getattr(call, name) for name in names})
-        return result
-
-    def l2_normalize_backward(self, call: NormalizeBackwardCall) -> Tensor:
-        normalize = call.normalize
-        result: Tensor = self.ops._l2_normalize_backward(
-            call.gradient, normalize.x, normalize.eps, normalize.truncate_dims
-        )
-        return result
+    pool = pool_backward = l2_normalize = l2_normalize_backward = _run
 
 
 def backward(
-    ops: Any, mode: str, arguments: dict[str, Any], gradient: Tensor, result: Tensor | None, of_weights: bool
+    ops: Any, mode: str, arguments: dict[str, Any], gradient: Tensor, result: Tensor | None, of: str
 ) -> Tensor:
     """The gradient of hidden, or of weights, by such ops as autograd calls."""
     names = ("hidden", "mask", "cu_seqlens", "weights", "starts", "ends")
-    op = getattr(ops, f"_{mode}_backward" + ("_weights" if of_weights else ""))
-    made: Tensor = op(gradient, *(raw(arguments).get(name) for name in names), result)
+    made: Tensor = ops._pool_backward(mode, of, gradient, *(raw(arguments).get(name) for name in names), result)
     return made
 
 

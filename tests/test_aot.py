@@ -18,8 +18,8 @@ from fastpool.triton_kernels import aot  # after the skip
 
 from fastpool import cli
 from fastpool.backends import triton as triton_backend
+from fastpool.calls import PoolBackwardCall, PoolCall, accumulator  # after the skip
 from fastpool.modes import MODES
-from fastpool.segments import PoolBackwardCall, PoolCall, accumulator  # after the skip
 
 
 def run(*arguments: str, cache: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -106,8 +106,8 @@ def test_every_choice_for_gradients_is_compiled(dtype: torch.dtype, dim: int) ->
     for call in drawn_calls(dtype, dim, 300):
         call.normalize = False  # gradients are those of a result that is not
         gradient = torch.empty(call.batch, dim, dtype=accumulator(dtype), device="meta")
-        of_weights = call.weights is not None and drawn.random() < 0.5
-        backward = PoolBackwardCall(call, gradient, gradient, of_weights)
+        of = "weights" if call.weights is not None and drawn.random() < 0.5 else "hidden"
+        backward = PoolBackwardCall(call, gradient, gradient, of)
         for launch in aot.plan_pool_backward(backward, aot.Device("test", drawn.choice(aot.PROCESSORS))):
             assert aot.key_of(launch) in compiled, call
 

@@ -16,7 +16,7 @@ from fastpool.triton_kernels.config import Config, Shape  # likewise
 from fastpool.triton_kernels.launch import Launch  # likewise
 
 import tune  # after the path
-from fastpool.segments import PoolCall  # after the skip
+from fastpool.calls import PoolCall  # after the skip
 
 SHAPES = [
     Shape(batch, longest, mean, columns, size, weighted, 132, summed=summed)

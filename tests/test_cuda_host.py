@@ -355,7 +355,7 @@ ADDRESSES = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
 import cuda_host
-from fastpool.segments import accumulator
+from fastpool.calls import accumulator
 from fastpool.testing import DTYPES, SPELLINGS, sequences, variants
 host = cuda_host.Host(cuda_host.Path(sys.argv[2]))
 calls = 0
@@ -366,8 +366,8 @@ def run(i, mode, arguments):
     host.tune(split=(32, 64, 0)[i % 3], strip=128 if i % 2 else 0, tile=(0, 5, 64)[i % 3])
     host(mode, arguments, normalize=True)
     result = host(mode, arguments, out_dtype=accumulator(arguments["hidden"].dtype))
-    for of_weights in (False, True) if "weights" in arguments else (False,):
-        host.backward(mode, arguments, torch.randn_like(result), result, of_weights)
+    for of in ("hidden", "weights") if "weights" in arguments else ("hidden",):
+        host.backward(mode, arguments, torch.randn_like(result), result, of)
     calls += 1
 for i, (arguments, _) in enumerate(cuda_host.hostile_calls(150, seed=1)):
     for mode in ("mean", "weighted_mean", "max", "last"):

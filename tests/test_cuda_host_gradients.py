@@ -9,8 +9,8 @@ from cuda_host import NATIVE, Host, backward, hostile_calls, native, raw
 from torch import Tensor
 
 import fastpool
+from fastpool.calls import accumulator
 from fastpool.modes import MODES
-from fastpool.segments import accumulator
 from fastpool.testing import DTYPES, SPELLINGS, bits, same_bits, sequences, special_values, variants
 
 LENGTHS = [1, 40, 0, 33, 70]
@@ -38,15 +38,15 @@ def check(
     clamped: dict[str, Any] | None = None,
 ) -> None:
     """Of hidden, and of weights where there are some; `clamped`: the same call, for the reference."""
-    for of_weights in (False, True) if "weights" in arguments else (False,):
+    for of in ("hidden", "weights") if "weights" in arguments else ("hidden",):
         with fastpool.backend("reference"):
-            expected = backward(NATIVE, mode, clamped or arguments, gradient, result, of_weights)
+            expected = backward(NATIVE, mode, clamped or arguments, gradient, result, of)
         taken = raw(arguments)
-        if mode != "max" and not of_weights:
+        if not MODES[mode].gradient_reads_hidden(of):
             taken["hidden"] = of_shape(taken["hidden"])
-        found = host.backward(mode, taken, gradient, result, of_weights)
+        found = host.backward(mode, taken, gradient, result, of)
         assert found.is_contiguous()
-        assert same_bits(found, expected), (mode, of_weights, arguments)
+        assert same_bits(found, expected), (mode, of, arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -282,5 +282,5 @@ def test_errors_are_the_same(host: Host) -> None:
         with pytest.raises(RuntimeError) as caught:
             host.backward(mode, arguments, gradient, result)
         with fastpool.backend("reference"), pytest.raises((TypeError, ValueError)) as wanted:
-            getattr(NATIVE, f"_python__{mode}_backward")(gradient, arguments["hidden"], *[None] * 5, result)
+            NATIVE._python__pool_backward(mode, "hidden", gradient, arguments["hidden"], *[None] * 5, result)
         assert str(caught.value).splitlines()[0] == str(wanted.value)

@@ -14,7 +14,7 @@ from fastpool.triton_kernels import config
 import fastpool
 from fastpool import dispatch
 from fastpool.backends import native, reference, triton
-from fastpool.segments import NormalizeCall, PoolBackwardCall, PoolCall
+from fastpool.calls import NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.testing import same_bits
 
 HIDDEN = torch.randn(2, 5, 8)

@@ -270,19 +270,28 @@ OF_RESULT_TABLE: list[tuple[str, tuple[torch.Tensor | None, ...], str]] = [
 @pytest.mark.parametrize(("name", "arguments", "words"), BACKWARD_TABLE + OF_RESULT_TABLE, ids=ids)
 def test_backward_ops(name: str, arguments: tuple[torch.Tensor | None, ...], words: str, backend: str) -> None:
     """Autograd gets them right; whoever calls them by hand is told."""
-    ops = ["_max_backward", "_weighted_mean_backward_weights"]
+    wanted = [("max", "hidden"), ("weighted_mean", "weights")]
     if "result" not in words:
-        ops += [f"_{mode}_backward" for mode in MODES]
+        wanted += [(mode, "hidden") for mode in MODES]
         arguments = (*arguments[:4], MASK.float(), *arguments[5:])
-    for op in ops:
+    for mode, of in wanted:
         with fastpool.backend(backend), pytest.raises((TypeError, ValueError, RuntimeError), match=words):
-            getattr(torch.ops.fastpool, op)(*arguments)
+            torch.ops.fastpool._pool_backward(mode, of, *arguments)
 
 
 @pytest.mark.parametrize("backend", cpu_backends())
 def test_backward_of_weights_needs_them(backend: str) -> None:
     with fastpool.backend(backend), pytest.raises((ValueError, RuntimeError), match="weights must be given"):
-        torch.ops.fastpool._weighted_mean_backward_weights(RESULT, HIDDEN, None, None, None, None, None, RESULT)
+        torch.ops.fastpool._pool_backward(
+            "weighted_mean", "weights", RESULT, HIDDEN, None, None, None, None, None, RESULT
+        )
+    for mode, of, words in (
+        ("median", "hidden", r"mode must be one of mean, .*, got 'median'"),
+        ("mean", "weights", "of must be one of hidden for mean, got 'weights'"),
+        ("max", "mask", "of must be one of hidden for max, got 'mask'"),
+    ):
+        with fastpool.backend(backend), pytest.raises((ValueError, RuntimeError), match=words):
+            torch.ops.fastpool._pool_backward(mode, of, RESULT, HIDDEN, None, None, None, None, None, RESULT)
     for gradient, words in (
         (RESULT[:1], r"gradient must have shape \[2, 8\], got \[1, 8\]"),
         (RESULT.double(), "float32"),

@@ -207,7 +207,7 @@ def test_a_result_that_is_no_token_counts_as_the_first(backend: str) -> None:
     """Autograd never hands one over; all backends agree all the same."""
     hidden, gradient = torch.ones(1, 3, 4), torch.full((1, 4), 2.0)
     with fastpool.backend(backend):
-        got = torch.ops.fastpool._max_backward(gradient, hidden, *[None] * 5, gradient)
+        got = torch.ops.fastpool._pool_backward("max", "hidden", gradient, hidden, *[None] * 5, gradient)
     assert torch.equal(got, torch.nn.functional.pad(gradient[None], (0, 0, 0, 2)))
 
 

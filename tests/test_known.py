@@ -11,7 +11,7 @@ from torch import Tensor
 import fastpool
 from fastpool import dispatch, known
 from fastpool.backends import native, reference
-from fastpool.segments import NormalizeCall, PoolBackwardCall, PoolCall
+from fastpool.calls import NormalizeCall, PoolBackwardCall, PoolCall
 
 MEMORY = torch.zeros(10_000)
 HIDDEN = MEMORY[:960].view(2, 5, 96)
@@ -67,7 +67,7 @@ DIFFERENT: list[dict[str, Any]] = [
 def test_what_differs_is_not_known() -> None:
     calls = [replace(CALL)] + [replace(CALL, **change) for change in DIFFERENT]
     calls.append(PoolBackwardCall(CALL, torch.zeros(2, 96)))
-    calls.append(PoolBackwardCall(CALL, torch.zeros(2, 96), of_weights=True))
+    calls.append(PoolBackwardCall(CALL, torch.zeros(2, 96), of="weights"))
     calls += [
         NormalizeCall(HIDDEN),
         NormalizeCall(HIDDEN, eps=1.0),

@@ -16,8 +16,8 @@ pytest.importorskip("triton")  # a reason to skip: there is no Triton for every 
 from fastpool.triton_kernels import counters, plan, run  # after the skip
 from fastpool.triton_kernels.launch import _MODULES, Launch  # likewise
 
+from fastpool.calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.modes import MODES
-from fastpool.segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.testing import SPELLINGS, sequences
 
 # What allocates or looks at memory and puts nothing on a device.
@@ -190,8 +190,8 @@ def test_nothing_is_compiled_for_a_number() -> None:
     launches += [plan.plan_normalize(hidden, 1e-12, hidden, DEVICE)]
     launches += [plan.plan_normalize_backward(NormalizeBackwardCall(NormalizeCall(hidden), hidden), DEVICE)]
     weighted = PoolCall("weighted_mean", hidden, weights=hidden[..., 0])
-    for call, of_weights in ((PoolCall("max", hidden), False), (weighted, False), (weighted, True)):
-        launches += plan.plan_pool_backward(PoolBackwardCall(call, gradient, gradient, of_weights), DEVICE)
+    for call, of in ((PoolCall("max", hidden), "hidden"), (weighted, "hidden"), (weighted, "weights")):
+        launches += plan.plan_pool_backward(PoolBackwardCall(call, gradient, gradient, of), DEVICE)
     kernels = {launch.kernel.fn.__name__: launch for launch in launches}
     assert len(kernels) == 7
     for name, launch in kernels.items():

@@ -1,5 +1,6 @@
 """Every mode, in every spelling, dtype and odd size, against the plain formula in float64."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 
 import fastpool
 from fastpool.backends import native
+from fastpool.constants import LEAF, NORM_EPS, OVERFLOW_SCALES
 from fastpool.modes import MODES
-from fastpool.reference import BODIES, LEAF, NORM_EPS
 from fastpool.testing import DTYPES, SPELLINGS, cpu_backends, error, exact, sequences, variants
 
 ROOT = Path(__file__).parent.parent
@@ -181,13 +182,56 @@ def test_l2_normalize_dims(dtype: torch.dtype, shape: tuple[int, ...], index: to
         x = x.nan_to_num(1.0)
 
 
+def test_exact_formulas() -> None:
+    """`exact` follows the table's traits; here are the formulas without it."""
+    sequence = sequences([9], 5, torch.float64, holes=True)[0]
+    x, w = sequence.states[sequence.real], sequence.weights.double()[sequence.real, None]
+    position = torch.arange(1, 10, dtype=torch.float64)[sequence.real, None]
+    formulas = {
+        "mean": x.mean(0),
+        "mean_sqrt_len": x.sum(0) / len(x) ** 0.5,
+        "sum": x.sum(0),
+        "max": x.amax(0),
+        "cls": x[0],
+        "last": x[-1],
+        "weighted_mean": (position * x).sum(0) / position.sum(),
+    }
+    for mode, expected in formulas.items():
+        torch.testing.assert_close(exact(mode, sequence, weighted=False), expected)
+    torch.testing.assert_close(exact("weighted_mean", sequence, weighted=True), (w * x).sum(0) / w.sum())
+
+
 def test_table_is_complete() -> None:
-    """One row per mode, the same codes and constants on both sides of the language border."""
+    """The same rows and constants on both sides of the language border; functions, and lines of the README, of each."""
     assert native.info is not None
-    assert {mode.name: mode.code for mode in MODES.values()} == native.info.MODES
-    assert set(BODIES) == set(MODES)
+    rows = [(mode.name, mode.select, mode.weight, mode.reduce, mode.divisor) for mode in MODES.values()]
+    assert rows == native.info.MODES
     assert (native.info.LEAF, native.info.NORM_EPS) == (LEAF, NORM_EPS)
+    assert native.info.OVERFLOW_SCALES == OVERFLOW_SCALES
     for mode in MODES.values():
         assert mode.formula[:20] in (getattr(fastpool, mode.name).__doc__ or "").replace("The", "the")
         assert mode.name in fastpool.__all__
         assert f"| `{mode.name}` | {mode.formula} |" in (ROOT / "README.md").read_text()
+
+
+def test_nobody_asks_which_mode() -> None:
+    """Kernels, reference and dispatch look at a mode's traits: its name, and its traits' names, stand where the four
+    ideas do and nowhere else."""
+    sources = [*(ROOT / "csrc").rglob("*.*"), *(ROOT / "triton_kernels").glob("*.py")]
+    sources += [
+        *(ROOT / "python" / "fastpool").glob("*.py"),
+        *(ROOT / "python" / "fastpool" / "reference").glob("*.py"),
+    ]
+    names = "|".join(MODES)
+    asks = re.compile(
+        rf"mode\s*(==|!=|in\s*[\(\[{{\"\'])|Mode::|\b(Select|Weight|Reduce|Divisor)(::|\.)[A-Za-z]|[=!]=\s*[\"\'](?:{names})[\"\']"
+    )
+    ideas = {"modes", "segment", "weight", "state", "finish", "testing"}
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in sources
+        if path.stem not in ideas
+        for line in path.read_text().splitlines()
+        if asks.search(line)
+    ]
+    assert not found, "\n".join(found)

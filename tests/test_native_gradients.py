@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastpool import reference
+from fastpool import ops, reference
 from fastpool.backends import native
-from fastpool.ops import normalize_backward_call, pool_backward_call
-from fastpool.segments import PoolBackwardCall, accumulator
+from fastpool.calls import PoolBackwardCall, accumulator
+from fastpool.modes import MODES
 from fastpool.testing import DTYPES, same_bits, variants
 
-GRADIENTS = [(mode, weighted, False) for mode, weighted in variants()] + [("weighted_mean", True, True)]
+GRADIENTS = [(mode, weighted, "hidden") for mode, weighted in variants()]
+GRADIENTS += [(mode, True, "weights") for mode in MODES if MODES[mode].takes_weights]
 
 
 def inputs(
@@ -23,7 +24,7 @@ def inputs(
     more: dict[str, Any] = {"starts": None, "ends": None, **arguments}
     mask, cu_seqlens = more.pop("mask", None), more.pop("cu_seqlens", None)
     weights = torch.rand(hidden.shape[:-1], generator=generator) if weighted else None
-    given = (weights,) if mode == "weighted_mean" else ()
+    given = (weights,) if MODES[mode].takes_weights else ()
     dtype = accumulator(hidden.dtype)
     op = getattr(torch.ops.fastpool, mode)
     result = op(hidden, mask, cu_seqlens, *given, **more, truncate_dim=truncate_dim, out_dtype=dtype)
@@ -31,13 +32,14 @@ def inputs(
     return gradient, hidden, mask, cu_seqlens, weights, more["starts"], more["ends"], result
 
 
-def call_of(mode: str, of_weights: bool, arguments: tuple[Any, ...]) -> PoolBackwardCall:
-    return pool_backward_call(mode, of_weights)(*arguments)
+def call_of(mode: str, of: str, arguments: tuple[Any, ...]) -> PoolBackwardCall:
+    call = ops.call_of("_pool_backward", mode, of, *arguments)
+    assert isinstance(call, PoolBackwardCall)
+    return call
 
 
-def native_op(mode: str, of_weights: bool, arguments: tuple[Any, ...]) -> Tensor:
-    op = getattr(torch.ops.fastpool, f"_{mode}_backward" + ("_weights" if of_weights else ""))
-    result: Tensor = op(*arguments)
+def native_op(mode: str, of: str, arguments: tuple[Any, ...]) -> Tensor:
+    result: Tensor = torch.ops.fastpool._pool_backward(mode, of, *arguments)
     return result
 
 
@@ -54,8 +56,8 @@ def overlapping(rows: int, segments: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "weighted", "of_weights"), GRADIENTS)
-def test_threads_and_instruction_sets(mode: str, weighted: bool, of_weights: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("mode", "weighted", "of"), GRADIENTS)
+def test_threads_and_instruction_sets(mode: str, weighted: bool, of: str, dtype: torch.dtype) -> None:
     assert native.info is not None
     padded = (torch.arange(150) < torch.tensor([[0], [150], [1], [75]])) & (torch.arange(150) % 5 > 0)
     layouts = {
@@ -67,12 +69,12 @@ def test_threads_and_instruction_sets(mode: str, weighted: bool, of_weights: boo
         ),
     }
     for name, arguments in layouts.items():
-        expected = reference.pool_backward(call_of(mode, of_weights, arguments))
+        expected = reference.pool_backward(call_of(mode, of, arguments))
         for isa in native.info.isas():
             native.info.use_isa(isa)
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
-                gradient = native_op(mode, of_weights, arguments)
+                gradient = native_op(mode, of, arguments)
                 assert same_bits(gradient, expected), (name, isa, threads)
 
 
@@ -81,29 +83,29 @@ def test_threads_and_instruction_sets(mode: str, weighted: bool, of_weights: boo
 def test_rows_of_any_width(dtype: torch.dtype, width: int) -> None:
     """Rows that begin anywhere within a vector, and columns that are not used."""
     hidden = torch.randn(41, width).to(dtype)
-    for mode, weighted, of_weights in GRADIENTS:
+    for mode, weighted, of in GRADIENTS:
         for truncate_dim in {1, (width + 1) // 2, width}:
             arguments = inputs(mode, weighted, hidden, truncate_dim=truncate_dim, **overlapping(41, 6))
-            expected = reference.pool_backward(call_of(mode, of_weights, arguments))
-            assert same_bits(native_op(mode, of_weights, arguments), expected), (mode, truncate_dim)
+            expected = reference.pool_backward(call_of(mode, of, arguments))
+            assert same_bits(native_op(mode, of, arguments), expected), (mode, truncate_dim)
 
 
-@pytest.mark.parametrize(("mode", "weighted", "of_weights"), GRADIENTS)
-def test_many_segments_end_and_begin_at_the_same_rows(mode: str, weighted: bool, of_weights: bool) -> None:
+@pytest.mark.parametrize(("mode", "weighted", "of"), GRADIENTS)
+def test_many_segments_end_and_begin_at_the_same_rows(mode: str, weighted: bool, of: str) -> None:
     """Whole towers of segments: the same one twice, one inside the other, one behind the other; many for each row."""
     starts, ends = torch.tensor([(a, b) for a in range(0, 24, 4) for b in range(a, 28, 4)] * 2).T
     order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(0))
     # Maxima of few values, so that segments agree on one token and share its columns.
     hidden = torch.randint(0, 3, (30, 1200)).float()
     arguments = inputs(mode, weighted, hidden, starts=starts[order], ends=ends[order])
-    expected = reference.pool_backward(call_of(mode, of_weights, arguments))
+    expected = reference.pool_backward(call_of(mode, of, arguments))
     for threads in (1, 2, 40):  # more threads than rows
         torch.set_num_threads(threads)
-        assert same_bits(native_op(mode, of_weights, arguments), expected), threads
+        assert same_bits(native_op(mode, of, arguments), expected), threads
 
 
-@pytest.mark.parametrize(("mode", "weighted", "of_weights"), GRADIENTS)
-def test_no_segments_no_rows_no_columns(mode: str, weighted: bool, of_weights: bool) -> None:
+@pytest.mark.parametrize(("mode", "weighted", "of"), GRADIENTS)
+def test_no_segments_no_rows_no_columns(mode: str, weighted: bool, of: str) -> None:
     none = torch.zeros(0, dtype=torch.int64)
     for hidden, bounds in (
         (torch.randn(9, 5), {"starts": none, "ends": none}),
@@ -113,8 +115,8 @@ def test_no_segments_no_rows_no_columns(mode: str, weighted: bool, of_weights: b
         (torch.randn(2, 3, 0), {}),
     ):
         arguments = inputs(mode, weighted, hidden, **bounds)
-        expected = reference.pool_backward(call_of(mode, of_weights, arguments))
-        assert same_bits(native_op(mode, of_weights, arguments), expected), hidden.shape
+        expected = reference.pool_backward(call_of(mode, of, arguments))
+        assert same_bits(native_op(mode, of, arguments), expected), hidden.shape
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -128,7 +130,9 @@ def test_normalize(dtype: torch.dtype) -> None:
             gradient[::4] = -0.0  # what this leaves is 0, of a sign that tells whether a sum of -0 is +0
             cut = torch.randint(0, truncate_dim + 1, (60, 5), generator=torch.Generator().manual_seed(truncate_dim))
             for eps, truncate_dims in ((0.0, None), (1e-12, None), (1e-3, None), (1e-12, cut), (0.0, cut.int())):
-                expected = reference.l2_normalize_backward(normalize_backward_call(gradient, x, eps, truncate_dims))
+                expected = reference.l2_normalize_backward(
+                    ops.call_of("_l2_normalize_backward", gradient, x, eps, truncate_dims)
+                )
                 for isa in native.info.isas():
                     native.info.use_isa(isa)
                     for threads in (1, 3):

@@ -11,9 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastpool
+from fastpool.calls import accumulator
 from fastpool.modes import MODES
 from fastpool.nn import Normalize, Pooling
-from fastpool.segments import accumulator
 from fastpool.testing import DTYPES, SPELLINGS, error, exact, same_bits, sequences
 
 ALL = tuple(MODES)

@@ -38,9 +38,9 @@ def test_opcheck_backward(mode: str, weighted: bool, spelling: str) -> None:
     arguments = SPELLINGS[spelling].make(sequences([3, 0, 40], 12, torch.bfloat16), weighted)
     result = getattr(fastpool, mode)(**arguments, out_dtype=torch.float32)
     given = [arguments.get(name) for name in ("hidden", "mask", "cu_seqlens", "weights", "starts", "ends")]
-    for of in ("", "_weights") if weighted else ("",):
-        op = getattr(torch.ops.fastpool, f"_{mode}_backward{of}").default
-        torch.library.opcheck(op, (torch.ones_like(result), *given, result))
+    for of in ("hidden", "weights") if weighted else ("hidden",):
+        op = torch.ops.fastpool._pool_backward.default
+        torch.library.opcheck(op, (mode, of, torch.ones_like(result), *given, result))
 
 
 @pytest.mark.parametrize("recorded", [False, True])

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastpool.calls import PoolBackwardCall, PoolCall, accumulator
 from fastpool.modes import MODES
-from fastpool.segments import PoolBackwardCall, PoolCall, accumulator
 from fastpool.testing import DTYPES
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
@@ -137,9 +137,9 @@ def test_gradient_plans_are_sound(seed: int) -> None:
         width = call.hidden.shape[-1]
         dim = width if call.truncate_dim is None else call.truncate_dim
         gradient = meta(call.batch, dim, dtype=accumulator(call.hidden.dtype))
-        of_weights = call.weights is not None and drawn.random() < 0.5
+        of = "weights" if call.weights is not None and drawn.random() < 0.5 else "hidden"
         try:
-            prepare, *others = aot.plan_pool_backward(PoolBackwardCall(call, gradient, gradient, of_weights), device)
+            prepare, *others = aot.plan_pool_backward(PoolBackwardCall(call, gradient, gradient, of), device)
             assert prepare.grid == (call.batch, 1, 1)
             assert others
             total = call.batch * call.rows if call.padded else call.rows
@@ -149,11 +149,11 @@ def test_gradient_plans_are_sound(seed: int) -> None:
                 columns, chunk = launch.arguments["COLUMNS"], launch.arguments["chunk"]
                 assert launch.grid[0] * chunk >= total > (launch.grid[0] - 1) * chunk
                 assert chunk % launch.arguments["ROWS"] == 0
-                written = dim if of_weights or launch is not others[-1] else width
+                written = dim if of == "weights" or launch is not others[-1] else width
                 strips = launch.grid[1]
-                assert strips == 1 if of_weights else columns * strips >= written > columns * (strips - 1)
+                assert strips == 1 if of == "weights" else columns * strips >= written > columns * (strips - 1)
                 assert launch.grid[0] * strips <= max(16 * device.processors, strips)
-            assert others[-1].arguments["out"].shape == (call.weights if of_weights else call.hidden).shape
+            assert others[-1].arguments["out"].shape == getattr(call, of).shape
         except AssertionError as error:
             raise AssertionError(f"{described(call)} on {device}") from error
 

@@ -14,7 +14,7 @@ _COUNT = """
 import sys, torch
 from pathlib import Path
 import precompile
-from fastpool.segments import PoolCall
+from fastpool.calls import PoolCall
 from fastpool.triton_kernels import run
 from fastpool.triton_kernels.launch import settle_cache_keys
 from triton import knobs
@@ -39,7 +39,7 @@ print(*asked)
 _PLAN = """
 import sys, torch
 import precompile
-from fastpool.segments import PoolCall
+from fastpool.calls import PoolCall
 from fastpool.triton_kernels import run
 
 
@@ -84,7 +84,7 @@ def test_calls_find_what_was_compiled_for_them(tmp_path: Path) -> None:
 _KEYS = """
 import sys, torch
 from fastpool.triton_kernels import aot, backward, normalize, plan, pool
-from fastpool.segments import PoolCall
+from fastpool.calls import PoolCall
 
 device, hidden, x = plan.Device("test", 132), torch.zeros(4, 50, 64), torch.zeros(4, 64)
 launches = {

@@ -20,7 +20,7 @@ pytest.importorskip("triton")  # a reason to skip: there is no Triton for every 
 
 import triton  # after the skip
 import triton.language as tl  # likewise
-from fastpool.triton_kernels import arrive, launch, plan, pool, reduce, segments  # likewise
+from fastpool.triton_kernels import arrive, launch, plan, pool, segment  # likewise
 from fastpool.triton_kernels.config import Config  # likewise
 from triton.runtime import interpreter  # likewise
 
@@ -152,7 +152,7 @@ def test_overlapping_segments_in_one_piece(mode: str, monkeypatch: pytest.Monkey
 
 @needs_interpreter
 def test_search_among_many_segments(cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "WAYS", tl.constexpr(4))
+    monkeypatch.setattr(segment, "WAYS", tl.constexpr(4))
     cut(1, 0)
     batch = sequences([3, 0, 0, 40, 1, 65, 0, 32, 31, 33, 2, 0, 5, 0, 0, 0, 100, 0], 8, torch.float32)
     assert_native_bits("mean", SPELLINGS["packed"].make(batch, False))
@@ -229,7 +229,7 @@ def test_l2_normalize_dims(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) 
 def test_dims_are_clamped(index: torch.dtype) -> None:
     """Whatever they hold, nothing outside x is read. The adapter is asked itself, as for bounds."""
     from fastpool.backends import triton as adapter
-    from fastpool.segments import NormalizeBackwardCall, NormalizeCall
+    from fastpool.calls import NormalizeBackwardCall, NormalizeCall
 
     hostile = [-1, 13, 2**31 - 1, -(2**31), 5, 12]
     hostile += [2**62, -(2**63), 2**63 - 1] if index == torch.int64 else []
@@ -252,7 +252,7 @@ def test_bounds_are_clamped(mode: str, cut: Cut) -> None:
     """Whatever index tensors hold, nothing outside hidden is read, and every row is written. The adapter is asked
     itself: before it, a CPU call's values are checked."""
     from fastpool.backends import triton as adapter
-    from fastpool.segments import PoolCall
+    from fastpool.calls import PoolCall
 
     cut(1, 0)
     guard = torch.full((300, 16), float("nan"), device=TRITON.device)
@@ -282,22 +282,6 @@ def test_padding_is_not_read(cut: Cut) -> None:
         assert torch.equal(result, torch.full((2, 8), 2.0))
 
 
-def test_codes_are_the_tables() -> None:
-    """The modes' codes and families, written once more where kernels can see them."""
-    assert set(reduce.FAMILIES) == set(MODES)
-    for name in ("mean", "mean_sqrt_len", "cls", "last", "weighted_mean"):
-        assert getattr(reduce, name.upper()).value == MODES[name].code
-    assert {mode for mode, family in reduce.FAMILIES.items() if family is reduce.WEIGHTED} == {
-        mode.name for mode in MODES.values() if mode.takes_weights
-    }
-    from fastpool.triton_kernels import config
-
-    from fastpool.reference import LEAF, NORM_EPS
-
-    assert LEAF == reduce.LEAF.value == config.LEAF
-    assert pool.NORM_EPS.value == NORM_EPS
-
-
 @needs_interpreter
 def test_environment() -> None:
     """Two variables bring CPU tensors to the very kernels; without them, the backend says what it is for."""
@@ -317,7 +301,7 @@ def test_environment() -> None:
 
 def test_known_programs_are_launched_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second launch of a program takes a short cut past Triton: with the same arguments in the same places."""
-    from fastpool.segments import PoolCall
+    from fastpool.calls import PoolCall
 
     class Compiled:
         def __init__(self) -> None:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 import fastpool
+from fastpool.calls import PoolBackwardCall, PoolCall, accumulator
 from fastpool.modes import MODES
-from fastpool.segments import PoolBackwardCall, PoolCall, accumulator
 from fastpool.testing import DTYPES, SPELLINGS, Target, gradients, same_bits, sequences, special_values, variants
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
 import triton.language as tl  # after the skip
-from fastpool.triton_kernels import backward, config, normalize, plan, segments  # likewise
+from fastpool.triton_kernels import backward, config, normalize, plan, segment  # likewise
 
 from fastpool.backends import triton as adapter  # likewise
 
@@ -111,8 +111,8 @@ STARTS, ENDS = [0, 30, 5, 5, 50, 17, 3], [60, 33, 20, 5, 41, 55, 58]  # overlap,
 def test_overlapping_segments(mode: str, weighted: bool, lanes: int, cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
     """A token's shares are added up in the order of segments, however many spans are looked at in one go; rows of no
     segment are 0."""
-    if lanes != segments.LANES.value:
-        monkeypatch.setattr(segments, "LANES", tl.constexpr(lanes))
+    if lanes != segment.LANES.value:
+        monkeypatch.setattr(segment, "LANES", tl.constexpr(lanes))
     cut(16, 4, tiles=4)
     (one,) = sequences([64], 20, torch.float32, holes=True)
     starts, ends = torch.tensor(STARTS), torch.maximum(torch.tensor(ENDS), torch.tensor(STARTS))
@@ -123,8 +123,8 @@ def test_overlapping_segments(mode: str, weighted: bool, lanes: int, cut: Cut, m
 @needs_interpreter
 def test_search_among_many_segments(cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which many are empty."""
-    monkeypatch.setattr(segments, "WAYS", tl.constexpr(4))
-    monkeypatch.setattr(segments, "LANES", tl.constexpr(2))
+    monkeypatch.setattr(segment, "WAYS", tl.constexpr(4))
+    monkeypatch.setattr(segment, "LANES", tl.constexpr(2))
     cut(8, 2, tiles=4)
     batch = sequences([3, 0, 0, 20, 1, 5, 0, 2, 1, 3, 2, 0, 5, 0, 0, 0, 10, 0], 8, torch.float32)
     for mode in ("mean", "last"):
@@ -171,11 +171,11 @@ def test_special_values(mode: str, cut: Cut) -> None:
     assert same_bits(got[..., 33:], torch.zeros(6, 12, 7))
 
 
-def backward_call(mode: str, hidden: Tensor, of_weights: bool = False, **more: Any) -> PoolBackwardCall:
+def backward_call(mode: str, hidden: Tensor, of: str = "hidden", **more: Any) -> PoolBackwardCall:
     """On the device; the gradient of a result that is 0."""
     pool = PoolCall(mode, hidden.to(TRITON.device), **{k: v.to(TRITON.device) for k, v in more.items()})
     like = pool.hidden.new_zeros((pool.batch, hidden.shape[-1]), dtype=accumulator(hidden.dtype))
-    return PoolBackwardCall(pool, random_gradient(like.shape, like.dtype).to(like.device), like, of_weights)
+    return PoolBackwardCall(pool, random_gradient(like.shape, like.dtype).to(like.device), like, of)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -213,9 +213,9 @@ def test_empty(hidden: tuple[int, ...], batch: int) -> None:
     more = {} if len(hidden) == 3 else {"cu_seqlens": torch.zeros(batch + 1, dtype=torch.int32)}
     for mode, weighted in variants():
         given = {"weights": torch.ones(hidden[:-1]), **more} if weighted else more
-        for of_weights in {False, weighted}:
-            got = adapter.pool_backward(backward_call(mode, torch.ones(hidden), of_weights, **given))
-            assert same_bits(got.cpu(), torch.zeros(hidden[:-1] if of_weights else hidden))
+        for of in ("hidden", "weights") if weighted else ("hidden",):
+            got = adapter.pool_backward(backward_call(mode, torch.ones(hidden), of, **given))
+            assert same_bits(got.cpu(), torch.zeros(hidden[:-1] if of == "weights" else hidden))
 
 
 @pytest.mark.parametrize("weights_dtype", DTYPES, ids=str)
@@ -281,7 +281,7 @@ def test_arguments_stand_in_the_kernels_order() -> None:
     ]
     planned = [one for call in calls for one in plan.plan_pool_backward(call, device)]
     x = torch.zeros(2, 8)
-    planned.append(plan.plan_normalize_backward(fastpool.ops.normalize_backward_call(x, x, 1e-12), device))
+    planned.append(plan.plan_normalize_backward(fastpool.ops.call_of("_l2_normalize_backward", x, x, 1e-12), device))
     kernels = (backward.prepare_kernel, backward.first_maximum_kernel, backward.share_kernel)
     kernels += (backward.share_of_weights_kernel, normalize.normalize_backward_kernel)
     assert {one.kernel for one in planned} == set(kernels)

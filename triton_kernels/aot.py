@@ -19,7 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import MockTensor
 
-from ..segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
+from ..calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
+from ..constants import NORM_EPS
 from .launch import Launch, settle_cache_keys
 from .machine_code import Report, read_amd, read_nvidia
 from .plan import Device, plan_normalize, plan_normalize_backward, plan_pool, plan_pool_backward
@@ -161,14 +162,13 @@ def _launches(dtype: torch.dtype, dim: int, lanes: int, splits: bool, every: boo
         for shape, spelling in product(GRADIENT_SHAPES, spellings):
             call = make_call(mode, dtype, dim, shape, spelling, weighted=weighted)
             gradient = _empty(call.batch, dim, dtype=accumulator(dtype))
-            for of_weights in (False, True) if weighted else (False,):
-                of = "weights" if of_weights else "hidden"
-                backward = PoolBackwardCall(call, gradient, gradient, of_weights)
+            for of in ("hidden", "weights") if weighted else ("hidden",):
+                backward = PoolBackwardCall(call, gradient, gradient, of)
                 for launch in plan_pool_backward(backward, Device("aot", 1, lanes)):
                     yield f"gradient of {of} {kernel_name(launch)} {mode}({_spelled(call)})", launch
     x, one = _empty(1, dim, dtype=dtype), Device("aot", 1, lanes)
     for spelled, cut in (("", None), ("(truncate_dims)", _empty(1, dtype=torch.int32))):
-        yield f"l2_normalize{spelled}", plan_normalize(x, 1e-12, x, one, cut)
+        yield f"l2_normalize{spelled}", plan_normalize(x, NORM_EPS, x, one, cut)
         gradient_call = NormalizeBackwardCall(
             NormalizeCall(x, truncate_dims=cut), _empty(1, dim, dtype=accumulator(dtype))
         )

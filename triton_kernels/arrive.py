@@ -8,7 +8,7 @@ waits, and only integers are counted, so bits do not depend on who comes when.
 import triton
 import triton.language as tl
 
-from .reduce import SUM, empty_counters, neutral, push
+from .state import SUM, empty_counters, neutral, push
 
 FAN = tl.constexpr(8)
 CLEARED = tl.constexpr(128)  # counters that a program clears in one go
@@ -52,33 +52,33 @@ def leave(states, totals, at, stride, width, columns, x, count, weight):
 
 
 @triton.jit
-def child(states, totals, at, there, stride, width, columns, FAMILY: tl.constexpr, ACC: tl.constexpr):
+def child(states, totals, at, there, stride, width, columns, REDUCE: tl.constexpr, ACC: tl.constexpr):
     """A child's state; what is not there is neutral. Past the L1 cache: another program has just written it."""
     count = from_bits(tl.load(totals + at * stride, mask=there, other=0.0, cache_modifier=".cg"))
     there &= count > 0
     x = tl.load(
-        states + at * stride + columns, mask=(columns < width) & there, other=neutral(FAMILY), cache_modifier=".cg"
+        states + at * stride + columns, mask=(columns < width) & there, other=neutral(REDUCE), cache_modifier=".cg"
     )
     weight = tl.load(totals + at * stride + 1, mask=there, other=0.0, cache_modifier=".cg")
     return x, count, weight
 
 
 @triton.jit
-def gather(states, totals, at, step, children, stride, width, columns, FAMILY: tl.constexpr, ACC: tl.constexpr):
+def gather(states, totals, at, step, children, stride, width, columns, REDUCE: tl.constexpr, ACC: tl.constexpr):
     """The states of a node's children, `step` rows of the workspace apart, merged in pairs, and pairs of them. 2^SOME
     of them are read together: eight wide ones would not fit the registers."""
     SOME: tl.constexpr = 2
-    upper, upper_weights = empty_counters(columns, 4 - SOME, FAMILY, ACC)
+    upper, upper_weights = empty_counters(columns, 4 - SOME, REDUCE, ACC)
     count = tl.zeros((), tl.int64)
     for part in range(FAN >> SOME):
-        lower, lower_weights = empty_counters(columns, SOME + 1, FAMILY, ACC)
+        lower, lower_weights = empty_counters(columns, SOME + 1, REDUCE, ACC)
         for i in tl.static_range(1 << SOME):
             which = (part << SOME) + i
-            x, n, w = child(states, totals, at + which * step, which < children, stride, width, columns, FAMILY, ACC)
-            lower = push(lower, x, i, FAMILY)
+            x, n, w = child(states, totals, at + which * step, which < children, stride, width, columns, REDUCE, ACC)
+            lower = push(lower, x, i, REDUCE)
             lower_weights = push(lower_weights, w, i, SUM)
             count += n
-        upper = push(upper, lower[SOME], part, FAMILY)
+        upper = push(upper, lower[SOME], part, REDUCE)
         upper_weights = push(upper_weights, lower_weights[SOME], part, SUM)
     return upper[3 - SOME], count, upper_weights[3 - SOME]
 
@@ -86,7 +86,7 @@ def gather(states, totals, at, step, children, stride, width, columns, FAMILY: t
 @triton.jit
 def arrive(
     states, totals, stride, arrivals, arrivals_stride, base, unit, units, width, columns, x, count, weight,
-    FAMILY: tl.constexpr,
+    REDUCE: tl.constexpr,
 ):  # fmt: skip
     """Brings unit `unit` of a segment with `units` of them, whose rows of the workspace, `stride` elements apart, begin
     at `base`. Returns the state of all of them and True to the last to arrive; to everybody else anything and False."""
@@ -108,7 +108,7 @@ def arrive(
             if last:
                 tl.debug_barrier()
                 x, count, weight = gather(
-                    states, totals, base + parent * FAN * step, step, children, stride, width, columns, FAMILY, x.dtype
+                    states, totals, base + parent * FAN * step, step, children, stride, width, columns, REDUCE, x.dtype
                 )
                 tl.debug_barrier()  # everybody has read, before this program leaves its next state in the same place
         node = parent

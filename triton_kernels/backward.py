@@ -12,25 +12,10 @@ between them beside their rows is a skew: row r of segment b stands at b * skew 
 import triton
 import triton.language as tl
 
-from .epilogue import divisor_of, quotient, round_to
-from .reduce import (
-    CLS,
-    LAST,
-    LEAF,
-    MAX,
-    MEAN,
-    MEAN_SQRT_LEN,
-    SUM,
-    WEIGHTED,
-    add_columns,
-    empty_counters,
-    empty_scalars,
-    push,
-    total,
-    weight_of,
-    widen,
-)
-from .segments import bounds, candidates, count_real, is_real, next_meeting, span, trim
+from .finish import counts_tokens, divisor_of, quotient, round_to
+from .segment import bounds, candidates, count_real, is_real, next_meeting, selected, span, trim
+from .state import LEAF, SUM, add_columns, empty_counters, empty_scalars, push, total, widen
+from .weight import weight_of
 
 COUNTERS = tl.constexpr(22)  # levels for 2^31 tokens, with 32 leaves side by side
 STEPS = tl.constexpr(8)  # weights of a leaf whose loads are in flight together
@@ -78,15 +63,27 @@ def product_of(gradient, result, segment, divisor, dim, COLUMNS: tl.constexpr, L
 
 
 # As in pool.py.
-_RUNTIME = ["mode", "batch", "rows", "dim", "width", "chunk", "skew", "row_stride", "mask_skew", "token_stride"]
+_RUNTIME = [
+    "select",
+    "divisor",
+    "batch",
+    "rows",
+    "dim",
+    "width",
+    "chunk",
+    "skew",
+    "row_stride",
+    "mask_skew",
+    "token_stride",
+]
 _RUNTIME += ["weight_skew", "weight_stride"]
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def prepare_kernel(
     gradient, result, mask, weights, starts, ends, spans, divisors, products,
-    mode, rows, dim, mask_skew, token_stride, weight_skew, weight_stride,
-    FAMILY: tl.constexpr, PADDED: tl.constexpr, CU: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr,
+    select, divisor, rows, dim, mask_skew, token_stride, weight_skew, weight_stride,
+    WEIGHTED: tl.constexpr, PADDED: tl.constexpr, CU: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr,
     SCAN: tl.constexpr,
 ):  # fmt: skip
     """A program a segment: its span and its divisor; where a result is given, their product too."""
@@ -102,20 +99,19 @@ def prepare_kernel(
         first, last = trim(mask, token_stride, first, last, SCAN)
     weight = tl.zeros((), ACC)
     count = last - first
-    if FAMILY == WEIGHTED:
+    if WEIGHTED:
         if weights is not None:
             weights += segment * weight_skew
         weight = total_weight(mask, weights, token_stride, weight_stride, first, last, ACC, SCAN // LEAF)
     elif mask is not None:  # noqa: SIM102  # this is decided by the compiler, what follows by the call
-        if (mode == MEAN) | (mode == MEAN_SQRT_LEN):
+        if counts_tokens(divisor):
             count, _ = count_real(mask, token_stride, first, last, SCAN)
-    divisor = divisor_of(count, weight, mode, ACC)
-    tl.store(divisors + segment, divisor)
+    value = divisor_of(count, weight, divisor, ACC)
+    tl.store(divisors + segment, value)
     if result is not None:
-        product = product_of(gradient, result, segment, divisor, dim.to(tl.int64), COLUMNS, LEVELS)
+        product = product_of(gradient, result, segment, value, dim.to(tl.int64), COLUMNS, LEVELS)
         tl.store(products + segment, product)
-    last = tl.where(mode == CLS, tl.minimum(first + 1, last), last)
-    first = tl.where(mode == LAST, tl.maximum(last - 1, first), first)
+    first, last = selected(first, last, select)
     tl.store(spans + segment * 2, first)
     tl.store(spans + segment * 2 + 1, last)
 
@@ -171,9 +167,10 @@ def first_maximum_kernel(
 
 
 @triton.jit
-def maximum_of(maxima, segment, there, dim, columns, FAMILY: tl.constexpr):
-    """Where the maxima of a segment are; only max asks. A result that no token equals counts as the first one's."""
-    if FAMILY == MAX:
+def maximum_of(maxima, segment, there, dim, columns):
+    """Where the maxima of a segment are, if a gradient depends on them. A result that no token equals counts as the
+    first one's."""
+    if maxima is not None:
         found = tl.load(maxima + segment * dim + columns, mask=(columns < dim) & there, other=NEVER)
         return tl.where(found == NEVER, 0, found)
     else:
@@ -181,14 +178,14 @@ def maximum_of(maxima, segment, there, dim, columns, FAMILY: tl.constexpr):
 
 
 @triton.jit
-def share(x, maximum, weights, segment, weight_skew, weight_stride, row, first, real, FAMILY: tl.constexpr):
+def share(x, maximum, weights, segment, weight_skew, weight_stride, row, first, real, maxima, WEIGHTED: tl.constexpr):
     """Of a segment's gradient x, divided, for each of the rows that are `real`; [1, COLUMNS] where it is the same for
     all."""
-    if FAMILY == WEIGHTED:
+    if WEIGHTED:
         if weights is not None:
             weights += segment * weight_skew
         return weight_of(weights, row, weight_stride, first, real, x.dtype)[:, None] * x[None, :]
-    elif FAMILY == MAX:
+    elif maxima is not None:
         return tl.where((row - first).to(tl.int32)[:, None] == maximum[None, :], x[None, :], 0.0)
     else:
         return x[None, :]
@@ -204,7 +201,7 @@ def store_rows(out, row, end, columns, width, x):
 def share_kernel(
     gradient, out, mask, weights, maxima, starts, spans, divisors,
     batch, rows, dim, width, chunk, mask_skew, token_stride, weight_skew, weight_stride,
-    FAMILY: tl.constexpr, PADDED: tl.constexpr, CU: tl.constexpr, VECTOR: tl.constexpr, COLUMNS: tl.constexpr,
+    WEIGHTED: tl.constexpr, PADDED: tl.constexpr, CU: tl.constexpr, VECTOR: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
     """A program a chunk and strip of `out`, which has `width` columns: 0 from `dim` on. Both count VECTOR elements."""
@@ -223,11 +220,11 @@ def share_kernel(
             stop = tl.where(there, tl.minimum(last, end), end)
             divisor = tl.load(divisors + segment, mask=there, other=0.0)
             x = gradient_of(gradient, segment, there, divisor, dim, columns)
-            maximum = maximum_of(maxima, segment, there, dim, columns, FAMILY)
+            maximum = maximum_of(maxima, segment, there, dim, columns)
             for some in range(at, stop, ROWS):
                 row = some + tl.arange(0, ROWS)
                 real = real_tokens(mask, segment, mask_skew, token_stride, row, first, last)
-                y = share(x, maximum, weights, segment, weight_skew, weight_stride, row, first, real, FAMILY)
+                y = share(x, maximum, weights, segment, weight_skew, weight_stride, row, first, real, maxima, WEIGHTED)
                 y = round_to(y + 0.0, out.dtype.element_ty)  # never -0, as if added to +0
                 store_rows(out, row, stop, columns, width, tl.where(real[:, None] & inside, y, 0.0))
             at = stop
@@ -242,9 +239,9 @@ def share_kernel(
                 first, last = span(spans, segment, True)
                 divisor = tl.load(divisors + segment)
                 y = gradient_of(gradient, segment, True, divisor, dim, columns)
-                maximum = maximum_of(maxima, segment, True, dim, columns, FAMILY)
+                maximum = maximum_of(maxima, segment, True, dim, columns)
                 real = real_tokens(mask, segment, mask_skew, token_stride, row, first, last)
-                y = share(y, maximum, weights, segment, weight_skew, weight_stride, row, first, real, FAMILY)
+                y = share(y, maximum, weights, segment, weight_skew, weight_stride, row, first, real, maxima, WEIGHTED)
                 x += tl.where(real[:, None] & inside, y, 0.0)
                 segment = next_meeting(spans, segment + 1, high, at, stop)
             store_rows(out, row, stop, columns, width, round_to(x, out.dtype.element_ty))

@@ -7,7 +7,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-LEAF = 32  # tokens; as in fastpool.reference
+from ..constants import LEAF
+
 MOST_THREADS = 512  # of a program: each then has 128 registers
 LOAD_BYTES = 16  # the widest load of a thread
 MAX_LEVELS = 4  # a state per level stays in registers (endless has so few columns a thread that more fit)

@@ -20,7 +20,7 @@ def options(warps: int, registers: int) -> dict[str, Any]:
 
 
 # Each calls what stands in those before it.
-_MODULES = ("reduce", "epilogue", "segments", "arrive", "normalize", "pool", "backward")
+_MODULES = ("state", "weight", "finish", "segment", "arrive", "normalize", "pool", "backward")
 
 
 @cache

@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from .epilogue import divide, norm_divisor, norm_scale, normalize, round_to, scaled_norm
-from .reduce import SUM, add_columns, empty_scalars, push, total, widen
+from .finish import divide, norm_divisor, norm_scale, normalize, round_to, scaled_norm
+from .state import SUM, accumulator_of, add_columns, empty_scalars, push, total, widen
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def normalize_kernel(
 ):  # fmt: skip
     """out [outer * inner, dim]; 0 from column truncate_dims[row] on, where there are any, [outer * inner]. `dim` and
     strides count VECTOR elements, as in pool_kernel."""
-    ACC: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator_of(x.dtype.element_ty)
     program = tl.program_id(0).to(tl.int64)
     x += (program // inner * outer_stride + program % inner * inner_stride) * VECTOR
     width = dim.to(tl.int64) * VECTOR

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..calls import NormalizeBackwardCall, PoolBackwardCall, PoolCall, accumulator
 from ..modes import MODES
-from ..segments import NormalizeBackwardCall, PoolBackwardCall, PoolCall, accumulator
 from . import backward, config
 from .arrive import TOTALS_BYTES
 from .config import (
@@ -30,7 +30,6 @@ from .config import (
 from .launch import Launch, options
 from .normalize import normalize_backward_kernel, normalize_kernel
 from .pool import pool_kernel
-from .reduce import FAMILIES, MAX, ONE_TOKEN, SUM, WEIGHTED
 
 MAX_PROGRAMS = 65536
 # Of a processor, where segments may overlap, and so each may be as long as all rows: programs without a unit cost
@@ -76,17 +75,17 @@ def shape_of(call: PoolCall, width: int, device: Device) -> Shape:
     may_overlap = not call.padded and call.cu_seqlens is None
     element_size = call.hidden.element_size()
     columns = row_columns(width, element_size, device.lanes)
-    family = FAMILIES[call.mode]
+    mode = MODES[call.mode]
     return Shape(
-        call.batch, call.rows, mean, columns, element_size, family is WEIGHTED, device.processors, device.lanes,
-        may_overlap, family is SUM,
+        call.batch, call.rows, mean, columns, element_size, mode.takes_weights, device.processors, device.lanes,
+        may_overlap, mode.only_adds,
     )  # fmt: skip
 
 
 def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
     """How many columns a program takes, and how the work is cut up otherwise."""
     shape = shape_of(call, width, device)
-    if call.mode in ONE_TOKEN:
+    if MODES[call.mode].one_token:
         return shape.columns, one_token(shape)
     config = choose(shape, device.name)
     if shape.longest <= config.split:
@@ -150,6 +149,7 @@ _COUNTER = torch.empty(0, dtype=torch.int32)  # what counters look like to the c
 
 def make_pool_plan(call: PoolCall, device: Device) -> PoolPlan:
     """For a call with at least one segment and one column."""
+    mode = MODES[call.mode]
     hidden, mask, weights = call.hidden, call.mask, call.weights
     element_size, width = hidden.element_size(), hidden.shape[-1] if call.truncate_dim is None else call.truncate_dim
     batch, rows, cu = call.batch, call.rows, call.cu_seqlens is not None
@@ -158,7 +158,7 @@ def make_pool_plan(call: PoolCall, device: Device) -> PoolPlan:
     strips = -(-width // columns)
 
     units = -(-rows // config.split)  # of a segment, at most
-    whole = call.mode in ONE_TOKEN or units <= 1
+    whole = mode.one_token or units <= 1
     most = MAX_PROGRAMS if call.padded else GUESSED_PROGRAMS * device.processors
     programs = 1 if whole else min(units, max(1, most // batch))
     slots = 0 if whole else rows // config.split + batch if cu else batch * units
@@ -167,14 +167,16 @@ def make_pool_plan(call: PoolCall, device: Device) -> PoolPlan:
 
     aligned = vector(element_size, width, row_stride, batch_stride)
     fixed = {
-        "mode": MODES[call.mode].code, "batch": batch, "rows": rows, "dim": width // aligned, "programs": programs,
+        "select": mode.select.value, "divisor": mode.divisor.value, "batch": batch, "rows": rows,
+        "dim": width // aligned, "programs": programs,
         "batch_stride": batch_stride // aligned, "row_stride": row_stride // aligned,
         "mask_batch_stride": _batch_stride(mask), "token_stride": 0 if mask is None else mask.stride(-1),
         "weight_batch_stride": _batch_stride(weights), "weight_stride": 0 if weights is None else weights.stride(-1),
-        "FAMILY": FAMILIES[call.mode].value, "NORMALIZE": call.normalize and strips == 1, "CU": cu, "WHOLE": whole,
+        "REDUCE": mode.reduce.value, "WEIGHTED": mode.takes_weights,
+        "NORMALIZE": call.normalize and strips == 1, "CU": cu, "WHOLE": whole,
         "VECTOR": aligned, "COLUMNS": columns, "LEAVES": config.leaves, "LEVELS": config.levels, "ROWS": config.rows,
         "STAGES": config.stages,
-        "SCAN": min(MOST_SCAN, (16 if call.mode in ONE_TOKEN else 8) * device.lanes * config.warps),
+        "SCAN": min(MOST_SCAN, (16 if mode.one_token else 8) * device.lanes * config.warps),
     }  # fmt: skip
     grid = (slots if cu and not whole else batch * programs, strips, 1)
     states = None if whole else (slots, width + strips * (TOTALS_BYTES.value // summed.itemsize))
@@ -265,10 +267,12 @@ def make_pool_backward_plan(call: PoolBackwardCall, device: Device) -> list[Part
     element_size, dim, width = hidden.element_size(), gradient.shape[1], hidden.shape[-1]
     padded, cu, rows, batch = pool.padded, pool.cu_seqlens is not None, pool.rows, pool.batch
     skew, mask_skew, weight_skew = (_skew(x, rows, padded) for x in (hidden.select(-1, 0), pool.mask, pool.weights))
-    family = SUM if pool.mode in ONE_TOKEN else FAMILIES[pool.mode]
+    mode = MODES[pool.mode]
+    finds_maxima = call.needs_result and call.of == "hidden"
     several = not padded and not cu  # segments may hold a row
     shared = {
-        "mode": MODES[pool.mode].code, "batch": batch, "rows": rows, "mask_skew": mask_skew, "weight_skew": weight_skew,
+        "select": mode.select.value, "divisor": mode.divisor.value, "batch": batch, "rows": rows,
+        "mask_skew": mask_skew, "weight_skew": weight_skew,
         "token_stride": 0 if pool.mask is None else pool.mask.stride(-1),
         "weight_stride": 0 if pool.weights is None else pool.weights.stride(-1), "PADDED": padded, "CU": cu,
     }  # fmt: skip
@@ -278,7 +282,7 @@ def make_pool_backward_plan(call: PoolBackwardCall, device: Device) -> list[Part
         few = threads // device.lanes
         most = registers(few, shared=False)
         if kernel is backward.share_kernel and not several:
-            many = family is MAX or values["COLUMNS"] * element_size <= LOAD_BYTES
+            many = finds_maxima or values["COLUMNS"] * element_size <= LOAD_BYTES
             most = registers(few) if many else config.SHARE_REGISTERS
         names = tuple(name for name in kernel.arg_names if name in _TENSORS)
         fixed = {name: values[name] for name in kernel.arg_names if name not in _TENSORS}
@@ -289,28 +293,28 @@ def make_pool_backward_plan(call: PoolBackwardCall, device: Device) -> list[Part
         if several:
             one_load = config.TILE_THREADS * LOAD_BYTES // (columns * element_size)
             tile_rows = min(tile_rows, max(config.SEVERAL_ROWS, one_load))
-        strips = 1 if call.of_weights else -(-width // columns)
+        strips = 1 if call.of == "weights" else -(-width // columns)
         total = batch * rows if padded else rows
         each = config.chunk(total, strips, tile_rows, device.processors)
         return planned(
             kernel, (-(-total // each), strips, 1), config.TILE_THREADS, dim=dim // aligned, width=width // aligned,
-            chunk=each, FAMILY=family.value, VECTOR=aligned, COLUMNS=columns, ROWS=tile_rows, **more,
+            chunk=each, WEIGHTED=mode.takes_weights, VECTOR=aligned, COLUMNS=columns, ROWS=tile_rows, **more,
         )  # fmt: skip
 
     columns, _ = config.tile(dim, element_size)
     levels = (-(-dim // columns) - 1).bit_length()
-    size, threads = config.scan(rows if padded else -(-rows // batch), family is WEIGHTED)
+    size, threads = config.scan(rows if padded else -(-rows // batch), mode.takes_weights)
     parts = [
         planned(
             backward.prepare_kernel, (batch, 1, 1), threads, dim=dim, COLUMNS=columns, LEVELS=levels, SCAN=size,
-            FAMILY=(WEIGHTED if family is WEIGHTED else SUM).value,
+            WEIGHTED=mode.takes_weights,
         )
     ]  # fmt: skip
     read = vector(element_size, dim, hidden.stride(-2), skew)
     strides = {"skew": skew // read, "row_stride": hidden.stride(-2) // read}
-    if call.of_weights:
+    if call.of == "weights":
         return [*parts, over_chunks(backward.share_of_weights_kernel, dim, read, LEVELS=levels, **strides)]
-    if family is MAX:
+    if finds_maxima:
         parts.append(over_chunks(backward.first_maximum_kernel, dim, read, **strides))
     return [*parts, over_chunks(backward.share_kernel, width, vector(element_size, dim, width))]
 
@@ -326,13 +330,13 @@ def launch_parts(parts: list[Part], call: PoolBackwardCall) -> list[Launch]:
         "starts": None if starts is None else starts.contiguous(),
         "ends": None if pool.ends is None else pool.ends.contiguous(),
         "spans": gradient.new_empty(batch, 2, dtype=torch.int64), "divisors": gradient.new_empty(batch),
-        "products": gradient.new_empty(batch) if call.of_weights else None,
+        "products": gradient.new_empty(batch) if call.of == "weights" else None,
         "maxima": gradient.new_full(gradient.shape, backward.NEVER.value, dtype=torch.int32) if finds_maxima else None,
     }  # fmt: skip
     launches = []
     for part in parts:
         launch = part.launch(tensors)
-        if part.kernel is backward.prepare_kernel and not call.of_weights:
+        if part.kernel is backward.prepare_kernel and call.of != "weights":
             launch.brought["result"] = None  # which is how it knows that nobody wants a product
         launches.append(launch)
     return launches

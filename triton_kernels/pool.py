@@ -9,34 +9,33 @@ canonical order (fastpool.reference) and no choice of it changes a bit.
 import triton
 import triton.language as tl
 
+from ..constants import NORM_EPS as _NORM_EPS
 from .arrive import TOTALS_BYTES, arrive, clear
-from .epilogue import divisor_of, normalize, quotient, round_to
-from .reduce import (
-    CLS,
+from .finish import divisor_of, normalize, quotient, round_to
+from .segment import (
     LAST,
-    LEAF,
-    MAX,
-    SUM,
-    WEIGHTED,
-    empty_counters,
-    merge,
-    merge_rows,
-    neutral,
-    push,
-    total,
-    weight_of,
-    widen,
+    around,
+    behind_last_real,
+    bounds,
+    count_real,
+    decreases,
+    find,
+    first_real,
+    first_slot,
+    is_real,
+    selected,
 )
-from .segments import around, behind_last_real, bounds, count_real, decreases, find, first_real, first_slot, is_real
+from .state import LEAF, MAX, SUM, accumulator_of, empty_counters, merge, merge_rows, neutral, push, total, widen
+from .weight import weight_of
 
-NORM_EPS = tl.constexpr(1e-12)  # as in fastpool.reference
+NORM_EPS = tl.constexpr(_NORM_EPS)
 
 
 @triton.jit
 def add_tokens(
     hidden, mask, weights, row_stride, token_stride, weight_stride, first, begin, tokens, columns, inside,
-    ACC: tl.constexpr, FAMILY: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr,
-    STAGES: tl.constexpr,
+    ACC: tl.constexpr, REDUCE: tl.constexpr, WEIGHTED: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr,
+    ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The state of `tokens` rows from `begin` on, whose segment's first real token is `first`, and the sum of their
     weights. ROWS loads of a thread are in flight together; with STAGES > 1 those of the next steps too, on their way
@@ -44,9 +43,9 @@ def add_tokens(
     leaf = tl.arange(0, LEAVES)
     steps = tl.minimum(tokens, LEAF)
     groups = tl.cdiv(tokens, LEAF * LEAVES)
-    levels, weight_levels = empty_counters(columns, LEVELS + 1, FAMILY, ACC)
+    levels, weight_levels = empty_counters(columns, LEVELS + 1, REDUCE, ACC)
     for group in range(groups):
-        x = tl.full((LEAVES, columns.shape[0]), neutral(FAMILY), ACC)
+        x = tl.full((LEAVES, columns.shape[0]), neutral(REDUCE), ACC)
         weight = tl.zeros((LEAVES, 1), ACC)
         for some in tl.range(0, steps, ROWS, num_stages=STAGES):
             for one in tl.static_range(ROWS):
@@ -56,25 +55,25 @@ def add_tokens(
                     real = is_real(mask, begin, token, token_stride, real)
                 row = begin + token
                 at = hidden + row[:, None] * row_stride + columns[None, :]
-                state = widen(tl.load(at, mask=real[:, None] & inside[None, :], other=neutral(FAMILY)), ACC)
-                if FAMILY == WEIGHTED:
+                state = widen(tl.load(at, mask=real[:, None] & inside[None, :], other=neutral(REDUCE)), ACC)
+                if WEIGHTED:
                     w = weight_of(weights, row, weight_stride, first, real, ACC)
                     x += state * w[:, None]
                     weight += w[:, None]
                 else:
-                    x = merge(x, state, FAMILY)
-        levels = push(levels, merge_rows(x, FAMILY), group, FAMILY)
-        if FAMILY == WEIGHTED:
+                    x = merge(x, state, REDUCE)
+        levels = push(levels, merge_rows(x, REDUCE), group, REDUCE)
+        if WEIGHTED:
             weight_levels = push(weight_levels, tl.sum(merge_rows(weight, SUM), axis=0), group, SUM)
-    nothing = tl.full((columns.shape[0],), neutral(FAMILY), ACC)
-    return total(levels, nothing, groups, FAMILY), total(weight_levels, tl.zeros((), ACC), groups, SUM)
+    nothing = tl.full((columns.shape[0],), neutral(REDUCE), ACC)
+    return total(levels, nothing, groups, REDUCE), total(weight_levels, tl.zeros((), ACC), groups, SUM)
 
 
 @triton.jit
 def reduce_unit(
     hidden, mask, weights, row_stride, token_stride, weight_stride, first, begin, end, columns, inside,
-    ACC: tl.constexpr, FAMILY: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr,
-    STAGES: tl.constexpr, SCAN: tl.constexpr,
+    ACC: tl.constexpr, REDUCE: tl.constexpr, WEIGHTED: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr,
+    ROWS: tl.constexpr, STAGES: tl.constexpr, SCAN: tl.constexpr,
 ):  # fmt: skip
     """The state of the tokens [begin, end), the number of real ones, the sum of their weights. Pointers are those of
     the sequence."""
@@ -86,27 +85,28 @@ def reduce_unit(
     if mask is None or count == tokens:
         x, weight = add_tokens(
             hidden, None, weights, row_stride, token_stride, weight_stride, first, begin, tokens, columns, inside,
-            ACC, FAMILY, LEAVES, LEVELS, ROWS, STAGES,
+            ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, ROWS, STAGES,
         )  # fmt: skip
     else:
         x, weight = add_tokens(
             hidden, mask, weights, row_stride, token_stride, weight_stride, first, begin, tokens, columns, inside,
-            ACC, FAMILY, LEAVES, LEVELS, ROWS, 1,
+            ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, ROWS, 1,
         )  # fmt: skip
     return x, count, weight
 
 
 # Nothing is compiled anew for a batch's numbers, not even for a 1 or a multiple of 16.
-_RUNTIME = ["stale_count", "mode", "batch", "rows", "dim", "programs", "batch_stride", "row_stride"]
+_RUNTIME = ["stale_count", "select", "divisor", "batch", "rows", "dim", "programs", "batch_stride", "row_stride"]
 _RUNTIME += ["mask_batch_stride", "token_stride", "weight_batch_stride", "weight_stride"]
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def pool_kernel(
     hidden, out, mask, weights, starts, ends, states, arrivals, stale,
-    stale_count, mode, batch, rows, dim, programs, batch_stride, row_stride,
+    stale_count, select, divisor, batch, rows, dim, programs, batch_stride, row_stride,
     mask_batch_stride, token_stride, weight_batch_stride, weight_stride,
-    FAMILY: tl.constexpr, NORMALIZE: tl.constexpr, CU: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr,
+    REDUCE: tl.constexpr, WEIGHTED: tl.constexpr,
+    NORMALIZE: tl.constexpr, CU: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr,
     COLUMNS: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
     SCAN: tl.constexpr,
 ):  # fmt: skip
@@ -114,7 +114,7 @@ def pool_kernel(
     are aligned. `programs`: of each segment, where they cannot be found by number (CU). WHOLE: every segment is one
     unit. Else units meet in `arrivals`, whose counters are zero; those of `stale` are cleared for the next launch."""
     SPLIT: tl.constexpr = LEAF * LEAVES * (1 << LEVELS)
-    ACC: tl.constexpr = tl.float64 if hidden.dtype.element_ty == tl.float64 else tl.float32
+    ACC: tl.constexpr = accumulator_of(hidden.dtype.element_ty)
     rows = rows.to(tl.int64)
     program = tl.program_id(0).to(tl.int64)
     strip = tl.program_id(1)
@@ -149,22 +149,21 @@ def pool_kernel(
         first = first_real(mask, token_stride, first, last, SCAN)
     if weights is not None:
         weights += segment * weight_batch_stride
-    if FAMILY == MAX:
+    if REDUCE == MAX:  # modes of one token are of this kind
         if mask is not None:  # noqa: SIM102  # this is decided by the compiler, what follows by the call
-            if mode == LAST:
+            if select == LAST:
                 last = behind_last_real(mask, token_stride, first, last, SCAN)
-        last = tl.where(mode == CLS, tl.minimum(first + 1, last), last)
-        first = tl.where(mode == LAST, tl.maximum(last - 1, first), first)
+        first, last = selected(first, last, select)
     out += segment * width
 
-    x = tl.full((COLUMNS,), neutral(FAMILY), ACC)
+    x = tl.full((COLUMNS,), neutral(REDUCE), ACC)
     weight = tl.zeros((), ACC)
     count = tl.zeros((), tl.int64)
     complete = unit >= 0
     if WHOLE:
         x, count, weight = reduce_unit(
             hidden, mask, weights, row_step, token_stride, weight_stride, first, first, last, columns, inside,
-            ACC, FAMILY, LEAVES, LEVELS, ROWS, STAGES, SCAN,
+            ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, ROWS, STAGES, SCAN,
         )  # fmt: skip
     else:
         units = tl.maximum(tl.cdiv(last - first, SPLIT), 1)  # nobody's tokens are zeros, and somebody writes them
@@ -177,16 +176,16 @@ def pool_kernel(
             x, count, weight = reduce_unit(
                 hidden, mask, weights, row_step, token_stride, weight_stride,
                 first, begin, tl.minimum(begin + SPLIT, last), columns, inside,
-                ACC, FAMILY, LEAVES, LEVELS, ROWS, STAGES, SCAN,
+                ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, ROWS, STAGES, SCAN,
             )  # fmt: skip
             x, count, weight, complete = arrive(
                 states, totals, stride, arrivals + strip, strips, base, unit, units, width, columns, x, count, weight,
-                FAMILY,
+                REDUCE,
             )  # fmt: skip
             unit += units if CU else programs
     # Behind the loop, since a segment is complete with a program's last unit: little is alive across the divisions.
     if complete:
-        x = quotient(x, divisor_of(count, weight, mode, ACC))
+        x = quotient(x, divisor_of(count, weight, divisor, ACC))
         if NORMALIZE:
             x = normalize(tl.where(inside, x, 0.0), tl.full((), NORM_EPS, ACC))
         tl.store(out + columns, round_to(x, out.dtype.element_ty), mask=inside)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..segments import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
+from ..calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from .plan import (
     Part,
     PoolPlan,

@@ -20,10 +20,7 @@ struct Plan {
   explicit Plan(const PoolBackwardCall& c) : call(c) {
     segments.reserve(static_cast<size_t>(call.pool.batch));
     for (int64_t b = 0; b < call.pool.batch; ++b) {
-      Segment tokens = segment_of(call.pool, b);
-      // To cls and last a segment is one token.
-      if (call.pool.mode == Mode::cls) tokens.end = std::min(tokens.end, tokens.begin + 1);
-      if (call.pool.mode == Mode::last) tokens.begin = std::max(tokens.begin, tokens.end - 1);
+      const Segment tokens = select(call.pool.mode.select, segment_of(call.pool, b));
       segments.push_back(tokens);
       if (tokens.begin < tokens.end) by_begin.push_back(b);
     }
@@ -118,7 +115,7 @@ void pool_backward(const PoolBackwardCall& call, const Parallel& parallel) {
   if (rows * row_bytes == 0) return;
   const int64_t threads = threads_for(rows * call.width * size_of(pool.dtype), parallel);
   const Plan plan(call);
-  const bool max = pool.mode == Mode::max;
+  const bool max = call.finds_maximum();
   const Buffer maxima(max ? pool.batch * plan.accumulator_row_bytes() : 0);
   if (max) find_maxima(plan, threads, parallel, maxima.data);
   spread(threads, threads, parallel, [&](int64_t t) {

@@ -37,7 +37,7 @@ static void prepare_cover(const PoolBackwardCall& call, Cover& cover) {
   load_row(static_cast<const A*>(call.gradient) + b * dim, dim, x);
   Totals totals;
   totals.count = count_real(pool.mask, b, cover.tokens.begin, cover.tokens.end - cover.tokens.begin);
-  if (takes_weights(pool.mode)) totals.weight = total_weight<A>(pool, b, cover.tokens);
+  if (pool.mode.takes_weights()) totals.weight = total_weight<A>(pool, b, cover.tokens);
   divide(pool.mode, totals, x, padded_columns(dim));
   if (call.of_weights) cover.of_result = dot(x, static_cast<const A*>(call.result) + b * dim, dim);
 }
@@ -97,18 +97,18 @@ FASTPOOL_INLINE void copy_row(const char* row, int64_t bytes, char* out) {
 
 // Rows [begin, end) of the gradient of hidden, all of them in the same n segments, where a token's share depends on its
 // weight at most.
-template <class T, class A, Family F>
+template <class T, class A, bool weighted>
 static void write_rows(const PoolBackwardCall& call, Cover* covers, int64_t n, int64_t begin, int64_t end, T* row) {
   const PoolCall& pool = call.pool;
   const int64_t row_bytes = call.width * sizeof(T);
-  if constexpr (F == Family::sum)
+  if constexpr (!weighted)
     write_row<A>(n, pool.dim, call.width, row,
                  [&](int64_t k) __attribute__((always_inline)) { return gradient_of<A>(covers[k]); });
   T* out = static_cast<T*>(call.out) + begin * call.width;
   for (int64_t i = begin - covers[0].origin; i < end - covers[0].origin; ++i, out += call.width) {
     if (!is_real(pool.mask, covers[0].segment, i)) {
       std::memset(static_cast<void*>(out), 0, row_bytes);
-    } else if constexpr (F == Family::sum) {
+    } else if constexpr (!weighted) {
       copy_row(reinterpret_cast<const char*>(row), row_bytes, reinterpret_cast<char*>(out));
     } else {
       for (int64_t k = 0; k < n; ++k)
@@ -121,7 +121,7 @@ static void write_rows(const PoolBackwardCall& call, Cover* covers, int64_t n, i
   }
 }
 
-// Likewise for max: zeros, and a column of a segment's gradient goes to one of its rows.
+// Of a maximum: zeros, and a column of a segment's gradient goes to one of its rows.
 template <class T, class A>
 static void scatter_columns(const PoolBackwardCall& call, const Cover* covers, int64_t n, int64_t begin, int64_t end,
                             T* row) {
@@ -262,12 +262,9 @@ static void share(const PoolBackwardCall& call, Cover* covers, int64_t n, int64_
       return;
     }
     T* const r = static_cast<T*>(row);
-    switch (family_of(call.pool.mode)) {
-      case Family::gather:  // a segment of one token
-      case Family::sum: return write_rows<T, A, Family::sum>(call, covers, n, begin, end, r);
-      case Family::weighted: return write_rows<T, A, Family::weighted>(call, covers, n, begin, end, r);
-      case Family::max: return scatter_columns<T, A>(call, covers, n, begin, end, r);
-    }
+    if (call.finds_maximum()) return scatter_columns<T, A>(call, covers, n, begin, end, r);
+    if (call.pool.mode.takes_weights()) return write_rows<T, A, true>(call, covers, n, begin, end, r);
+    return write_rows<T, A, false>(call, covers, n, begin, end, r);
   });
 }
 

@@ -1,6 +1,7 @@
 // What a kernel file offers; one such table per instruction set (isa.h chooses).
 #pragma once
-#include "../reducer.h"
+#include "../segment.h"
+#include "../state.h"
 
 namespace fastpool::cpu {
 

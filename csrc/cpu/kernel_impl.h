@@ -5,8 +5,8 @@
 // order. Short float32 rows go one at a time, in address order by themselves; the CPU's own prefetcher follows them to
 // the end of a segment and has to be helped into the next one.
 #pragma once
-#include "../reducer.h"
-#include "epilogue.h"
+#include "../state.h"
+#include "finish.h"
 #include "kernel.h"
 #include "leaves.h"
 #include "tree.h"
@@ -21,9 +21,9 @@ constexpr int64_t kShortRow = 4 << 10;     // up to here float32 rows go one at 
 constexpr int64_t kHeadBytes = 4 << 10;    // and only the head of the next segment is fetched ahead
 
 // Adds rows[0..k) to `Vecs` vectors of sums at column c, one row after another.
-template <Family F, int Vecs, bool ahead, class T, class A>
+template <class S, int Vecs, bool ahead, class T, class A>
 FASTPOOL_INLINE void add_rows(const Leaf<T, A>& leaf, int g, int k, int64_t c, int part, bool fresh, A* acc,
-                              Queue<T, A, F>& queue) {
+                              Queue<T, A, S>& queue) {
   using V = typename Vec<A>::type;
   constexpr int lanes = Vec<A>::lanes;
   // As many bytes as are added are fetched, a piece with every row.
@@ -34,7 +34,7 @@ FASTPOOL_INLINE void add_rows(const Leaf<T, A>& leaf, int g, int k, int64_t c, i
   }
   V sum[Vecs];
 #pragma GCC unroll 8
-  for (int v = 0; v < Vecs; ++v) sum[v] = fresh ? Reducer<F>::template init<V, A>(A{}) : read<V>(acc + c + v * lanes);
+  for (int v = 0; v < Vecs; ++v) sum[v] = fresh ? S::template init<V, A>(A{}) : read<V>(acc + c + v * lanes);
 #pragma GCC unroll 1
   for (int r = 0; r < k; ++r) {
     if constexpr (ahead) {
@@ -42,63 +42,47 @@ FASTPOOL_INLINE void add_rows(const Leaf<T, A>& leaf, int g, int k, int64_t c, i
       for (int i = 0; i < piece; i += kLineBytes) __builtin_prefetch(later + r * piece + i, 0, 2);
     }
     const T* p = leaf.row[g + r] + c;
-    const A w = F == Family::weighted ? leaf.weight[g + r] : A{};
+    const A w = S::weighted ? leaf.weight[g + r] : A{};
 #pragma GCC unroll 8
     for (int v = 0; v < Vecs; ++v)
-      sum[v] = Reducer<F>::template update<V, A>(sum[v], part ? load_part<V>(p, part) : load(p + v * lanes), w);
+      sum[v] = S::template update<V, A>(sum[v], part ? load_part<V>(p, part) : load(p + v * lanes), w);
   }
 #pragma GCC unroll 8
   for (int v = 0; v < Vecs; ++v) std::memcpy(acc + c + v * lanes, &sum[v], sizeof(V));
 }
 
 // One leaf into acc[0..dim), a group of rows at a time.
-template <Family F, bool ahead, class T, class A>
-FASTPOOL_INLINE void add_leaf(const Leaf<T, A>& leaf, int64_t dim, A* acc, Queue<T, A, F>& queue) {
+template <class S, bool ahead, class T, class A>
+FASTPOOL_INLINE void add_leaf(const Leaf<T, A>& leaf, int64_t dim, A* acc, Queue<T, A, S>& queue) {
   constexpr int lanes = Vec<A>::lanes, block = kBlockVecs * lanes, group = ahead ? kGroupRows : 1;
   int g = 0;
   do {
     const int k = leaf.count - g < group ? leaf.count - g : group;
     const bool fresh = g == 0;
     int64_t c = 0;
-    for (; c + block <= dim; c += block) add_rows<F, kBlockVecs, ahead>(leaf, g, k, c, 0, fresh, acc, queue);
-    for (; c + lanes <= dim; c += lanes) add_rows<F, 1, ahead>(leaf, g, k, c, 0, fresh, acc, queue);
-    if (c < dim) add_rows<F, 1, ahead>(leaf, g, k, c, static_cast<int>(dim - c), fresh, acc, queue);
+    for (; c + block <= dim; c += block) add_rows<S, kBlockVecs, ahead>(leaf, g, k, c, 0, fresh, acc, queue);
+    for (; c + lanes <= dim; c += lanes) add_rows<S, 1, ahead>(leaf, g, k, c, 0, fresh, acc, queue);
+    if (c < dim) add_rows<S, 1, ahead>(leaf, g, k, c, static_cast<int>(dim - c), fresh, acc, queue);
     g += k;
   } while (g < leaf.count);
 }
 
 // into = merge(left, right); into may be one of the two.
-template <Family F, class A>
+template <class S, class A>
 FASTPOOL_INLINE void merge_rows(const A* left, const A* right, A* into, int64_t columns) {
   using V = typename Vec<A>::type;
   for (int64_t c = 0; c < columns; c += Vec<A>::lanes) {
-    const V v = Reducer<F>::template merge<V>(read<V>(left + c), read<V>(right + c));
+    const V v = S::template merge<V>(read<V>(left + c), read<V>(right + c));
     std::memcpy(into + c, &v, sizeof v);
   }
 }
 
-// cls and last copy one row.
-template <class T, class A>
-static void gather_units(const PoolCall& call, const Unit* units, int64_t n, A* x) {
-  for (int64_t u = 0; u < n; ++u) {
-    const Unit& unit = units[u];
-    Totals totals;
-    totals.count = unit.end - unit.begin;
-    if (totals.count > 0) {
-      const int64_t row = call.mode == Mode::cls ? unit.begin : unit.end - 1;
-      load_row(static_cast<const T*>(call.hidden) + unit.segment * call.batch_stride + row * call.row_stride, call.dim,
-               x);
-    }
-    finish(call, unit.segment, x, totals);
-  }
-}
-
-template <class T, class A, Family F>
+template <class T, class A, class S>
 static void reduce_units(const PoolCall& call, const Unit* units, int64_t n, A* scratch, A* partials, Totals* totals) {
   const int64_t columns = padded_columns(call.dim);
   const int64_t row_bytes = call.dim * static_cast<int64_t>(sizeof(T));
   const bool ahead = sizeof(T) < 4 || row_bytes > kShortRow;
-  Queue<T, A, F> queue(call, units, n, row_bytes, ahead ? kAheadBytes : 1);
+  Queue<T, A, S> queue(call, units, n, row_bytes, ahead ? kAheadBytes : 1);
 
   // A binary counter of subtrees: level[0] takes the leaf, level[k] holds a sum of 2^(k-1) leaves.
   A* level[64];
@@ -121,12 +105,12 @@ static void reduce_units(const PoolCall& call, const Unit* units, int64_t n, A* 
     if (leaf.unit < 0) break;
     const Unit& unit = units[leaf.unit];
     if (ahead) {
-      add_leaf<F, true>(leaf, call.dim, level[0], queue);
+      add_leaf<S, true>(leaf, call.dim, level[0], queue);
     } else {
       if (leaf.last) queue.fetch(kHeadBytes);
-      add_leaf<F, false>(leaf, call.dim, level[0], queue);
+      add_leaf<S, false>(leaf, call.dim, level[0], queue);
     }
-    if constexpr (F == Family::weighted) {
+    if constexpr (S::weighted) {
       A weight = 0;
       for (int r = 0; r < leaf.count; ++r) weight += leaf.weight[r];
       weights.add(weight);
@@ -134,7 +118,7 @@ static void reduce_units(const PoolCall& call, const Unit* units, int64_t n, A* 
     unit_totals.count += leaf.count;
 
     int k = 1;
-    for (int64_t bits = leaves; bits & 1; bits >>= 1, ++k) merge_rows<F>(level[k], level[0], level[0], columns);
+    for (int64_t bits = leaves; bits & 1; bits >>= 1, ++k) merge_rows<S>(level[k], level[0], level[0], columns);
     ++leaves;
     if (!leaf.last) {
       take(k);
@@ -144,7 +128,7 @@ static void reduce_units(const PoolCall& call, const Unit* units, int64_t n, A* 
     } else {
       // What is left of the counter, smallest subtree first: missing right siblings are neutral.
       for (int64_t bits = leaves >> k << k; bits; bits &= bits - 1)
-        merge_rows<F>(level[__builtin_ctzll(bits) + 1], level[0], level[0], columns);
+        merge_rows<S>(level[__builtin_ctzll(bits) + 1], level[0], level[0], columns);
       unit_totals.weight = weights.root();
       if (unit.partial < 0) {
         finish(call, unit.segment, level[0], unit_totals);
@@ -159,12 +143,12 @@ static void reduce_units(const PoolCall& call, const Unit* units, int64_t n, A* 
   }
 }
 
-template <class T, class A, Family F>
+template <class T, class A, class S>
 static void combine_partials(const PoolCall& call, int64_t segment, int64_t n, A* partials, Totals* totals) {
   const int64_t columns = padded_columns(call.dim);
   for (int64_t step = 1; step < n; step *= 2)
     for (int64_t i = 0; i + step < n; i += 2 * step) {
-      merge_rows<F>(partials + i * columns, partials + (i + step) * columns, partials + i * columns, columns);
+      merge_rows<S>(partials + i * columns, partials + (i + step) * columns, partials + i * columns, columns);
       totals[i].count += totals[i + step].count;
       totals[i].weight = static_cast<A>(totals[i].weight) + static_cast<A>(totals[i + step].weight);
     }
@@ -207,12 +191,7 @@ static void reduce(const PoolCall& call, const Unit* units, int64_t n, void* scr
     using T = decltype(t);
     using A = decltype(a);
     A *s = static_cast<A*>(scratch), *p = static_cast<A*>(partials);
-    switch (family_of(call.mode)) {
-      case Family::sum: return reduce_units<T, A, Family::sum>(call, units, n, s, p, totals);
-      case Family::weighted: return reduce_units<T, A, Family::weighted>(call, units, n, s, p, totals);
-      case Family::max: return reduce_units<T, A, Family::max>(call, units, n, s, p, totals);
-      case Family::gather: return gather_units<T, A>(call, units, n, s);
-    }
+    with_state(call.mode, [&](auto state) { reduce_units<T, A, decltype(state)>(call, units, n, s, p, totals); });
   });
 }
 
@@ -221,12 +200,7 @@ static void combine(const PoolCall& call, int64_t segment, int64_t n, void* part
     using T = decltype(t);
     using A = decltype(a);
     A* p = static_cast<A*>(partials);
-    switch (family_of(call.mode)) {
-      case Family::sum: return combine_partials<T, A, Family::sum>(call, segment, n, p, totals);
-      case Family::weighted: return combine_partials<T, A, Family::weighted>(call, segment, n, p, totals);
-      case Family::max: return combine_partials<T, A, Family::max>(call, segment, n, p, totals);
-      case Family::gather: return;  // never split
-    }
+    with_state(call.mode, [&](auto state) { combine_partials<T, A, decltype(state)>(call, segment, n, p, totals); });
   });
 }
 

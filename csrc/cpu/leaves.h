@@ -1,7 +1,8 @@
 // The walk over a thread's work: which rows make up the next leaf, and which lines to fetch ahead of it. Included by
 // kernel_impl.h, into an instruction set's namespace.
 #pragma once
-#include "../reducer.h"
+#include "../state.h"
+#include "../weight.h"
 #include "kernel.h"
 #include "vec.h"
 
@@ -17,25 +18,17 @@ struct Leaf {
   int count;     // real tokens
   bool last;     // of its unit
   const T* row[kLeaf];
-  A weight[kLeaf];  // set for weighted modes only
+  A weight[kLeaf];  // where states are weighted
 };
 
-// Of the token at row `i` of sequence `b`, whose first real token is at `first`.
 template <class A>
 FASTPOOL_INLINE A weight_of(const PoolCall& call, int64_t b, int64_t first, int64_t i) {
-  const PerToken& weights = call.weights;
-  if (weights.data == nullptr) return static_cast<A>(i - first + 1);
-  const int64_t at = b * weights.batch_stride + i * weights.stride;
-  switch (weights.dtype) {
-    case DType::float16: return load_part<VF>(static_cast<const half_t*>(weights.data) + at, 1)[0];
-    case DType::bfloat16: return load_part<VF>(static_cast<const bfloat16_t*>(weights.data) + at, 1)[0];
-    case DType::float32: return static_cast<const float*>(weights.data)[at];
-    default: return static_cast<A>(static_cast<const double*>(weights.data)[at]);
-  }
+  return fastpool::weight_of<A>(call, b, first, i,
+                                [](auto* p) __attribute__((always_inline)) { return load_part<VF>(p, 1)[0]; });
 }
 
 // Walks the leaves of a thread's units in order.
-template <class T, class A, Family F>
+template <class T, class A, class S>
 struct Walker {
   const PoolCall& call;
   const Unit* units;
@@ -55,7 +48,7 @@ struct Walker {
     const bool full = call.mask.data == nullptr || count_real(call.mask, u.segment, at, m) == m;
     for (int64_t j = 0; j < m; ++j) {
       if (!full && !is_real(call.mask, u.segment, at + j)) continue;
-      if constexpr (F == Family::weighted) leaf.weight[leaf.count] = weight_of<A>(call, u.segment, u.first, at + j);
+      if constexpr (S::weighted) leaf.weight[leaf.count] = weight_of<A>(call, u.segment, u.first, at + j);
       leaf.row[leaf.count++] = rows + j * call.row_stride;
     }
     at += m;
@@ -65,10 +58,10 @@ struct Walker {
 };
 
 // Leaves on their way: the walk takes the first, and lines of the later ones are fetched in address order.
-template <class T, class A, Family F>
+template <class T, class A, class S>
 struct Queue {
   static constexpr int kSize = 32;  // leaves
-  Walker<T, A, F> walker;
+  Walker<T, A, S> walker;
   int64_t row_bytes, ahead_bytes;
   int64_t head = 0, tail = 0, bytes = 0;  // leaves taken and queued; bytes behind the first of them
   // Where fetching stands.

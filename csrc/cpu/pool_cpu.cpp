@@ -23,7 +23,6 @@ int64_t scratch_rows(int64_t rows) {
 void pool(const PoolCall& call, const Parallel& parallel) {
   if (call.batch == 0 || call.dim == 0) return;
   const Kernels& kernel = kernels();
-  const bool gather = family_of(call.mode) == Family::gather;
   const int64_t row_bytes = call.dim * size_of(call.dtype);
   const int64_t columns = padded_columns(call.dim), accumulator = accumulator_size(call.dtype);
 
@@ -32,9 +31,9 @@ void pool(const PoolCall& call, const Parallel& parallel) {
   units.reserve(static_cast<size_t>(call.batch));
   int64_t total = 0, longest = 0;
   for (int64_t b = 0; b < call.batch; ++b) {
-    const Segment segment = segment_of(call, b);
+    const Segment segment = select(call.mode.select, segment_of(call, b));
     units.push_back({b, segment.begin, segment.begin, segment.end, -1});
-    const int64_t rows = gather ? 1 : segment.end - segment.begin;
+    const int64_t rows = segment.end - segment.begin;
     total += rows;
     longest = std::max(longest, rows);
   }
@@ -51,7 +50,7 @@ void pool(const PoolCall& call, const Parallel& parallel) {
   const int64_t target = std::max(kUnitBytes, total * row_bytes / (parallel.threads * kUnitsPerThread));
   while (split * row_bytes < target) split *= 2;
   int64_t partials = 0;
-  if (!gather && longest > split) {
+  if (longest > split) {
     std::vector<Unit> cut;
     cut.reserve(units.size() + static_cast<size_t>(total / split));
     for (const Unit& unit : units) {
@@ -73,7 +72,7 @@ void pool(const PoolCall& call, const Parallel& parallel) {
   int thread = 1;
   for (size_t u = 0; u < units.size(); ++u) {
     while (thread < parallel.threads && rows >= total * thread / parallel.threads) first[thread++] = u;
-    rows += gather ? 1 : units[u].end - units[u].begin;
+    rows += units[u].end - units[u].begin;
   }
   const Buffer workspace(partials * columns * accumulator);
   std::vector<Totals> totals(static_cast<size_t>(partials));
@@ -114,39 +113,23 @@ void l2_normalize_backward(const NormalizeBackwardCall& call, const Parallel& pa
   });
 }
 
-std::string check_bounds(const PoolCall& call, bool cu) {
-  if (call.starts.data == nullptr && call.ends.data == nullptr) return {};
-  const auto at = [](const char* name, int64_t i, int64_t value) {
-    return std::string(name) + "[" + std::to_string(i) + "] = " + std::to_string(value);
-  };
-  const auto range = [&](const char* name, int64_t i, int64_t value) {
-    return std::string(name) + " must lie between 0 and " + std::to_string(call.rows) + ", got " + at(name, i, value);
-  };
-  const char *starts = cu ? "cu_seqlens" : "starts", *ends = cu ? "cu_seqlens" : "ends";
+bool valid_bounds(const PoolCall& call) {
+  if (call.starts.data == nullptr && call.ends.data == nullptr) return true;
   for (int64_t b = 0; b < call.batch; ++b) {
     const int64_t start = call.starts.data ? call.starts[b] : 0;
     const int64_t end = call.ends.data ? call.ends[b] : call.rows;
-    if (start < 0 || start > call.rows) return range(starts, b, start);
-    if (end < 0 || end > call.rows) return range(ends, b + cu, end);
-    if (start > end)
-      return cu ? "cu_seqlens must not decrease, got " + at(starts, b, start) + " before " + at(ends, b + 1, end)
-                : "starts must not be greater than ends, got " + at(starts, b, start) + " and " + at(ends, b, end);
+    if (start < 0 || start > end || end > call.rows) return false;
   }
-  return {};
+  return true;
 }
 
-std::string check_dims(const NormalizeCall& call) {
-  if (call.truncate_dims.data == nullptr) return {};
+bool valid_dims(const NormalizeCall& call) {
+  if (call.truncate_dims.data == nullptr) return true;
   for (int64_t row = 0; row < call.rows; ++row) {
     const int64_t value = call.truncate_dims[offset_of(row, call.leading, call.sizes, call.truncate_dims_strides)];
-    if (value >= 0 && value <= call.dim) continue;
-    std::string at;
-    for (int64_t d = call.leading - 1, rest = row; d >= 0; rest /= call.sizes[d--])
-      at = std::to_string(rest % call.sizes[d]) + (at.empty() ? "" : ", ") + at;
-    return "truncate_dims must lie between 0 and " + std::to_string(call.dim) + ", got truncate_dims[" + at +
-           "] = " + std::to_string(value);
+    if (value < 0 || value > call.dim) return false;
   }
-  return {};
+  return true;
 }
 
 }  // namespace fastpool::cpu

@@ -19,10 +19,10 @@ void pool_backward(const PoolBackwardCall& call, const Parallel& parallel);
 void l2_normalize(const NormalizeCall& call, const Parallel& parallel);
 void l2_normalize_backward(const NormalizeBackwardCall& call, const Parallel& parallel);
 
-// Why the values of starts / ends are wrong, or an empty string. `cu` says that they came from cu_seqlens.
-std::string check_bounds(const PoolCall& call, bool cu);
-// Likewise of truncate_dims.
-std::string check_dims(const NormalizeCall& call);
+// Whether the values of starts and ends lie within the rows and do not run backwards.
+bool valid_bounds(const PoolCall& call);
+// Whether those of truncate_dims lie within the columns.
+bool valid_dims(const NormalizeCall& call);
 
 // The instruction set in use, those this CPU can run, and a way to ask for one ("" is the best again).
 // Returns false when this CPU cannot run it.

@@ -4,7 +4,7 @@
 #pragma once
 #include <cstring>
 
-#include "../segments.h"
+#include "../segment.h"
 #include "../storage.h"
 #if defined(__F16C__)
 #include <immintrin.h>

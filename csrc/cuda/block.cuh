@@ -1,5 +1,6 @@
-// What the threads of a block do together: its shared memory, which segment and unit it has, where real tokens are.
+// What a block has: its shared memory, its segment and unit, and the weights of tokens.
 #pragma once
+#include "../weight.h"
 #include "numbers.cuh"
 #include "plan.h"
 
@@ -73,49 +74,9 @@ FASTPOOL_KERNEL_INLINE bool decreases(const PoolCall& call, int64_t b) {
   return clamped(call.starts[b], call) > clamped(call.ends[b], call);
 }
 
-// The distance from `row` to the nearest real token among n rows, forwards (step 1) or backwards (-1); n if there is
-// none. Most segments begin (end) with a real token, or have no mask; padding is passed a block at a time. `found`: one
-// for each warp.
-FASTPOOL_KERNEL_INLINE int64_t nearest_real(const PoolCall& call, int64_t b, int64_t row, int64_t n, int step,
-                                            int64_t* found) {
-  if (n <= 0 || is_real(call.mask, b, row)) return 0;
-  constexpr int kProbes = 4;  // loads in flight
-  const int64_t threads = blockDim.x;
-#pragma unroll 1
-  for (int64_t base = 0; base < n; base += kProbes * threads) {
-    bool real[kProbes];
-#pragma unroll
-    for (int k = 0; k < kProbes; ++k) {
-      const int64_t at = base + k * threads + threadIdx.x;
-      real[k] = at < n && is_real(call.mask, b, row + step * at);
-    }
-    int64_t nearest = n;
-#pragma unroll
-    for (int k = kProbes - 1; k >= 0; --k) {
-      const unsigned ballot = __ballot_sync(kAll, real[k]);
-      if (ballot != 0) nearest = base + k * threads + warp() * 32 + __ffs(static_cast<int>(ballot)) - 1;
-    }
-    __syncthreads();  // the words of the round before have been read
-    if (lane() == 0) found[warp()] = nearest;
-    __syncthreads();
-#pragma unroll 1
-    for (int w = 0; w < warps(); ++w) nearest = found[w] < nearest ? found[w] : nearest;
-    if (nearest < n) return nearest;
-  }
-  return n;
-}
-
-// The weight of the real token at row i of segment b, whose first real token is `first`.
 template <class A>
 FASTPOOL_KERNEL_INLINE A weight_of(const PoolCall& call, int64_t b, int64_t first, int64_t i) {
-  if (call.weights.data == nullptr) return static_cast<A>(i - first + 1);
-  const int64_t at = b * call.weights.batch_stride + i * call.weights.stride;
-  switch (call.weights.dtype) {
-    case DType::float16: return widen(static_cast<const half_t*>(call.weights.data)[at]);
-    case DType::bfloat16: return widen(static_cast<const bfloat16_t*>(call.weights.data)[at]);
-    case DType::float32: return static_cast<const float*>(call.weights.data)[at];
-    default: return static_cast<A>(static_cast<const double*>(call.weights.data)[at]);
-  }
+  return fastpool::weight_of<A>(call, b, first, i, [](auto* p) { return widen(*p); });
 }
 
 }  // namespace fastpool::cuda

@@ -1,11 +1,12 @@
 // The CUDA kernels and their launches: included once by each dtype's file. A block reduces one unit; the last one to
 // arrive at a segment's root, or the only one, runs the epilogue.
 #pragma once
-#include "epilogue.cuh"
+#include "finish.cuh"
 #include "kernels.h"
 #include "leaves.cuh"
 #include "normalize.cuh"
 #include "prepare.cuh"
+#include "segment.cuh"
 #include "share.cuh"
 #include "tree.cuh"
 
@@ -31,7 +32,7 @@ FASTPOOL_KERNEL_INLINE void clear_around(const PoolCall& call, int64_t b) {
   for (int64_t i = begin * row + threadIdx.x; i < end * row; i += blockDim.x) out[i] = 0;
 }
 
-template <class T, Family F, int V>
+template <class T, class S, int V>
 __global__ void __launch_bounds__(kThreads, 2)
     reduce_kernel(const __grid_constant__ PoolCall call, const __grid_constant__ Plan plan,
                   const __grid_constant__ Workspace workspace) {
@@ -53,12 +54,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int columns = strip_columns(call, plan);
   const T* const rows = static_cast<const T*>(call.hidden) + int64_t{b} * call.batch_stride + column;
   const Unit unit(plan, b, first, bounds.end, program.unit);
-  Totals totals = reduce_unit<F, V>(call, plan, unit, rows, columns, shared);
-  if (climb<F>(workspace, call.dim, columns, column, program.slot, program.unit, units, shared, totals))
+  Totals totals = reduce_unit<S, V>(call, plan, unit, rows, columns, shared);
+  if (climb<S>(workspace, call.dim, columns, column, program.slot, program.unit, units, shared, totals))
     finish(call, b, column, columns, totals, shared);
 }
 
-// cls and last copy one row.
+// Of a mode that looks at one token of a segment: a copy of it.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 4)
     gather_kernel(const __grid_constant__ PoolCall call, const __grid_constant__ Plan plan) {
@@ -66,14 +67,12 @@ __global__ void __launch_bounds__(kThreads, 4)
   const Shared<A> shared(plan.shared);
   const int64_t b = blockIdx.x, column = blockIdx.y * plan.strip;
   const int columns = strip_columns(call, plan);
-  const Segment bounds = bounds_of(call, b);
-  const int64_t n = bounds.end - bounds.begin;
-  const int step = call.mode == Mode::cls ? 1 : -1;
-  const int64_t row = step > 0 ? bounds.begin : bounds.end - 1;
-  const int64_t distance = nearest_real(call, b, row, n, step, shared.found);
-  if (distance < n) {
+  const Segment one = selected(call, b, shared.found);
+  Totals totals;
+  totals.count = one.end - one.begin;
+  if (totals.count > 0) {
     const T* const token =
-        static_cast<const T*>(call.hidden) + b * call.batch_stride + (row + step * distance) * call.row_stride + column;
+        static_cast<const T*>(call.hidden) + b * call.batch_stride + one.begin * call.row_stride + column;
 #pragma unroll 1
     for (int c = static_cast<int>(threadIdx.x) * V; c < columns; c += static_cast<int>(blockDim.x) * V) {
       const Pack<T, V> pack = load<V>(token + c);
@@ -82,8 +81,6 @@ __global__ void __launch_bounds__(kThreads, 4)
     }
   }
   __syncthreads();
-  Totals totals;
-  totals.count = distance < n;
   finish(call, b, column, columns, totals, shared);
 }
 
@@ -110,12 +107,9 @@ cudaError_t launch_pool(const PoolCall& call, const Plan& plan, const Workspace&
   const auto reduce = [&](auto kernel) {
     return launch(kernel, grid, plan.threads, plan.shared.bytes, stream, call, plan, workspace);
   };
-  switch (family_of(call.mode)) {
-    case Family::sum: return reduce(reduce_kernel<T, Family::sum, V>);
-    case Family::weighted: return reduce(reduce_kernel<T, Family::weighted, V>);
-    case Family::max: return reduce(reduce_kernel<T, Family::max, V>);
-    default: return launch(gather_kernel<T, V>, grid, plan.threads, plan.shared.bytes, stream, call, plan);
-  }
+  if (call.mode.one_token())
+    return launch(gather_kernel<T, V>, grid, plan.threads, plan.shared.bytes, stream, call, plan);
+  return with_state(call.mode, [&](auto state) { return reduce(reduce_kernel<T, decltype(state), V>); });
 }
 
 template <class T>
@@ -141,7 +135,7 @@ cudaError_t pool_backward(const PoolBackwardCall& call, const BackwardPlan& plan
   };
   constexpr int V = 16 / sizeof(T);
   if (call.of_weights) return share(share_weights_kernel<T>);
-  if (call.pool.mode == Mode::max) {
+  if (call.finds_maximum()) {
     const cudaError_t error = share(plan.vector == 1 ? find_maxima_kernel<T, 1> : find_maxima_kernel<T, V>);
     if (error != cudaSuccess) return error;
   }

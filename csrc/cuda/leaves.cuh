@@ -12,25 +12,25 @@ namespace fastpool::cuda {
 
 constexpr int kRows = 8;
 
-// What a thread carries for its columns: their sums, and behind them in weighted modes the sum of weights, which every
-// thread adds up for itself.
-template <class A, Family F, int V>
-struct State {
-  static constexpr int size = V + (F == Family::weighted);
+// What a thread carries for its columns: their sums, and behind them, where states are weighted, the sum of weights,
+// which every thread adds up for itself.
+template <class A, class S, int V>
+struct Columns {
+  static constexpr int size = V + S::weighted;
   A x[size];
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
-    for (int i = 0; i < size; ++i) x[i] = Reducer<F>::template init<A, A>(A{});
+    for (int i = 0; i < size; ++i) x[i] = S::template init<A, A>(A{});
   }
   // left stands before this in the sequence.
   __device__ __forceinline__ void merge_after(const A* left, int stride) {
 #pragma unroll
-    for (int i = 0; i < size; ++i) x[i] = Reducer<F>::template merge<A>(left[i * stride], x[i]);
+    for (int i = 0; i < size; ++i) x[i] = S::template merge<A>(left[i * stride], x[i]);
   }
   __device__ __forceinline__ void merge_before(const A* right, int stride) {
 #pragma unroll
-    for (int i = 0; i < size; ++i) x[i] = Reducer<F>::template merge<A>(x[i], right[i * stride]);
+    for (int i = 0; i < size; ++i) x[i] = S::template merge<A>(x[i], right[i * stride]);
   }
   __device__ __forceinline__ void save(A* to, int stride) const {
 #pragma unroll
@@ -54,7 +54,7 @@ struct Unit {
 };
 
 // Which tokens of the next `per` leaves of every group's run are real, and their weights: a warp votes on each leaf.
-template <class A, Family F>
+template <class A, class S>
 FASTPOOL_KERNEL_INLINE void stage(const PoolCall& call, const Plan& plan, const Unit& unit, int per, int begin,
                                   bool count, const Shared<A>& shared) {
 #pragma unroll 1
@@ -63,7 +63,7 @@ FASTPOOL_KERNEL_INLINE void stage(const PoolCall& call, const Plan& plan, const 
     const int64_t i = unit.from + static_cast<int64_t>(e / per * unit.run + of_run) * kLeaf + lane();
     const bool real = of_run < unit.run && i < unit.to && is_real(call.mask, unit.segment, i);
     const unsigned word = __ballot_sync(kAll, real);
-    if constexpr (F == Family::weighted)
+    if constexpr (S::weighted)
       shared.weights[e * kLeaf + lane()] = real ? weight_of<A>(call, unit.segment, unit.first, i) : A{};
     if (lane() == 0) {
       shared.words[e] = word;
@@ -74,57 +74,57 @@ FASTPOOL_KERNEL_INLINE void stage(const PoolCall& call, const Plan& plan, const 
 
 // Adds a leaf's real tokens one after another, from column p on. Holes are not read; their neutral value changes no
 // bit.
-template <Family F, int V, class T, class A>
+template <class S, int V, class T, class A>
 FASTPOOL_KERNEL_INLINE void add_leaf(const T* p, int64_t stride, uint32_t word, const A* weights,
-                                     State<A, F, V>& state) {
+                                     Columns<A, S, V>& state) {
 #pragma unroll 1
   for (int j = 0; j < kLeaf && word >> j != 0; j += kRows) {
     Word<T, V> token[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r, p += stride) {
-      token[r] = neutral<F, T, V>();
+      token[r] = neutral<S, T, V>();
       if (word >> (j + r) & 1) token[r] = load_word<V>(p);
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const Pack<T, V> x = bit_cast<Pack<T, V>>(token[r]);
       A w{};
-      if constexpr (F == Family::weighted) w = weights[j + r];
+      if constexpr (S::weighted) w = weights[j + r];
 #pragma unroll
-      for (int i = 0; i < V; ++i) state.x[i] = Reducer<F>::template update<A, A>(state.x[i], widen(x.x[i]), w);
-      if constexpr (F == Family::weighted) state.x[V] += w;
+      for (int i = 0; i < V; ++i) state.x[i] = S::template update<A, A>(state.x[i], widen(x.x[i]), w);
+      if constexpr (S::weighted) state.x[V] += w;
     }
   }
 }
 
 // The unit's sums into shared.row, and its totals.
-template <Family F, int V, class T, class A>
+template <class S, int V, class T, class A>
 FASTPOOL_KERNEL_INLINE Totals reduce_unit(const PoolCall& call, const Plan& plan, const Unit& unit, const T* rows,
                                           int dim, const Shared<A>& shared) {
-  using S = State<A, F, V>;
+  using C = Columns<A, S, V>;
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   const int group = thread / plan.columns, column = thread - group * plan.columns;
   const int begin = group * unit.run;
   const int mine = group >= plan.groups ? 0 : unit.leaves - begin < unit.run ? unit.leaves - begin : unit.run;
   // Without a mask or weights, bounds alone say which tokens are real.
-  const bool staged = F == Family::weighted || call.mask.data != nullptr;
+  const bool staged = S::weighted || call.mask.data != nullptr;
   const int per = kStage / plan.groups;
   const int walked = unit.run < unit.leaves ? unit.run : unit.leaves;  // by the longest group
   if (staged) {
     if (thread == 0) *shared.count = 0;
     __syncthreads();
   }
-  A* const slot = shared.slots + thread;  // element i of slot k stands at (k * S::size + i) * threads
+  A* const slot = shared.slots + thread;  // element i of slot k stands at (k * C::size + i) * threads
 
   A weight{};
   for (int pass = 0; pass * plan.columns * V < dim; ++pass) {
     const int c = (pass * plan.columns + column) * V;
-    S state;
+    C state;
     state.clear();
     for (int at = 0; at < walked; at += per) {
       if (staged && (pass == 0 || walked > per)) {
         if (pass + at > 0) __syncthreads();  // what was staged before has been walked
-        stage<A, F>(call, plan, unit, per, at, pass == 0, shared);
+        stage<A, S>(call, plan, unit, per, at, pass == 0, shared);
         __syncthreads();
       }
       if (c >= dim) continue;
@@ -134,11 +134,11 @@ FASTPOOL_KERNEL_INLINE Totals reduce_unit(const PoolCall& call, const Plan& plan
         uint32_t word = unit.to - i >= kLeaf ? kAll : (1u << (unit.to - i)) - 1;
         if (staged) word = shared.words[entry];
         state.clear();
-        add_leaf<F, V>(rows + i * call.row_stride + c, call.row_stride, word, shared.weights + entry * kLeaf, state);
+        add_leaf<S, V>(rows + i * call.row_stride + c, call.row_stride, word, shared.weights + entry * kLeaf, state);
         int k = 0;
 #pragma unroll 1
-        for (; leaf >> k & 1; ++k) state.merge_after(slot + k * S::size * threads, threads);
-        if (leaf + 1 < mine) state.save(slot + k * S::size * threads, threads);
+        for (; leaf >> k & 1; ++k) state.merge_after(slot + k * C::size * threads, threads);
+        if (leaf + 1 < mine) state.save(slot + k * C::size * threads, threads);
       }
     }
     // What is left of the counter, smallest sum first: missing right siblings are neutral.
@@ -148,7 +148,7 @@ FASTPOOL_KERNEL_INLINE Totals reduce_unit(const PoolCall& call, const Plan& plan
       while (done >> k & 1) ++k;
 #pragma unroll 1
       for (; done >> k != 0; ++k)
-        if (done >> k & 1) state.merge_after(slot + k * S::size * threads, threads);
+        if (done >> k & 1) state.merge_after(slot + k * C::size * threads, threads);
     }
     // The groups meet in the same tree.
     for (int step = 1; step < plan.groups; step *= 2) {
@@ -163,15 +163,15 @@ FASTPOOL_KERNEL_INLINE Totals reduce_unit(const PoolCall& call, const Plan& plan
 #pragma unroll
       for (int i = 0; i < V; ++i) shared.row[c + i] = state.x[i];
     }
-    if constexpr (F == Family::weighted) weight = state.x[V];
+    if constexpr (S::weighted) weight = state.x[V];
   }
   Totals totals;
   // Thread 0 has the first columns; it writes what the block as a whole has to know.
-  if constexpr (F == Family::weighted)
+  if constexpr (S::weighted)
     if (thread == 0) shared.sums[0] = weight;
   __syncthreads();
   totals.count = staged ? *shared.count : unit.to - unit.from;
-  if constexpr (F == Family::weighted) totals.weight = static_cast<double>(shared.sums[0]);
+  if constexpr (S::weighted) totals.weight = static_cast<double>(shared.sums[0]);
   return totals;
 }
 

@@ -1,6 +1,6 @@
 // l2_normalize and its gradient: a block takes a row.
 #pragma once
-#include "epilogue.cuh"
+#include "finish.cuh"
 #include "kernels.h"
 
 namespace fastpool::cuda {

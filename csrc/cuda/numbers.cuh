@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "../reducer.h"
+#include "../state.h"
 #include "../storage.h"
 
 namespace fastpool::cuda {
@@ -126,10 +126,10 @@ FASTPOOL_KERNEL_INLINE void store(T* p, const A (&x)[V]) {
 }
 
 // What a hole adds: +0, or for a maximum -inf.
-template <Family F, class T, int V>
+template <class S, class T, int V>
 FASTPOOL_KERNEL_INLINE Word<T, V> neutral() {
   Pack<T, V> pack{};
-  if constexpr (F == Family::max) {
+  if constexpr (!S::starts_from_zero) {
 #pragma unroll
     for (int i = 0; i < V; ++i) narrow(-__builtin_inff(), pack.x[i]);
   }

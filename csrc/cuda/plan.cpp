@@ -38,7 +38,7 @@ bool aligned(const PoolCall& call, int64_t bytes, int64_t more) {
 }
 
 Layout layout(const PoolCall& call, const Plan& plan) {
-  const bool gather = family_of(call.mode) == Family::gather, weighted = family_of(call.mode) == Family::weighted;
+  const bool gather = call.mode.one_token(), weighted = call.mode.takes_weights();
   const int64_t a = accumulator_size(call.dtype);
   Layout at;
   const auto take = [&](int64_t bytes) {
@@ -59,7 +59,7 @@ Layout layout(const PoolCall& call, const Plan& plan) {
 }  // namespace
 
 Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
-  const bool gather = family_of(call.mode) == Family::gather;
+  const bool gather = call.mode.one_token();
   const int64_t a = accumulator_size(call.dtype);
   const int64_t rows = std::max<int64_t>(call.rows, 1);
   Plan plan;
@@ -125,7 +125,7 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
 
 BackwardPlan make_plan(const PoolBackwardCall& call, const Chip& chip) {
   const PoolCall& pool = call.pool;
-  const bool max = pool.mode == Mode::max, weighted = pool.mode == Mode::weighted_mean;
+  const bool max = call.finds_maximum(), weighted = pool.mode.takes_weights();
   const int64_t size = size_of(pool.dtype), a = accumulator_size(pool.dtype);
   BackwardPlan plan;
   const bool whole = (address(call.out) | call.width * size | pool.dim * size) % 16 == 0 &&

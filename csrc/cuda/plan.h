@@ -1,7 +1,8 @@
 // How a call is cut into work for a GPU, from shapes alone: chosen on the host without looking at data, so nothing
 // waits for the device. Any plan gives the same bits. No CUDA here: the tests read plans on any machine.
 #pragma once
-#include "../reducer.h"
+#include "../segment.h"
+#include "../state.h"
 
 namespace fastpool::cuda {
 

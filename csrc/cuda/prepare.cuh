@@ -1,8 +1,9 @@
 // What the tokens of a segment have in common, before any of them gets its share of a gradient: a block takes a
 // segment.
 #pragma once
-#include "epilogue.cuh"
+#include "finish.cuh"
 #include "kernels.h"
+#include "segment.cuh"
 
 namespace fastpool::cuda {
 
@@ -11,18 +12,6 @@ constexpr int kFoundBytes = kPreparingThreads / 32 * 8, kSumsBytes = (kBlockSums
 template <class A>
 int preparing_bytes(const BackwardPlan& plan) {
   return kFoundBytes + kSumsBytes + plan.preparing / 32 * kWarpLeaves * kLeafPitch * static_cast<int>(sizeof(A));
-}
-
-// From the first real token on; of cls and last, their one token.
-FASTPOOL_KERNEL_INLINE Segment trimmed(const PoolCall& call, int64_t b, int64_t* found) {
-  const Segment bounds = bounds_of(call, b);
-  const int64_t n = bounds.end - bounds.begin;
-  const bool last = call.mode == Mode::last;
-  const int64_t row = last ? bounds.end - 1 : bounds.begin;
-  const int64_t distance = nearest_real(call, b, row, n, last ? -1 : 1, found);
-  if (distance >= n) return {0, 0};
-  if (last) return {row - distance, row - distance + 1};
-  return {row + distance, call.mode == Mode::cls ? row + distance + 1 : bounds.end};
 }
 
 template <class A>
@@ -35,7 +24,7 @@ __global__ void __launch_bounds__(kPreparingThreads)
   const int64_t b = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
 
-  const Segment segment = trimmed(pool, b, reinterpret_cast<int64_t*>(memory));
+  const Segment segment = selected(pool, b, reinterpret_cast<int64_t*>(memory));
   if (thread == 0) prepared.segments[b] = segment;
   if (segment.begin == segment.end) return;
   if (!call.padded)
@@ -46,9 +35,8 @@ __global__ void __launch_bounds__(kPreparingThreads)
 
   Totals totals;
   totals.count = 1;
-  if (pool.mode == Mode::mean || pool.mode == Mode::mean_sqrt_len)
-    totals.count = total_count(pool, b, segment, reinterpret_cast<int64_t*>(sums));
-  if (pool.mode == Mode::weighted_mean)
+  if (counts_tokens(pool.mode.divisor)) totals.count = total_count(pool, b, segment, reinterpret_cast<int64_t*>(sums));
+  if (adds_up_weights(pool.mode.divisor))
     totals.weight = static_cast<double>(
         total_weight(pool, b, segment, reinterpret_cast<A*>(memory + kFoundBytes + kSumsBytes), sums));
   const A divisor = divisor_of<A>(pool.mode, totals);

@@ -1,7 +1,7 @@
 // Gradients of tokens: a block takes a tile of the output, and adds up the shares of all segments that meet it, in
 // their order. Rows of no segment get zeros in the same pass, so that the gradient is written once.
 #pragma once
-#include "epilogue.cuh"
+#include "finish.cuh"
 #include "kernels.h"
 
 namespace fastpool::cuda {
@@ -43,7 +43,7 @@ struct Tile {
     begin = tile * plan.tile;
     rows = pool.rows - begin < plan.tile ? static_cast<int>(pool.rows - begin) : plan.tile;
 
-    const bool weighted = pool.mode == Mode::weighted_mean && pool.weights.data != nullptr;
+    const bool weighted = pool.mode.takes_weights() && pool.weights.data != nullptr;
     for (int from = warp() * 32; from < rows; from += static_cast<int>(blockDim.x)) {
       const int r = from + lane();
       const bool real = r < rows && is_real(pool.mask, b, begin + r);
@@ -155,8 +155,8 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int thread = static_cast<int>(threadIdx.x), group = thread / plan.columns;
   const int64_t c = (int64_t{blockIdx.y} * plan.columns + thread - group * plan.columns) * V;
   if (group >= plan.groups || c >= call.width) return;
-  const bool max = pool.mode == Mode::max;
-  const bool by_position = pool.mode == Mode::weighted_mean && pool.weights.data == nullptr;
+  const bool max = call.finds_maximum();
+  const bool by_position = pool.mode.takes_weights() && pool.weights.data == nullptr;
   T* const out = static_cast<T*>(call.out) + (tile.b * pool.rows + tile.begin) * call.width + c;
 
   int loaded = -1;  // the segment whose gradient this thread has; most tiles meet but one

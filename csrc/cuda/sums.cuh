@@ -159,7 +159,7 @@ struct Norm {
       };
       squares = add_columns<A>(square, dim, sums);
       if (squares != infinity || norm.scale != 1) break;
-      norm.scale = sizeof(A) == 4 ? static_cast<A>(0x1p-100f) : static_cast<A>(0x1p-600);
+      norm.scale = sizeof(A) == 4 ? static_cast<A>(kOverflowScale32) : static_cast<A>(kOverflowScale64);
     }
     const A length = square_root(squares), least = eps * norm.scale;  // the norm is scaled, so its lower bound is too
     norm.divisor = length > least || length != length ? length : least;

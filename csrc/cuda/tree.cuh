@@ -17,17 +17,17 @@ FASTPOOL_KERNEL_INLINE void clear_stale(const Counters& counters) {
 
 // The state of a node stands at the slot of the first unit it covers; its counter, at depth d >= 1, d slots further: a
 // node of several children covers more than 8^(d-1) >= d units, and up to depth 8 no two counters meet.
-template <Family F, class A>
+template <class S, class A>
 FASTPOOL_KERNEL_INLINE A merge_children(A (&x)[kFanIn]) {
 #pragma unroll
   for (int step = 1; step < kFanIn; step *= 2)
 #pragma unroll
-    for (int k = 0; k < kFanIn; k += 2 * step) x[k] = Reducer<F>::template merge<A>(x[k], x[k + step]);
+    for (int k = 0; k < kFanIn; k += 2 * step) x[k] = S::template merge<A>(x[k], x[k + step]);
   return x[0];
 }
 
 // True for the block that arrives last at the root: shared.row and totals are then the whole segment's.
-template <Family F, class A>
+template <class S, class A>
 FASTPOOL_KERNEL_INLINE bool climb(const Workspace& workspace, int64_t dim, int columns, int64_t column, int slot,
                                   int unit, int units, const Shared<A>& shared, Totals& totals) {
   const int64_t strip = static_cast<int64_t>(blockIdx.y) * gridDim.x;
@@ -70,17 +70,17 @@ FASTPOOL_KERNEL_INLINE bool climb(const Workspace& workspace, int64_t dim, int c
       const int64_t count = k < children ? __ldcg(reinterpret_cast<const long long*>(&child->count)) : 0;
       totals.count += count;
       there |= static_cast<unsigned>(count > 0) << k;
-      if constexpr (F == Family::weighted) weight[k] = k < children ? static_cast<A>(__ldcg(&child->weight)) : A{};
+      if constexpr (S::weighted) weight[k] = k < children ? static_cast<A>(__ldcg(&child->weight)) : A{};
     }
-    if constexpr (F == Family::weighted) totals.weight = static_cast<double>(merge_children<F>(weight));
+    if constexpr (S::weighted) totals.weight = static_cast<double>(merge_children<S>(weight));
 #pragma unroll 1
     for (int c = thread; c < columns; c += threads) {
       A x[kFanIn];
       const A* child = sums + node * dim + c;
 #pragma unroll
       for (int k = 0; k < kFanIn; ++k, child += width * dim)
-        x[k] = there >> k & 1 ? __ldcg(child) : Reducer<F>::template init<A, A>(A{});
-      shared.row[c] = merge_children<F>(x);
+        x[k] = there >> k & 1 ? __ldcg(child) : S::template init<A, A>(A{});
+      shared.row[c] = merge_children<S>(x);
     }
     __syncthreads();
   }

@@ -2,8 +2,8 @@
 
 What follows a mode's reduction is taken apart where gradients are recorded: `mean(normalize=True)` becomes
 `l2_normalize(mean())` on the unrounded result, the same bits, so that the gradient of a normalisation exists once.
-Backward ops read masks and bounds again and write the gradient of hidden; they save nothing of its size, but that max
-and the gradient of weights need hidden itself.
+Backward ops read masks and bounds again and write the gradient of hidden; they save nothing of its size, but hidden
+itself where a gradient depends on its values (Mode.gradient_reads_hidden).
 """
 
 from collections.abc import Callable, Iterator
@@ -17,9 +17,11 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from . import dispatch
+from .arguments import POOL_TENSORS, given, named
+from .calls import accumulator
+from .constants import NORM_EPS
 from .modes import MODES
 from .ops import library
-from .segments import accumulator
 
 below_autograd = torch._C._AutoDispatchBelowAutograd  # while it lives, calls in this thread skip this file
 # Every call comes past these: looking them up costs as much as they do.
@@ -93,6 +95,17 @@ class _Once(_Function):
         raise NotImplementedError(f"{ctx.name}: gradients of gradients are not implemented")
 
 
+_TENSORS = tuple(argument.name for argument in POOL_TENSORS)
+
+
+def _pool(mode: str, truncate_dim: int | None, out_dtype: torch.dtype | None, *tensors: Tensor | None) -> Tensor:
+    """The op of a mode, without normalisation; `tensors` are those of every mode, in their order."""
+    values = {**dict(zip(_TENSORS, tensors, strict=True)), "truncate_dim": truncate_dim, "out_dtype": out_dtype}
+    by_place, by_name = given(mode, {**values, "normalize": False})
+    result: Tensor = getattr(torch.ops.fastpool, mode).default(*by_place, **by_name)
+    return result
+
+
 class _Pool(_Function):
     """A pooling op without normalisation."""
 
@@ -103,51 +116,27 @@ class _Pool(_Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.mode, hidden, *rest, ctx.truncate_dim, _ = inputs
+        ctx.mode, ctx.truncate_dim, _, hidden, *rest = inputs
         ctx.wish = dispatch.thread_wish()
-        reads_hidden = ctx.mode == "max" or ctx.needs_input_grad[4]
-        # The result itself serves where it was not rounded: a maximum is not, in its own dtype or a wider one.
-        exact = (accumulator(hidden.dtype), hidden.dtype) if ctx.mode == "max" else (accumulator(hidden.dtype),)
-        saved = output if reads_hidden and output.dtype in exact else None
-        ctx.save_for_backward(hidden if reads_hidden else _shape_of(hidden), *rest, saved)
+        mode, needed = MODES[ctx.mode], ctx.needs_input_grad[-len(_TENSORS) :]
+        ctx.of = [name for name, needs in zip(_TENSORS, needed, strict=True) if needs]
+        ctx.reads_hidden = any(mode.gradient_reads_hidden(of) for of in ctx.of)
+        # The result itself serves where it was not rounded.
+        exact = output.dtype == accumulator(hidden.dtype) or (mode.copies_tokens and output.dtype == hidden.dtype)
+        saved = output if ctx.reads_hidden and exact else None
+        ctx.save_for_backward(hidden if ctx.reads_hidden else _shape_of(hidden), *rest, saved)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        hidden, mask, cu_seqlens, weights, starts, ends, result = ctx.saved_tensors
-        dtype = accumulator(hidden.dtype)
+        *tensors, result = ctx.saved_tensors
+        dtype = accumulator(tensors[0].dtype)
         gradient = gradient.to(dtype).contiguous()
-        of_hidden = of_weights = None
         with dispatch.as_in(ctx.wish):  # autograd may run this in a thread of its own
-            if ctx.mode == "max" or ctx.needs_input_grad[4]:
-                if result is None:
-                    result = _pool(ctx.mode, hidden, mask, cu_seqlens, weights, starts, ends, ctx.truncate_dim, dtype)
-                result = result.to(dtype)
-            saved = (gradient, hidden, mask, cu_seqlens, weights, starts, ends, result)
-            if ctx.needs_input_grad[1]:
-                of_hidden = getattr(torch.ops.fastpool, f"_{ctx.mode}_backward")(*saved)
-            if ctx.needs_input_grad[4]:
-                of_weights = getattr(torch.ops.fastpool, f"_{ctx.mode}_backward_weights")(*saved)
-        return None, of_hidden, None, None, of_weights, None, None, None, None
-
-
-def _pool(
-    mode: str,
-    hidden: Tensor,
-    mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    weights: Tensor | None,
-    starts: Tensor | None,
-    ends: Tensor | None,
-    truncate_dim: int | None,
-    out_dtype: torch.dtype | None,
-) -> Tensor:
-    """The op of a mode, weights or not."""
-    more = (weights,) if MODES[mode].takes_weights else ()
-    op = getattr(torch.ops.fastpool, mode).default
-    result: Tensor = op(
-        hidden, mask, cu_seqlens, *more, starts=starts, ends=ends, truncate_dim=truncate_dim, out_dtype=out_dtype
-    )
-    return result
+            if ctx.reads_hidden:
+                result = (_pool(ctx.mode, ctx.truncate_dim, dtype, *tensors) if result is None else result).to(dtype)
+            op = torch.ops.fastpool._pool_backward.default
+            gradients = {of: op(ctx.mode, of, gradient, *tensors, result) for of in ctx.of}
+        return None, None, None, *(gradients.get(name) for name in _TENSORS)
 
 
 class _Normalize(_Function):
@@ -188,32 +177,20 @@ def _record(function: type[_Function], *args: Any) -> Tensor:
 def _pool_kernel(mode: str) -> Callable[..., Tensor]:
     op: Callable[..., Tensor] = getattr(torch.ops.fastpool, mode).default
 
-    def kernel(
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        *weights: Tensor | None,
-        **more: Any,
-    ) -> Tensor:
-        if not records(hidden, *weights):
+    def kernel(*args: Any, **more: Any) -> Tensor:
+        if not records(*(argument for argument in args if isinstance(argument, Tensor))):
             with below_autograd():
-                return op(hidden, mask, cu_seqlens, *weights, **more)
-        return recorded(hidden, mask, cu_seqlens, *weights, **more)
+                return op(*args, **more)
+        return recorded(*args, **more)
 
     def recorded(
-        hidden: Tensor,
-        mask: Tensor | None,
-        cu_seqlens: Tensor | None,
-        weights: Tensor | None = None,
-        *,
-        starts: Tensor | None = None,
-        ends: Tensor | None = None,
-        truncate_dim: int | None = None,
-        normalize: bool = False,
-        out_dtype: torch.dtype | None = None,
-    ) -> Tensor:
+        *args: Any, truncate_dim: int | None = None, normalize: bool = False, out_dtype: torch.dtype | None = None,
+        **more: Any,
+    ) -> Tensor:  # fmt: skip
+        tensors = named(mode, args, more)
+        hidden = tensors["hidden"]
         unrounded = accumulator(hidden.dtype) if normalize else out_dtype
-        pooled = _record(_Pool, mode, hidden, mask, cu_seqlens, weights, starts, ends, truncate_dim, unrounded)
+        pooled = _record(_Pool, mode, truncate_dim, unrounded, *(tensors.get(name) for name in _TENSORS))
         if not normalize:
             return pooled
         normalized: Tensor = torch.ops.fastpool.l2_normalize.default(pooled, out_dtype=out_dtype or hidden.dtype)
@@ -227,7 +204,7 @@ def _normalize_kernel(
     *,
     truncate_dim: int | None = None,
     truncate_dims: Tensor | None = None,
-    eps: float = 1e-12,
+    eps: float = NORM_EPS,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     if records(x):
@@ -238,22 +215,23 @@ def _normalize_kernel(
     return result
 
 
-def _backward_kernel(name: str, suffix: str) -> Callable[..., Tensor]:
-    op: Callable[..., Tensor] = getattr(torch.ops.fastpool, f"_{name}{suffix}").default
+def _backward_kernel(name: str) -> Callable[..., Tensor]:
+    op: Callable[..., Tensor] = getattr(torch.ops.fastpool, name).default
 
     def kernel(*args: Any) -> Tensor:
         if records(*(argument for argument in args if isinstance(argument, Tensor))):
-            return _record(_Once, op, f"fastpool.{name}", *args)
+            said = (
+                args[0] if isinstance(args[0], str) else "l2_normalize"
+            )  # the gradient of a mode begins with its name
+            return _record(_Once, op, f"fastpool.{said}", *args)
         with below_autograd():
             return op(*args)
 
     return kernel
 
 
-for _mode in MODES.values():
-    library.impl(_mode.name, _pool_kernel(_mode.name), "Autograd")
-    library.impl(f"_{_mode.name}_backward", _backward_kernel(_mode.name, "_backward"), "Autograd")
-    if _mode.takes_weights:
-        library.impl(f"_{_mode.name}_backward_weights", _backward_kernel(_mode.name, "_backward_weights"), "Autograd")
+for _mode in MODES:
+    library.impl(_mode, _pool_kernel(_mode), "Autograd")
 library.impl("l2_normalize", _normalize_kernel, "Autograd")
-library.impl("_l2_normalize_backward", _backward_kernel("l2_normalize", "_backward"), "Autograd")
+for _name in ("_pool_backward", "_l2_normalize_backward"):
+    library.impl(_name, _backward_kernel(_name), "Autograd")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .backends import native, reference, triton
-from .segments import Call
+from .calls import Call
 from .triton_kernels.config import native_below_bytes, slug
 
 BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "reference": reference}

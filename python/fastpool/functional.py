@@ -12,9 +12,12 @@ from torch import Tensor
 
 from . import dispatch
 from .autograd import below_autograd, skips_autograd
+from .calls import PoolCall
+from .constants import NORM_EPS
 from .modes import MODES, Mode
-from .ops import pool_call
-from .segments import NormalizeCall, PoolCall
+from .ops import call_of
+
+__all__ = ["cls", "explain", "l2_normalize", "last", "max", "mean", "mean_sqrt_len", "sum", "weighted_mean"]
 
 _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector per segment.
 
@@ -81,12 +84,10 @@ def _to_op(op: str, hidden: Any, cu_seqlens: Any, starts: Any, ends: Any, length
     return hidden, cu_seqlens, starts, ends
 
 
-def _raise_properly(
-    call: Callable[..., PoolCall | NormalizeCall], error: Exception, *args: Any, **kwargs: Any
-) -> NoReturn:
+def _raise_properly(op: str, error: Exception, *args: Any, **kwargs: Any) -> NoReturn:
     """An op's error as the TypeError or ValueError that it is; as it came if it is something else."""
     try:
-        described = call(*args, **kwargs)
+        described = call_of(op, *args, **kwargs)
         dispatch.check(described)
     except (TypeError, ValueError) as proper:
         raise proper from None
@@ -126,7 +127,6 @@ def _given(starts: Any, ends: Any, truncate_dim: Any, normalize: Any, out_dtype:
 def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
     op: Callable[..., Tensor] = getattr(torch.ops.fastpool, mode.name).default
     name = f"fastpool.{mode.name}"
-    to_call = pool_call(mode.name)
 
     # Two bodies, not one with *args: this is the hot path of small batches, and signatures are documentation.
     if mode.takes_weights:
@@ -156,7 +156,7 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
                         return op(hidden, mask, cu_seqlens, weights, **more)
                 return op(hidden, mask, cu_seqlens, weights, **more)
             except RuntimeError as error:
-                _raise_properly(to_call, error, hidden, mask, cu_seqlens, weights, **more)
+                _raise_properly(mode.name, error, hidden, mask, cu_seqlens, weights, **more)
 
     else:
 
@@ -184,7 +184,7 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
                         return op(hidden, mask, cu_seqlens, **more)
                 return op(hidden, mask, cu_seqlens, **more)
             except RuntimeError as error:
-                _raise_properly(to_call, error, hidden, mask, cu_seqlens, **more)
+                _raise_properly(mode.name, error, hidden, mask, cu_seqlens, **more)
 
     pool.__name__ = pool.__qualname__ = mode.name
     formula = mode.formula[0].upper() + mode.formula[1:] if mode.formula.startswith("the ") else mode.formula
@@ -210,7 +210,7 @@ def l2_normalize(
     *,
     truncate_dim: int | None = None,
     truncate_dims: Tensor | None = None,
-    eps: float = 1e-12,
+    eps: float = NORM_EPS,
     out_dtype: torch.dtype | None = None,
     **unknown: NoReturn,
 ) -> Tensor:
@@ -255,7 +255,7 @@ def l2_normalize(
                 return op(x, **more)
         return op(x, **more)
     except RuntimeError as error:
-        _raise_properly(NormalizeCall, error, x, **more)
+        _raise_properly("l2_normalize", error, x, **more)
 
 
 def explain(

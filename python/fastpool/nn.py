@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from . import functional
+from .calls import accumulator
 from .checks import FLOATS
+from .constants import NORM_EPS
 from .modes import MODES
-from .segments import accumulator
 
 
 def _check_type(module: str, name: str, value: object, expected: type | tuple[type, ...], words: str) -> None:
@@ -166,7 +167,7 @@ class Normalize(torch.nn.Module):
     def __init__(
         self,
         truncate_dim: int | None = None,
-        eps: float = 1e-12,
+        eps: float = NORM_EPS,
         out_dtype: torch.dtype | None = None,
         **unknown: NoReturn,
     ) -> None:
@@ -184,7 +185,7 @@ class Normalize(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(
-            _options(truncate_dim=(self.truncate_dim, None), eps=(self.eps, 1e-12), out_dtype=(self.out_dtype, None))
+            _options(truncate_dim=(self.truncate_dim, None), eps=(self.eps, NORM_EPS), out_dtype=(self.out_dtype, None))
         )
 
     def forward(self, x: Tensor, truncate_dims: Tensor | None = None) -> Tensor:

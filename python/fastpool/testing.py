@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .calls import PoolCall
 from .dispatch import BACKENDS, backend
-from .modes import MODES
-from .segments import PoolCall
+from .modes import MODES, Divisor, Reduce, Select, Weight
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -84,21 +84,20 @@ def exact(
 ) -> Tensor:
     """The formula itself, in float64. [truncate_dim or H]"""
     x = sequence.states.double()[sequence.real]
-    n = len(x)
+    row = MODES[mode]
     position = torch.arange(1, len(sequence.states) + 1, dtype=torch.float64)
     w = (sequence.weights.double() if weighted else position)[sequence.real, None]
-    if n == 0:
+    tokens = {Select.ALL: slice(None), Select.FIRST: slice(0, 1), Select.LAST: slice(-1, None)}[row.select]
+    x, w = x[tokens], w[tokens]
+    if len(x) == 0:
         result = torch.zeros(sequence.states.shape[-1], dtype=torch.float64)
     else:
-        result = {
-            "mean": lambda: x.sum(0) / n,
-            "mean_sqrt_len": lambda: x.sum(0) / n**0.5,
-            "sum": lambda: x.sum(0),
-            "max": lambda: x.amax(0),
-            "cls": lambda: x[0],
-            "last": lambda: x[-1],
-            "weighted_mean": lambda: (w * x).sum(0) / w.sum(),
-        }[mode]()
+        x = x * w if row.weight is Weight.TOKEN else x
+        result = x.amax(0) if row.reduce is Reduce.MAX else x.sum(0)
+        n = len(x)
+        result = result / {
+            Divisor.ONE: 1.0, Divisor.COUNT: n, Divisor.SQRT_COUNT: n**0.5, Divisor.WEIGHT: w.sum(),
+        }[row.divisor]  # fmt: skip
     result = result[:truncate_dim]
     return result / result.norm().clamp(min=1e-12) if normalize else result
 

@@ -77,6 +77,10 @@ std::string same_bits(const std::string& what, int64_t bytes,
   return first;
 }
 
+bool plain_sum(const Mode& mode) {
+  return mode.reduce == Reduce::sum && mode.weight == Weight::one && mode.divisor == Divisor::one && !mode.one_token();
+}
+
 void check_case(DType dtype, int64_t width, bool padded, const std::vector<int64_t>& lengths, std::mt19937& random) {
   const int64_t batch = static_cast<int64_t>(lengths.size());
   int64_t longest = 0, total = 0;
@@ -98,28 +102,28 @@ void check_case(DType dtype, int64_t width, bool padded, const std::vector<int64
     static_cast<uint8_t*>(mask.data)[i] = random() % 4 != 0;
     static_cast<float*>(weights.data)[i] = static_cast<float>(random() % 8 + 1) / 4;
   }
-  for (int mode = 0; mode < kModes; ++mode) {
+  for (const Mode& mode : kModes) {
     PoolCall call;
-    call.mode = static_cast<Mode>(mode);
+    call.mode = mode;
     call.dtype = dtype;
     call.batch = batch, call.rows = rows, call.dim = width;
     call.hidden = hidden.data;
     call.row_stride = width, call.batch_stride = padded ? longest * width : 0;
     call.starts.data = starts.data(), call.ends.data = ends.data();
     call.mask.data = mask.data, call.mask.batch_stride = padded ? longest : 0;
-    if (call.mode == Mode::weighted_mean) {
+    if (mode.takes_weights()) {
       call.weights.data = weights.data;
       call.weights.batch_stride = call.mask.batch_stride;
     }
     for (const DType out_dtype : {dtype, DType::float32}) {
       for (const bool normalize : {false, true}) {
         call.out_dtype = out_dtype, call.normalize = normalize;
-        const std::string bits = same_bits(kModeNames[mode], batch * width * size_of(out_dtype),
-                                           [&](void* out, const cpu::Parallel& parallel) {
-                                             call.out = out;
-                                             cpu::pool(call, parallel);
-                                           });
-        if (call.mode == Mode::sum && out_dtype == DType::float32 && !normalize) {
+        const std::string bits =
+            same_bits(mode.name, batch * width * size_of(out_dtype), [&](void* out, const cpu::Parallel& parallel) {
+              call.out = out;
+              cpu::pool(call, parallel);
+            });
+        if (plain_sum(mode) && out_dtype == DType::float32 && !normalize) {
           for (int64_t b = 0; b < batch; ++b) {
             double expected = 0;
             for (int64_t i = starts[static_cast<size_t>(b)]; i < ends[static_cast<size_t>(b)]; ++i) {
@@ -154,18 +158,18 @@ void check_backward(DType dtype, int64_t width, int64_t dim, bool padded, std::m
   fill(DType::bfloat16, weights, tokens, random);
   fill(wide, gradient, batch * dim, random);
   for (int64_t i = 0; i < tokens; ++i) static_cast<uint8_t*>(mask.data)[i] = random() % 4 != 0;
-  for (int mode = 0; mode < kModes; ++mode) {
+  for (const Mode& mode : kModes) {
     for (const bool of_weights : {false, true}) {
       PoolBackwardCall call;
       PoolCall& pool = call.pool;
-      pool.mode = static_cast<Mode>(mode);
-      if (of_weights && !takes_weights(pool.mode)) continue;
+      pool.mode = mode;
+      if (of_weights && !mode.takes_weights()) continue;
       pool.dtype = dtype, pool.out_dtype = wide;
       pool.batch = batch, pool.rows = rows, pool.dim = dim;
       pool.hidden = hidden.data, pool.row_stride = width, pool.batch_stride = padded ? rows * width : 0;
       pool.starts.data = starts.data(), pool.ends.data = ends.data();
       pool.mask.data = mask.data, pool.mask.batch_stride = padded ? rows : 0;
-      if (takes_weights(pool.mode)) {
+      if (mode.takes_weights()) {
         pool.weights.data = weights.data, pool.weights.dtype = DType::bfloat16;
         pool.weights.batch_stride = pool.mask.batch_stride;
       }
@@ -175,11 +179,11 @@ void check_backward(DType dtype, int64_t width, int64_t dim, bool padded, std::m
       call.gradient = gradient.data, call.result = result.data;
       const int64_t bytes = of_weights ? tokens * 2 : tokens * width * size_of(dtype);
       const std::string bits =
-          same_bits(std::string("a gradient of ") + kModeNames[mode], bytes, [&](void* out, const auto& parallel) {
+          same_bits(std::string("a gradient of ") + mode.name, bytes, [&](void* out, const auto& parallel) {
             call.out = out;
             cpu::pool_backward(call, parallel);
           });
-      if (pool.mode != Mode::sum || dtype != DType::float32) continue;
+      if (!plain_sum(mode) || dtype != DType::float32) continue;
       for (int64_t i = 0; i < tokens; ++i) {
         for (int64_t c = 0; c < width; ++c) {
           float expected = 0, got;

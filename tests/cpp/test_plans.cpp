@@ -46,7 +46,7 @@ struct Case {
   Chip chip;
   std::string words() const {
     const auto n = [](int64_t value) { return std::to_string(value); };
-    return std::string(kModeNames[static_cast<int>(call.mode)]) + " of dtype " + n(static_cast<int>(call.dtype)) +
+    return std::string(call.mode.name) + " of dtype " + n(static_cast<int>(call.dtype)) +
            (layout == Layout::padded ? ", padded"
             : layout == Layout::cu   ? ", cu_seqlens"
                                      : ", starts and ends") +
@@ -67,7 +67,7 @@ Case draw_case() {
   PoolCall& call = drawn.call;
   drawn.layout = static_cast<Layout>(draw(0, 2));
   const bool padded = drawn.layout == Layout::padded;
-  call.mode = static_cast<Mode>(draw(0, kModes - 1));
+  call.mode = kModes[draw(0, kModeCount - 1)];
   call.dtype = static_cast<DType>(draw(0, 3));
   call.out_dtype = static_cast<DType>(draw(0, 3));
   call.dim = coin() ? draw_size(40000) : 8 * draw_size(5000);
@@ -102,7 +102,7 @@ void check_slots(const Plan& plan, const Case& at) {
 
 void check_plan(const Case& at) {
   const PoolCall& call = at.call;
-  const bool gather = family_of(call.mode) == Family::gather;
+  const bool gather = call.mode.one_token();
   const Plan plan = make_plan(call, at.layout == Layout::cu, at.chip);
   const int64_t rows = std::max<int64_t>(call.rows, 1), accumulator = accumulator_size(call.dtype);
 
@@ -144,7 +144,7 @@ void check_backward_plan(const Case& at) {
   call.pool = at.call;
   call.padded = at.layout == Layout::padded;
   call.width = at.call.dim + one_of<int64_t>({0, 0, 1, 8});
-  call.of_weights = at.call.mode == Mode::weighted_mean && coin();
+  call.of_weights = at.call.mode.takes_weights() && coin();
   call.gradient = call.result = at.call.hidden;
   call.out = const_cast<void*>(at.call.hidden);
   const PoolCall& pool = call.pool;
@@ -165,7 +165,7 @@ void check_backward_plan(const Case& at) {
   demand(plan.blocks <= INT32_MAX, "grid", at);
 
   const int64_t accumulator = accumulator_size(pool.dtype), columns = pool.batch * pool.dim;
-  const int64_t sizes[] = {call.padded ? 0 : plan.tiles * 8, pool.mode == Mode::max ? columns * 8 : 0,
+  const int64_t sizes[] = {call.padded ? 0 : plan.tiles * 8, call.finds_maximum() ? columns * 8 : 0,
                            columns * accumulator, pool.batch * static_cast<int64_t>(sizeof(Segment)),
                            call.of_weights ? pool.batch * accumulator : 0};
   const int64_t places[] = {0, plan.maxima, plan.gradient, plan.segments, plan.products, plan.bytes};

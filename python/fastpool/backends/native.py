@@ -6,7 +6,6 @@ calls that Python's dispatch has had to look at first are run from here.
 
 import json
 import platform
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -15,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modes import MODES
-from ..segments import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
+from ..arguments import given
+from ..calls import Call
 
 _PACKAGE = Path(__file__).parent.parent
 LIBRARY = _PACKAGE / "libfastpool.so"
@@ -98,58 +97,21 @@ def supports(call: Call) -> str | None:
     return _why_not
 
 
-def _direct(op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """Calls an op that this library fills, whatever this thread or process asks for."""
+def _direct(call: Call) -> Tensor:
+    """Runs a call that Python's dispatch has looked at, by the op that this library fills, whatever this thread or
+    process asks for."""
     assert info is not None
+    op = getattr(torch.ops.fastpool, call.op_name).default
+    by_place, by_name = given(call.op_name, call.values())
     info.set_direct(True)
     try:
-        return op(*args, **kwargs)
+        result: Tensor = op(*by_place, **by_name)
     finally:
         info.set_direct(False)
+    return result
 
 
-def pool(call: PoolCall) -> Tensor:
-    """Runs a call that Python's dispatch has looked at."""
-    weights = (call.weights,) if MODES[call.mode].takes_weights else ()
-    return _direct(
-        getattr(torch.ops.fastpool, call.mode).default,
-        call.hidden,
-        call.mask,
-        call.cu_seqlens,
-        *weights,
-        starts=call.starts,
-        ends=call.ends,
-        truncate_dim=call.truncate_dim,
-        normalize=call.normalize,
-        out_dtype=call.out_dtype,
-    )
-
-
-def l2_normalize(call: NormalizeCall) -> Tensor:
-    """Likewise."""
-    op = torch.ops.fastpool.l2_normalize.default
-    return _direct(
-        op,
-        call.x,
-        truncate_dim=call.truncate_dim,
-        truncate_dims=call.truncate_dims,
-        eps=call.eps,
-        out_dtype=call.out_dtype,
-    )
-
-
-def pool_backward(call: PoolBackwardCall) -> Tensor:
-    """Likewise."""
-    of, pool = "_weights" if call.of_weights else "", call.pool
-    op = getattr(torch.ops.fastpool, f"_{pool.mode}_backward{of}").default
-    bounds = (pool.cu_seqlens, pool.weights, pool.starts, pool.ends)
-    return _direct(op, call.gradient, pool.hidden, pool.mask, *bounds, call.result)
-
-
-def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
-    """Likewise."""
-    op = torch.ops.fastpool._l2_normalize_backward.default
-    return _direct(op, call.gradient, call.normalize.x, call.normalize.eps, call.normalize.truncate_dims)
+pool = pool_backward = l2_normalize = l2_normalize_backward = _direct
 
 
 def redirect_process(wish: int) -> None:

@@ -1,7 +1,7 @@
 """Plain PyTorch on any device: see fastpool.reference."""
 
+from ..calls import Call
 from ..reference import l2_normalize, l2_normalize_backward, pool, pool_backward
-from ..segments import Call
 
 __all__ = ["l2_normalize", "l2_normalize_backward", "pool", "pool_backward", "supports", "unavailable"]
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from ..segments import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
+from ..calls import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 
 _FOUND = importlib.util.find_spec("triton") is not None
 # Triton reads it as kernels are defined, so it must be set before they are imported.

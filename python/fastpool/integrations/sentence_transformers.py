@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ..calls import accumulator
 from ..models.read import POOLING_FLAGS, POOLING_MODES
-from ..segments import accumulator
 
 Features = dict[str, Any]
 Forward = Callable[[nn.Module, Features], Features]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ..calls import accumulator
 from ..checks import FLOATS
-from ..segments import accumulator
 from ._plugin import UnexpectedEngineError, expect_signature, start
 
 

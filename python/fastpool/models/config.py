@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ..calls import accumulator
 from ..nn import Pooling
-from ..segments import accumulator
 from .dense import Dense
 from .files import Folder
 from .read import Decision, Reader

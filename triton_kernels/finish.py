@@ -3,7 +3,15 @@
 import triton
 import triton.language as tl
 
-from .reduce import MEAN, MEAN_SQRT_LEN, WEIGHTED_MEAN, add_columns
+from ..constants import OVERFLOW_SCALES
+from ..modes import Divisor
+from .state import add_columns
+
+COUNT = tl.constexpr(Divisor.COUNT.value)
+SQRT_COUNT = tl.constexpr(Divisor.SQRT_COUNT.value)
+WEIGHT = tl.constexpr(Divisor.WEIGHT.value)
+SCALE32 = tl.constexpr(OVERFLOW_SCALES[0])
+SCALE64 = tl.constexpr(OVERFLOW_SCALES[1])
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -27,16 +35,22 @@ def square_root(x):
 
 
 @triton.jit
-def divisor_of(count, weight, mode, ACC: tl.constexpr):
-    """The mode's divisor; 0 where there is no real token."""
-    divisor = tl.full((), 1.0, ACC)
-    if mode == MEAN:
-        divisor = count.to(ACC)
-    elif mode == MEAN_SQRT_LEN:
-        divisor = square_root(count.to(ACC))
-    elif mode == WEIGHTED_MEAN:
-        divisor = weight
-    return tl.where(count == 0, 0.0, divisor)
+def divisor_of(count, weight, divisor, ACC: tl.constexpr):
+    """What a mode divides by; 0 where there is no real token."""
+    value = tl.full((), 1.0, ACC)
+    if divisor == COUNT:
+        value = count.to(ACC)
+    elif divisor == SQRT_COUNT:
+        value = square_root(count.to(ACC))
+    elif divisor == WEIGHT:
+        value = weight
+    return tl.where(count == 0, 0.0, value)
+
+
+@triton.jit
+def counts_tokens(divisor):
+    """Whether a divisor depends on how many real tokens there are, so that a gradient has to count them again."""
+    return (divisor == COUNT) | (divisor == SQRT_COUNT)
 
 
 @triton.jit
@@ -48,7 +62,7 @@ def quotient(x, divisor):
 @triton.jit
 def norm_scale(squares):
     """1, or the power of two that vectors are scaled by because the square of their norm overflows."""
-    small = 2.0**-600 if squares.dtype == tl.float64 else 2.0**-100
+    small = SCALE64 if squares.dtype == tl.float64 else SCALE32
     return tl.where(squares == float("inf"), tl.full((), small, squares.dtype), tl.full((), 1.0, squares.dtype))
 
 
@@ -83,7 +97,7 @@ def normalize(x, eps):
 @triton.jit
 def to_odd(x):
     """float64 to float32 rounded to odd: an inexact result keeps its last bit set, which leaves bits enough to round
-    once more, to 16."""
+    once more, to 16 (Boldo and Melquiond, IEEE Trans. Comput. 57, 2008)."""
     nearest = x.to(tl.float32)
     bits = nearest.to(tl.int32, bitcast=True)
     inexact = (nearest.to(tl.float64) != x) & (x == x) & ((bits & 1) == 0)

@@ -1,4 +1,4 @@
-// The first of the two ideas: where a segment's real tokens are. Included by every kernel.
+// Where a segment's real tokens are, and which of them a mode looks at.
 #pragma once
 #include "pool.h"
 
@@ -89,6 +89,13 @@ FASTPOOL_INLINE Segment segment_of(const PoolCall& call, int64_t b) {
   while (end - begin >= kLeaf && !any_real(call, b, end - kLeaf, kLeaf)) end -= kLeaf;
   while (begin < end && !is_real(call.mask, b, end - 1)) --end;
   return {begin, end};
+}
+
+// Which of them a mode looks at: all, or one.
+FASTPOOL_INLINE Segment select(Select which, Segment real) {
+  if (which == Select::first && real.begin < real.end) real.end = real.begin + 1;
+  if (which == Select::last && real.begin < real.end) real.begin = real.end - 1;
+  return real;
 }
 
 }  // namespace fastpool

@@ -1,6 +1,7 @@
 // What follows a reduction: divide, truncate, normalise, cast, store. Included by kernel_impl.h, into an instruction
 // set's namespace.
 #pragma once
+#include "../finish.h"
 #include "kernel.h"
 #include "tree.h"
 #include "vec.h"
@@ -35,7 +36,7 @@ FASTPOOL_INLINE Norm<A> norm_of(const A* x, int64_t dim, A eps) {
   };
   A squares = add_columns<A>(dim, square);
   if (squares == infinity) {
-    scale = sizeof(A) == 4 ? 0x1p-100f : static_cast<A>(0x1p-600);
+    scale = sizeof(A) == 4 ? static_cast<A>(kOverflowScale32) : static_cast<A>(kOverflowScale64);
     squares = add_columns<A>(dim, square);
   }
   const A norm = square_root(squares);
@@ -70,15 +71,13 @@ FASTPOOL_INLINE void store_row(const A* x, int64_t dim, void* out, int64_t row, 
   }
 }
 
-// x over its mode's divisor; 0 where there is no real token, or weights add up to nothing.
+// x over its mode's divisor; 0 where that is 0.
 template <class A>
-FASTPOOL_INLINE void divide(Mode mode, const Totals& totals, A* x, int64_t columns) {
+FASTPOOL_INLINE void divide(const Mode& mode, const Totals& totals, A* x, int64_t columns) {
   using V = typename Vec<A>::type;
-  A divisor = 1;
-  if (mode == Mode::mean) divisor = static_cast<A>(totals.count);
-  if (mode == Mode::mean_sqrt_len) divisor = square_root(static_cast<A>(totals.count));
-  if (mode == Mode::weighted_mean) divisor = static_cast<A>(totals.weight);
-  if (totals.count == 0 || divisor == 0) {
+  const A divisor =
+      divisor_of<A>(mode.divisor, totals, [](A x) __attribute__((always_inline)) { return square_root(x); });
+  if (divisor == 0) {
     std::memset(x, 0, columns * sizeof(A));
   } else if (divisor != 1) {
     for (int64_t c = 0; c < columns; c += Vec<A>::lanes) {

@@ -2,20 +2,14 @@
 // ones in every step, so that steps need not wait for each other. Its loops stay rolled: they run once per
 // segment, and unrolled they would take registers and cache from the walk.
 #pragma once
+#include "../finish.h"
 #include "sums.cuh"
 
 namespace fastpool::cuda {
 
-// What a mode divides by: 0 where there is no real token, or weights add up to nothing. Then the quotient is 0.
 template <class A>
-FASTPOOL_KERNEL_INLINE A divisor_of(Mode mode, const Totals& totals) {
-  if (totals.count == 0) return 0;
-  switch (mode) {
-    case Mode::mean: return static_cast<A>(totals.count);
-    case Mode::mean_sqrt_len: return square_root(static_cast<A>(totals.count));
-    case Mode::weighted_mean: return static_cast<A>(totals.weight);
-    default: return 1;
-  }
+FASTPOOL_KERNEL_INLINE A divisor_of(const Mode& mode, const Totals& totals) {
+  return fastpool::divisor_of<A>(mode.divisor, totals, [](A x) { return square_root(x); });
 }
 template <class A>
 FASTPOOL_KERNEL_INLINE A quotient(A x, A divisor) {

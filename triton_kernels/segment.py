@@ -1,9 +1,13 @@
-"""Where a segment's real tokens are. Padded and packed input differ here, in where bounds come from, and nowhere
-else."""
+"""Where a segment's real tokens are, and which of them a mode looks at. Padded and packed input differ here, in where
+bounds come from, and nowhere else."""
 
 import triton
 import triton.language as tl
 
+from ..modes import Select
+
+FIRST = tl.constexpr(Select.FIRST.value)
+LAST = tl.constexpr(Select.LAST.value)
 WAYS = tl.constexpr(512)  # segments told apart by one step of the search
 LANES = tl.constexpr(128)  # spans looked at in one go
 
@@ -141,6 +145,13 @@ def around(cu_seqlens, segment, batch, rows):
     while (end < batch) & (decreases(cu_seqlens, end, batch, rows) == 0):
         end += 1
     return begin, end
+
+
+@triton.jit
+def selected(first, last, select):
+    """Of the real tokens [first, last), those that a mode looks at: all, or one."""
+    begin = tl.where(select == LAST, tl.maximum(last - 1, first), first)
+    return begin, tl.where(select == FIRST, tl.minimum(first + 1, last), last)
 
 
 # Spans: from the first to behind the last real token of each segment, [batch, 2], in rows of the whole of hidden.

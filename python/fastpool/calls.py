@@ -1,12 +1,12 @@
 """One description of every input spelling, and the checks that every backend relies on.
 
 A segment is the rows [start, end) of one sequence in a view [rows, H]. Padded [B, S, H] and packed [T, H] input differ
-only in where start and end come from. The messages stand word for word in csrc/arguments.cpp, which checks the same
-things without Python; a test compares the two.
+only only in where start and end come from. csrc/arguments.cpp checks the same things without words: where it refuses an
+argument, it turns to the op's Python kernel, and what is wrong is said here.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,14 @@ from .checks import (
     name_of,
     require,
 )
+from .constants import NORM_EPS
 from .known import Known, known, looked_up
+from .modes import MODES
+
+
+def _columns_of(gradient: Tensor) -> int | None:
+    """The columns that a gradient [..., D] says were used."""
+    return gradient.shape[-1] if gradient.dim() > 0 and gradient.shape[-1] > 0 else None
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -53,7 +60,17 @@ class PoolCall:
         return known(values, (self.hidden, self.mask, self.cu_seqlens, self.weights, self.starts, self.ends))
 
     @property
+    def op_name(self) -> str:
+        """Of torch.ops.fastpool."""
+        return self.mode
+
+    def values(self) -> dict[str, Any]:
+        """The op's arguments, among others."""
+        return vars(self)
+
+    @property
     def op(self) -> str:
+        """How messages begin."""
         return f"fastpool.{self.mode}"
 
     @property
@@ -200,17 +217,27 @@ class PoolCall:
 
 @dataclass
 class PoolBackwardCall:
-    """The gradient of hidden, or of weights (`of_weights`), of the pooling op `pool`.
+    """The gradient of an argument of the pooling op `pool`: `of` is "hidden" or "weights".
 
     gradient [B, D] is that of the result before its rounding, so in the accumulator's dtype; so is `result`, the
-    result itself, which a gradient of max or of weights needs. Hidden's values are looked at for these two alone:
-    for the others an expanded scalar of its shape and dtype will do."""
+    result itself, where Mode.gradient_reads_hidden. Hidden's values are looked at there alone: elsewhere an expanded
+    scalar of its shape and dtype will do."""
 
     kernel: ClassVar[str] = "pool_backward"  # what a backend calls it
     pool: PoolCall
     gradient: Tensor
     result: Tensor | None = None
-    of_weights: bool = False
+    of: str = "hidden"
+
+    @classmethod
+    def of_op(cls, mode: str, of: str, gradient: Tensor, result: Tensor | None, **tensors: Any) -> "PoolBackwardCall":
+        """From the arguments of _pool_backward."""
+        name = "fastpool._pool_backward"
+        require(mode in MODES, ValueError, f"{name}: mode must be one of {', '.join(MODES)}, got {mode!r}")
+        taken = [argument.name for argument in MODES[mode].arguments if argument.differentiable]
+        can_be = ["hidden", *taken]
+        require(of in can_be, ValueError, f"{name}: of must be one of {', '.join(can_be)} for {mode}, got {of!r}")
+        return cls(PoolCall(mode, **tensors, truncate_dim=_columns_of(gradient)), gradient, result, of)
 
     @looked_up
     def known(self) -> Known:
@@ -219,7 +246,7 @@ class PoolBackwardCall:
         tensors = (pool.hidden, pool.mask, pool.cu_seqlens, pool.weights, pool.starts, pool.ends)
         values = (
             self.kernel,
-            self.of_weights,
+            self.of,
             pool.mode,
             pool.truncate_dim,
             type(pool.truncate_dim),
@@ -229,7 +256,17 @@ class PoolBackwardCall:
         return known(values, (*tensors, self.gradient, self.result))
 
     @property
+    def op_name(self) -> str:
+        """Of torch.ops.fastpool."""
+        return "_pool_backward"
+
+    def values(self) -> dict[str, Any]:
+        """The op's arguments, among others."""
+        return {**self.pool.values(), **vars(self)}
+
+    @property
     def op(self) -> str:
+        """How messages begin."""
         return self.pool.op
 
     @property
@@ -238,19 +275,18 @@ class PoolBackwardCall:
 
     @property
     def needs_result(self) -> bool:
-        return self.of_weights or self.pool.mode == "max"
+        return MODES[self.pool.mode].gradient_reads_hidden(self.of)
 
     def output(self) -> Tensor:
         """An empty gradient, contiguous."""
-        of = self.pool.weights if self.of_weights else self.pool.hidden
-        assert of is not None
-        return of.new_empty(*of.shape)
+        like: Tensor = getattr(self.pool, self.of)
+        return like.new_empty(*like.shape)
 
     def check(self) -> None:
         """Raises TypeError or ValueError; reads no data."""
         op, hidden = self.op, self.pool.hidden
         self.pool.check()
-        require(not self.of_weights or self.pool.weights is not None, ValueError, f"{op}: weights must be given")
+        require(getattr(self.pool, self.of) is not None, ValueError, f"{op}: {self.of} must be given")
         columns = hidden.shape[-1] if self.pool.truncate_dim is None else self.pool.truncate_dim
         shape, dtype = [self.pool.batch, columns], accumulator(hidden.dtype)
         check_dense(op, "gradient", self.gradient, shape, dtype, "hidden", hidden)
@@ -270,9 +306,9 @@ class NormalizeCall:
     x: Tensor
     truncate_dim: int | None = None
     truncate_dims: Tensor | None = None
-    eps: float = 1e-12
+    eps: float = NORM_EPS
     out_dtype: torch.dtype | None = None
-    op: str = "fastpool.l2_normalize"
+    op: str = "fastpool.l2_normalize"  # how messages begin
 
     @looked_up
     def known(self) -> Known:
@@ -291,6 +327,15 @@ class NormalizeCall:
     @property
     def tensor(self) -> Tensor:
         return self.x
+
+    @property
+    def op_name(self) -> str:
+        """Of torch.ops.fastpool."""
+        return "l2_normalize"
+
+    def values(self) -> dict[str, Any]:
+        """The op's arguments, among others."""
+        return vars(self)
 
     @property
     def columns(self) -> int:
@@ -368,8 +413,25 @@ class NormalizeBackwardCall:
         )
         return known(values, (call.x, call.truncate_dims, self.gradient))
 
+    @classmethod
+    def of_op(
+        cls, gradient: Tensor, x: Tensor, eps: float, truncate_dims: Tensor | None = None
+    ) -> "NormalizeBackwardCall":
+        """From the arguments of _l2_normalize_backward."""
+        return cls(NormalizeCall(x, _columns_of(gradient), truncate_dims, eps), gradient)
+
+    @property
+    def op_name(self) -> str:
+        """Of torch.ops.fastpool."""
+        return "_l2_normalize_backward"
+
+    def values(self) -> dict[str, Any]:
+        """The op's arguments, among others."""
+        return {**self.normalize.values(), **vars(self)}
+
     @property
     def op(self) -> str:
+        """How messages begin."""
         return self.normalize.op
 
     @property

@@ -1,0 +1,39 @@
+// The table of pooling modes, for host and device code: what each does with the real tokens of a segment. Kernels look
+// at a mode's traits and never at which mode it is. A test holds the table to python/fastpool/modes.py.
+#pragma once
+#include <cstdint>
+
+#include "compiler.h"
+
+namespace fastpool {
+
+enum class Select : uint8_t { all, first, last };                 // which real tokens
+enum class Weight : uint8_t { one, token };                       // what each is multiplied by
+enum class Reduce : uint8_t { sum, max };                         // how they become one vector
+enum class Divisor : uint8_t { one, count, sqrt_count, weight };  // and what that is divided by
+
+struct Mode {
+  const char* name = "";
+  Select select = Select::all;
+  Weight weight = Weight::one;
+  Reduce reduce = Reduce::sum;
+  Divisor divisor = Divisor::one;
+
+  FASTPOOL_HOST_DEVICE constexpr bool one_token() const { return select != Select::all; }
+  FASTPOOL_HOST_DEVICE constexpr bool takes_weights() const { return weight == Weight::token; }
+  // The gradient of a maximum of several tokens goes to one of them.
+  FASTPOOL_HOST_DEVICE constexpr bool gradient_finds_maximum() const { return reduce == Reduce::max && !one_token(); }
+};
+
+constexpr Mode kModes[] = {
+    {"mean", Select::all, Weight::one, Reduce::sum, Divisor::count},
+    {"mean_sqrt_len", Select::all, Weight::one, Reduce::sum, Divisor::sqrt_count},
+    {"sum", Select::all, Weight::one, Reduce::sum, Divisor::one},
+    {"max", Select::all, Weight::one, Reduce::max, Divisor::one},
+    {"cls", Select::first, Weight::one, Reduce::max, Divisor::one},
+    {"last", Select::last, Weight::one, Reduce::max, Divisor::one},
+    {"weighted_mean", Select::all, Weight::token, Reduce::sum, Divisor::weight},
+};
+constexpr int kModeCount = sizeof(kModes) / sizeof(kModes[0]);
+
+}  // namespace fastpool

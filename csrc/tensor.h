@@ -1,0 +1,99 @@
+// A tensor of the LibTorch stable ABI, as an op has it on its stack.
+#pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/c/shim.h>
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace fastpool {
+
+inline void check_api(AOTITorchError error, const char* what) {
+  if (error != 0) throw std::runtime_error(std::string("fastpool: torch refused ") + what);
+}
+
+struct Device {
+  int32_t type = 0, index = 0;
+  bool operator==(const Device& other) const { return type == other.type && index == other.index; }
+};
+
+// A tensor on the stack, owned from the moment it is read.
+class Tensor {
+ public:
+  Tensor() = default;
+  explicit Tensor(AtenTensorHandle handle) : handle_(handle) {
+    check_api(aoti_torch_get_dim(handle_, &dim_), "a tensor's rank");
+    check_api(aoti_torch_get_sizes(handle_, &sizes_), "a tensor's sizes");
+    check_api(aoti_torch_get_strides(handle_, &strides_), "a tensor's strides");
+    check_api(aoti_torch_get_dtype(handle_, &dtype_), "a tensor's dtype");
+  }
+  Tensor(Tensor&& other) noexcept { *this = std::move(other); }
+  Tensor& operator=(Tensor&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    dim_ = other.dim_, sizes_ = other.sizes_, strides_ = other.strides_, dtype_ = other.dtype_;
+    return *this;
+  }
+  ~Tensor() {
+    if (handle_ != nullptr) aoti_torch_delete_tensor_object(handle_);
+  }
+  explicit operator bool() const { return handle_ != nullptr; }
+  AtenTensorHandle release() { return std::exchange(handle_, nullptr); }
+  int64_t dim() const { return dim_; }
+  int64_t size(int64_t d) const { return sizes_[d]; }
+  int64_t stride(int64_t d) const { return strides_[d]; }
+  const int64_t* sizes() const { return sizes_; }
+  const int64_t* strides() const { return strides_; }
+  int32_t dtype() const { return dtype_; }
+  Device device() const {
+    Device device;
+    check_api(aoti_torch_get_device_type(handle_, &device.type), "a tensor's device");
+    check_api(aoti_torch_get_device_index(handle_, &device.index), "a tensor's device");
+    return device;
+  }
+  const void* data() const {
+    const void* p = nullptr;
+    check_api(torch_get_const_data_ptr(handle_, &p), "a tensor's data");
+    return p;
+  }
+  void* mutable_data() const {
+    void* p = nullptr;
+    check_api(torch_get_mutable_data_ptr(handle_, &p), "a tensor's data");
+    return p;
+  }
+
+ private:
+  AtenTensorHandle handle_ = nullptr;
+  int64_t dim_ = 0;
+  int64_t *sizes_ = nullptr, *strides_ = nullptr;
+  int32_t dtype_ = 0;
+};
+
+// A string on the stack, likewise.
+class Text {
+ public:
+  Text() = default;
+  explicit Text(StringHandle handle) : handle_(handle) {}
+  Text(Text&& other) noexcept { *this = std::move(other); }
+  Text& operator=(Text&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  ~Text() {
+    if (handle_ != nullptr) torch_delete_string(handle_);
+  }
+  StringHandle release() { return std::exchange(handle_, nullptr); }
+  const char* c_str() const {
+    const char* text = nullptr;
+    check_api(torch_string_c_str(handle_, &text), "a string");
+    return text;
+  }
+
+ private:
+  StringHandle handle_ = nullptr;
+};
+
+// A contiguous tensor, not filled.
+Tensor empty(int64_t dim, const int64_t* sizes, int32_t torch_dtype, Device device);
+
+}  // namespace fastpool

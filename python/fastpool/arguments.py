@@ -1,0 +1,86 @@
+"""What each op takes: every argument stands in one list here. Schemas, the order in which calls are taken apart and put
+together, and autograd's positions follow from the lists; C++ takes arguments from its stack in the same order."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from .constants import NORM_EPS
+from .modes import MODES, Argument, Mode
+
+Arguments = tuple[Argument, ...]
+
+_HIDDEN = Argument("hidden", "Tensor", differentiable=True)
+_PER_BATCH = (Argument("mask", "Tensor?", "None"), Argument("cu_seqlens", "Tensor?", "None"))
+_BOUNDS = (
+    Argument("starts", "Tensor?", "None", keyword=True),
+    Argument("ends", "Tensor?", "None", keyword=True),
+)
+_EPILOGUE = (
+    Argument("truncate_dim", "int?", "None", keyword=True),
+    Argument("normalize", "bool", "False", keyword=True),
+    Argument("out_dtype", "ScalarType?", "None", keyword=True),
+)
+
+
+def of_pooling(mode: Mode) -> Arguments:
+    """Those of a mode's op."""
+    return (_HIDDEN, *_PER_BATCH, *mode.arguments, *_BOUNDS, *_EPILOGUE)
+
+
+def _required(arguments: Iterable[Argument]) -> Arguments:
+    """The same, to be given by place, whatever they are: ops that only autograd calls have no defaults."""
+    return tuple(Argument(one.name, one.type) for one in arguments)
+
+
+_OWN = tuple(dict.fromkeys(argument for mode in MODES.values() for argument in mode.arguments))
+POOL_TENSORS: Arguments = (_HIDDEN, *_PER_BATCH, *_OWN, *_BOUNDS)  # of all modes
+# `of`: which argument's gradient. See PoolBackwardCall.
+POOL_BACKWARD: Arguments = (
+    Argument("mode", "str"),
+    Argument("of", "str"),
+    Argument("gradient", "Tensor"),
+    *_required(POOL_TENSORS),
+    Argument("result", "Tensor?"),
+)
+NORMALIZE: Arguments = (
+    Argument("x", "Tensor", differentiable=True),
+    Argument("truncate_dim", "int?", "None", keyword=True),
+    Argument("truncate_dims", "Tensor?", "None", keyword=True),
+    Argument("eps", "float", str(NORM_EPS), keyword=True),
+    Argument("out_dtype", "ScalarType?", "None", keyword=True),
+)
+NORMALIZE_BACKWARD: Arguments = (
+    Argument("gradient", "Tensor"),
+    Argument("x", "Tensor"),
+    Argument("eps", "float"),
+    Argument("truncate_dims", "Tensor?", "None"),
+)
+
+OPS: dict[str, Arguments] = {
+    **{mode.name: of_pooling(mode) for mode in MODES.values()},
+    "_pool_backward": POOL_BACKWARD,
+    "l2_normalize": NORMALIZE,
+    "_l2_normalize_backward": NORMALIZE_BACKWARD,
+}
+
+
+def schema(op: str) -> str:
+    """The op's signature in the words of torch's schemas, without its name."""
+    parts, by_name = [], False
+    for argument in OPS[op]:
+        if argument.keyword and not by_name:
+            parts.append("*")
+        by_name = argument.keyword
+        parts.append(f"{argument.type} {argument.name}" + ("" if argument.default is None else f"={argument.default}"))
+    return f"({', '.join(parts)}) -> Tensor"
+
+
+def named(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as an op was given them, by their names; those that were not given are missing."""
+    return dict(zip((argument.name for argument in OPS[op]), args), **kwargs)  # noqa: B905  # torch has checked how many
+
+
+def given(op: str, values: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Values by their names, among others, as the op is to be given them: by place, and by name."""
+    by_place = [values[argument.name] for argument in OPS[op] if not argument.keyword]
+    return by_place, {argument.name: values[argument.name] for argument in OPS[op] if argument.keyword}

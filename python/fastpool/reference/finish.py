@@ -1,0 +1,90 @@
+"""What follows a reduction: divide, normalise, round once."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..constants import OVERFLOW_SCALES
+from ..modes import MODES, Divisor
+from .segment import TokenIndex
+from .state import total_weight, tree
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    """Correctly rounded, which torch.sqrt is on a GPU but not on a CPU (it is a vector library's there)."""
+    return x.sqrt() if x.device.type != "cpu" else x.double().apply_(math.sqrt).to(x.dtype)
+
+
+_DIVISORS: dict[Divisor, Callable[[TokenIndex], Tensor]] = {
+    Divisor.COUNT: lambda tokens: tokens.count,
+    Divisor.SQRT_COUNT: lambda tokens: _sqrt(tokens.count),
+    Divisor.WEIGHT: total_weight,
+}
+
+
+def divide(tokens: TokenIndex, x: Tensor) -> Tensor:
+    """x [B, D] over the divisor of the call's mode; 0 where that is 0: no real token, or weights that add up to
+    nothing."""
+    divisor = MODES[tokens.call.mode].divisor
+    if divisor is Divisor.ONE:
+        return x
+    by = _DIVISORS[divisor](tokens)
+    return torch.where(by == 0, 0, x / by)
+
+
+def add_columns(x: Tensor) -> Tensor:
+    """[..., 1]: x over its columns, neighbours first, in the same aligned binary tree as leaves; never -0."""
+    columns = 1
+    while columns < x.shape[-1]:
+        columns *= 2
+    x = torch.nn.functional.pad(x, (0, columns - x.shape[-1]))
+    return tree(x.movedim(-1, 1) if x.dim() > 1 else x[None], torch.add).reshape(*x.shape[:-1], 1) + 0.0
+
+
+def _norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x * scale, max(norm, eps) * scale, whether it is the norm, and scale: 1, or a power of two where the square of
+    the norm overflows. [..., columns] and three of [..., 1]"""
+    squares = add_columns(x * x)
+    small = OVERFLOW_SCALES[x.dtype == torch.float64]
+    scale = torch.where(squares == float("inf"), small, torch.ones_like(squares))
+    norm = _sqrt(add_columns((x * scale) * (x * scale)))
+    least = eps * scale
+    return x * scale, torch.where((norm > least) | norm.isnan(), norm, least), ~(norm < least), scale
+
+
+def normalize(x: Tensor, eps: float) -> Tensor:
+    """x / max(norm, eps)."""
+    if x.shape[-1] == 0:
+        return x
+    scaled, divisor, _, _ = _norm(x, eps)
+    return scaled / divisor
+
+
+def normalize_backward(
+    gradient: Tensor, x: Tensor, eps: float, used: Callable[[Tensor], Tensor] = lambda z: z
+) -> Tensor:
+    """(g - z sum(z g)) / norm, z = x / norm; g / eps where the norm is below eps. `used` puts 0 for what is not summed,
+    which a norm of 0 would turn into NaN."""
+    if x.shape[-1] == 0:
+        return gradient
+    scaled, divisor, is_norm, scale = _norm(x, eps)
+    z = used(scaled / divisor)
+    across = torch.where(is_norm, gradient - z * add_columns(z * gradient), gradient)
+    return (across * scale) / divisor
+
+
+def round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype), which for float64 to 16 bits would round twice (torch goes through float32): round to odd first
+    (Boldo and Melquiond, "Emulation of FMA and Correctly Rounded Sums", IEEE Trans. Comput. 57, 2008)."""
+    if x.dtype != torch.float64 or dtype not in (torch.float16, torch.bfloat16):
+        return x.to(dtype)
+    nearest = x.float()
+    bits = nearest.view(torch.int32)
+    inexact = (nearest.double() != x) & ~x.isnan() & (bits % 2 == 0)
+    beyond = nearest.double().abs() > x.abs()
+    odd = torch.where(beyond, bits - 1, bits + 1)
+    smallest = torch.where(x < 0, torch.full_like(bits, -(2**31) + 1), torch.ones_like(bits))
+    odd = torch.where(nearest == 0, smallest, odd)
+    return torch.where(inexact, odd, bits).view(torch.float32).to(dtype)
