@@ -75,7 +75,7 @@ sanitize: $(VENV)/extra-test
 	cp -r python/fastpool build/address/package/ && cmake --install build/address
 	LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/address/package \
-	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_errors.py tests/test_bits.py \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/api/test_errors.py tests/kernels/test_bits.py \
 	  -k "not reference and not wish and not meanwhile"
 
 # Every Triton variant for every kind of GPU, without one: about two hours each on two cores. AOT="cuda:90" and the

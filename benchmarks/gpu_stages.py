@@ -35,8 +35,8 @@ def workers(jobs: int) -> list[str]:
     return ["--dist", "worksteal", "-n", str(jobs)] if jobs > 1 and find_spec("xdist") else []
 
 
-# Those that need a GPU: all of a name but the tests of this file. By name, since others import what may not be there.
-GPU_TESTS = [f"tests/{path.name}" for path in sorted(ROOT.glob("tests/test_gpu*.py")) if "stages" not in path.name]
+# Those that need a GPU, by name, since others import what may not be there.
+GPU_TESTS = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("tests/kernels/test_gpu*.py"))]
 # What `large` ones ask for is compiled by nobody beforehand: on a CPU their tensors would be as large.
 MARKED = "gpu_machine and not large"
 _ALL = " ".join(GPU_TESTS)
@@ -92,7 +92,7 @@ FIRST = (
 REST = (
     _BUILD,
     Stage("precompile figures", 60, f"{_BESIDE} figures tune", background=True),
-    Stage("machine code", 40, f"{_PYTEST} tests/test_cuda_build.py -m gpu_machine", judges=True),
+    Stage("machine code", 40, f"{_PYTEST} tests/kernels/test_cuda_build.py -m gpu_machine", judges=True),
     Stage("native forward", 90, f'{_ON_CORES} {_FORWARD} -k "not triton"', judges=True),
     Stage(
         "figures",

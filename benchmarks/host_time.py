@@ -129,7 +129,7 @@ def triton(repeats: int) -> dict[str, dict[str, float]]:
 
 def cuda(repeats: int) -> dict[str, dict[str, float]]:
     sys.path.insert(0, str(TESTS))
-    import cuda_host
+    from helpers import cuda_host
 
     host = cuda_host.Host(cuda_host.build("cuda_host"))
     host.c.cuda_host_skip_launches(1)

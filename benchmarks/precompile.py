@@ -298,7 +298,7 @@ def pytest_load_initial_conftests() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tests that find results wrong, or miss something else of a GPU, fail, and it does not matter here."""
-    import on_gpu
+    from helpers import on_gpu
 
     shared = Path(os.environ[_SHARED])
     config.stash[_COMPILER] = stand_in(pickle.loads((shared / "gpu").read_bytes()), shared)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs tests/test_integration_sglang.py on SGLang's own modules, with a CPU build of torch; no GPU is needed.
+# Runs tests/integrations/test_sglang.py on SGLang's own modules, with a CPU build of torch; no GPU is needed.
 #
 #   scripts/check_sglang.sh [FOLDER]    an environment there (3 GB, some minutes; kept and used again), by default
 #                                       ${TMPDIR:-/tmp}/fastpool-sglang
@@ -61,4 +61,4 @@ load_plugins()
 assert means() == [40000.0, 40000.0], "SGLang did not load the plugin"
 print("SGLang", sglang.__version__, "loaded the plugin by its entry point")
 END
-exec "$FOLDER/bin/pytest" tests/test_integration_sglang.py
+exec "$FOLDER/bin/pytest" tests/integrations/test_sglang.py

@@ -21,8 +21,7 @@ if not torch.cuda.is_available():
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import cuda_host
-import on_gpu
+from helpers import cuda_host, on_gpu
 
 import fastpool
 from fastpool import known

@@ -6,7 +6,7 @@ python tests/digests.py --backends triton          one of them: reference, nativ
 python tests/digests.py --write                    writes digests.json, by the reference
 
 Every backend has the same bits, so there is one digest for each mode, dtype and spelling: of results and gradients with
-each of OPTIONS. tests/test_digests.py compares the backends that take seconds.
+each of OPTIONS. tests/kernels/test_digests.py compares the backends that take seconds.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def on(backend: str) -> Iterator[None]:
     name, _, isa = backend.partition("-")
     kept = dispatch.BACKENDS["triton"]
     if name == "cuda":
-        import cuda_host
+        from helpers import cuda_host
 
         stand_in = cuda_host.Backend(cuda_host.shared())
         dispatch.BACKENDS["triton"] = stand_in  # type: ignore[assignment]  # no module

@@ -42,7 +42,7 @@ void barrier();
 const uint64_t* exchange(uint64_t value);
 void run(dim3 blocks, dim3 threads, size_t shared, const std::function<void()>& body);
 
-// What a test reads and sets; tests/cuda_host.py has the same fields.
+// What a test reads and sets; tests/helpers/cuda_host.py has the same fields.
 struct Control {
   std::atomic<int64_t> launches{0}, memsets{0}, allocated{0};  // so far; bytes that torch was asked for
   const void *arrived = nullptr, *stale = nullptr;             // counters of the last launch that had some

@@ -10,7 +10,7 @@ import types
 
 import pytest
 import torch
-from doctor_cases import CONFIG, needs_packages, write
+from helpers.doctor_cases import CONFIG, needs_packages, write
 
 import fastpool
 from fastpool.cli import main

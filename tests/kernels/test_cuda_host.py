@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_host import DEVICES, HOSTILE, NATIVE, NEVER, ROOT, Host, build, hostile_calls, native
+from helpers.cuda_host import DEVICES, HOSTILE, NATIVE, NEVER, ROOT, Host, build, hostile_calls, native
 from torch import Tensor
 
 import fastpool
@@ -354,7 +354,7 @@ print([redirecting(device, 0) for device in (-1, 0, 1, 127)])
 ADDRESSES = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
-import cuda_host
+from helpers import cuda_host
 from fastpool.calls import accumulator
 from fastpool.testing import DTYPES, SPELLINGS, sequences, variants
 host = cuda_host.Host(cuda_host.Path(sys.argv[2]))
@@ -392,7 +392,7 @@ def test_addresses(tmp_path: Path) -> None:
     library = build("cuda_host_address", "-DFASTPOOL_SANITIZE=address")
     asan = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     done = subprocess.run(
-        [sys.executable, "-c", ADDRESSES, str(Path(__file__).parent), str(library)],
+        [sys.executable, "-c", ADDRESSES, str(ROOT / "tests"), str(library)],
         capture_output=True,
         text=True,
         env={**os.environ, "LD_PRELOAD": asan.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"},

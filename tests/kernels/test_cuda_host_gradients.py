@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_host import NATIVE, Host, backward, hostile_calls, native, raw
+from helpers.cuda_host import NATIVE, Host, backward, hostile_calls, native, raw
 from torch import Tensor
 
 import fastpool

@@ -2,7 +2,7 @@
 
 from itertools import combinations, product
 
-from on_gpu import batches
+from helpers.on_gpu import batches
 
 from fastpool.testing import DTYPES, SPELLINGS, variants
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from on_gpu import DEVICE, MARKS, all_moved, assert_a_graph_sees_new_lengths, batches, moved
+from helpers.on_gpu import DEVICE, MARKS, all_moved, assert_a_graph_sees_new_lengths, batches, moved
 from torch import Tensor
 
 import fastpool

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from weak_memory import Add, Barrier, Clear, Instruction, Launch, Load, Program, Store
+from helpers.weak_memory import Add, Barrier, Clear, Instruction, Launch, Load, Program, Store
 
 FAN = 2
 WRONG = ("unwritten",)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from sentence_transformers_cases import (
+from helpers.sentence_transformers_cases import (
     DTYPES,
     LAYOUTS,
     LONG,

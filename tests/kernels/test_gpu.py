@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from on_gpu import (
+from helpers.on_gpu import (
     BACKENDS,
     DEVICE,
     MARKS,

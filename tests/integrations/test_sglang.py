@@ -276,6 +276,6 @@ def test_not_as_expected(
 
 def test_entry_point() -> None:
     tomllib = pytest.importorskip("tomllib")
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     module, _, function = project["entry-points"]["sglang.srt.plugins"]["fastpool"].partition(":")
     assert getattr(import_module(module), function) is plugin.register

@@ -23,7 +23,7 @@ from providers import LAYOUTS, PEERS, ours
 from record import load
 from samples import Outcome, Result, Spread, to_json
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MASK, PACKED = (ours("native", spelling) for spelling in ("mask", "packed"))
 NAMES = {"cpu": [MASK, PACKED], "cuda": [ours(b, s) for b in ("triton", "native") for s in ("mask", "packed")]}
 CASE = "queries B32 H384 fp32"

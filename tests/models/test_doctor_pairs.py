@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from doctor_cases import write
+from helpers.doctor_cases import write
 
 from fastpool.doctor import pairs
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_host import Host, native
+from helpers.cuda_host import Host, native
 from torch import Tensor
 
 from fastpool.modes import MODES

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from doctor_cases import CONFIG, needs_packages
+from helpers.doctor_cases import CONFIG, needs_packages
 
 from fastpool.doctor import pairs, report
 from fastpool.doctor.measure import CONFIDENCE, Interval, _resampled, auc, cohens_d, measure, ranks, spearman

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_folders import BERT, NEW, OLD, QWEN
+from helpers.model_folders import BERT, NEW, OLD, QWEN
 
 from fastpool import PoolingConfig
 from fastpool.cli import main

@@ -21,7 +21,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def example() -> dict[str, Any]:
-    return runpy.run_path(str(Path(__file__).parent.parent / "examples" / "finetune.py"))
+    return runpy.run_path(str(Path(__file__).parents[2] / "examples" / "finetune.py"))
 
 
 def test_the_same_losses_in_less_memory(example: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import staging
 from gpu_stages import FIRST, PARTS, REST
 from staging import Run, Stage
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "benchmarks" / "gpu_stages.py"
 
 
@@ -204,9 +204,9 @@ def test_nothing_is_compiled_beside_what_measures(stages: tuple[Stage, ...]) -> 
 def test_every_test_for_a_machine_with_a_gpu_is_in_a_stage() -> None:
     """And says so by its mark, without which it would not be chosen."""
     marked = re.compile(r"\bgpu_machine\b|^pytestmark = MARKS$", re.M)
-    files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if path != Path(__file__)]
-    found = {f"tests/{path.name}" for path in files if marked.search(path.read_text())}
-    assert found == {*gpu_stages.GPU_TESTS, "tests/test_cuda_build.py"}
+    files = [path for path in sorted(ROOT.glob("tests/*/test_*.py")) if path != Path(__file__)]
+    found = {str(path.relative_to(ROOT)) for path in files if marked.search(path.read_text())}
+    assert found == {*gpu_stages.GPU_TESTS, "tests/kernels/test_cuda_build.py"}
     for test in found:
         assert any(test in stage.command for stage in REST)
 

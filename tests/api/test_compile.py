@@ -16,7 +16,7 @@ from fastpool.backends.native import LIBRARY
 from fastpool.modes import MODES
 from fastpool.testing import SPELLINGS, same_bits, sequences, variants
 
-HOST = Path(__file__).parent / "cpp" / "aoti_host.cpp"
+HOST = Path(__file__).parents[1] / "cpp" / "aoti_host.cpp"
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastpool.arguments import OPS, given, schema
 from fastpool.calls import Call
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Some build from a checkout that they may only read.
 BUILD = ROOT / "build" if os.access(ROOT, os.W_OK) else Path(tempfile.gettempdir(), f"fastpool-build-{os.getuid()}")
 NATIVE = torch.ops.fastpool

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from model_folders import BERT, DENSE, MEAN, OLD, STRINGS, dense, model, modules, write
+from helpers.model_folders import BERT, DENSE, MEAN, OLD, STRINGS, dense, model, modules, write
 
 import fastpool
 from fastpool import PoolingConfig

@@ -2,8 +2,8 @@
 
 import subprocess
 
-import cuda_host
 import pytest
+from helpers import cuda_host
 
 
 @pytest.mark.parametrize("seed", range(4))

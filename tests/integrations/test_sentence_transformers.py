@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from sentence_transformers_cases import MODES, THREE, WIDTH, Calls, assert_same, modules, padded, run, texts
+from helpers.sentence_transformers_cases import MODES, THREE, WIDTH, Calls, assert_same, modules, padded, run, texts
 from torch import Tensor, nn
 
 from fastpool.integrations import sentence_transformers as integration

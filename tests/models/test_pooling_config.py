@@ -4,7 +4,7 @@ import re
 import warnings
 
 import pytest
-from model_folders import BERT, DENSE, MEAN, NEW, OLD, QWEN, STRINGS, dense, model, modules, steps, write
+from helpers.model_folders import BERT, DENSE, MEAN, NEW, OLD, QWEN, STRINGS, dense, model, modules, steps, write
 
 from fastpool import PoolingConfig
 from fastpool.models.files import Folder

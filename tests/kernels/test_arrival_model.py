@@ -6,8 +6,17 @@ from functools import partial
 from typing import Any
 
 import pytest
-from arrival_model import Counters, CudaTree, Tree, TritonTree, Turn, counting_launch, launch_in_strips, split_launch
-from weak_memory import Add, Instruction, Launch, Load, Machine, Store
+from helpers.arrival_model import (
+    Counters,
+    CudaTree,
+    Tree,
+    TritonTree,
+    Turn,
+    counting_launch,
+    launch_in_strips,
+    split_launch,
+)
+from helpers.weak_memory import Add, Instruction, Launch, Load, Machine, Store
 
 Outcome = tuple[Any, ...]
 Steps = Generator[Instruction, Any, Any]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from on_gpu import DEVICE, MARKS, all_moved, captured, seen
+from helpers.on_gpu import DEVICE, MARKS, all_moved, captured, seen
 from torch import Tensor
 
 import fastpool

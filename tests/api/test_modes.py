@@ -12,7 +12,7 @@ from fastpool.constants import LEAF, NORM_EPS, OVERFLOW_SCALES
 from fastpool.modes import MODES
 from fastpool.testing import DTYPES, SPELLINGS, cpu_backends, error, exact, sequences, variants
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LENGTHS = [7, 0, 1, 31, 32, 33, 2, 64, 129, 300]
 # Around the vector widths of every instruction set, and real ones.
 WIDTHS = [1, 3, 8, 17, 33, 129, 384]
