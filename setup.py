@@ -141,7 +141,11 @@ setup(
     + ["fastpool"]
     + [f"fastpool.{name}" for name in find_packages("python/fastpool")],
     package_dir={"fastpool": "python/fastpool", "fastpool.triton_kernels": "triton_kernels"},
-    package_data={"fastpool.doctor": ["*.tsv"], "fastpool.triton_kernels": ["tuned/*.json"]},
+    package_data={
+        "fastpool": ["py.typed"],
+        "fastpool.doctor": ["*.tsv"],
+        "fastpool.triton_kernels": ["tuned/*.json"],
+    },
     ext_modules=[Extension("fastpool._native", sources=[])],
     cmdclass={"build_ext": NativeBuild},
 )

@@ -16,6 +16,7 @@ from .calls import PoolCall
 from .constants import NORM_EPS
 from .modes import MODES, Mode
 from .ops import call_of
+from .signatures import Pooling, WeightedPooling
 
 __all__ = ["cls", "explain", "l2_normalize", "last", "max", "mean", "mean_sqrt_len", "sum", "weighted_mean"]
 
@@ -196,13 +197,13 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
     return pool
 
 
-mean = _pooling_function(MODES["mean"])
-mean_sqrt_len = _pooling_function(MODES["mean_sqrt_len"])
-sum = _pooling_function(MODES["sum"])
-max = _pooling_function(MODES["max"])
-cls = _pooling_function(MODES["cls"])
-last = _pooling_function(MODES["last"])
-weighted_mean = _pooling_function(MODES["weighted_mean"])
+mean: Pooling = _pooling_function(MODES["mean"])
+mean_sqrt_len: Pooling = _pooling_function(MODES["mean_sqrt_len"])
+sum: Pooling = _pooling_function(MODES["sum"])
+max: Pooling = _pooling_function(MODES["max"])
+cls: Pooling = _pooling_function(MODES["cls"])
+last: Pooling = _pooling_function(MODES["last"])
+weighted_mean: WeightedPooling = _pooling_function(MODES["weighted_mean"])
 
 
 def l2_normalize(

@@ -62,7 +62,7 @@ class _Batch:
             return torch.zeros(self.hidden.shape[:1], dtype=torch.int64, device=self.hidden.device)
         return self.mask.ne(0).int().argmax(dim=1)
 
-    def segments(self) -> dict[str, Tensor | None]:
+    def segments(self) -> dict[str, Any]:
         """The tokens that count, as fastpool's functions take them."""
         if self.cu_seqlens is None:
             if self.prompt is None:
