@@ -51,11 +51,11 @@ format: $(VENV)/extra-lint
 	$(BIN)/clang-format -i $(CPP)
 
 bench: $(VENV)/extra-bench
-	$(BIN)/python benchmarks/run.py $(BENCH)
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 # docs/benchmarks.md and README's figures, from the result files under benchmarks/results/.
 report: $(VENV)/extra-bench
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python -m benchmarks.report
 
 # Addresses and undefined behaviour, then races: over the kernels alone, in their test program (without torch's OpenMP,
 # whose barriers the thread sanitizer does not know); then the whole library, inside Python, over the error table and the
@@ -89,7 +89,7 @@ aot: $(VENV)/extra-test
 # OUT (gpu-out/) as they come. COMMIT names what is measured outside of a git checkout; ONLY="smoke native, tune" chooses
 # stages by what their names hold.
 gpu gpu-first gpu-rest:
-	$(PYTHON) benchmarks/gpu_stages.py $(if $(filter gpu,$@),first rest,$(@:gpu-%=%)) $(if $(ONLY),--only "$(ONLY)")
+	$(PYTHON) -m benchmarks.gpu_stages $(if $(filter gpu,$@),first rest,$(@:gpu-%=%)) $(if $(ONLY),--only "$(ONLY)")
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache python/*.egg-info *.egg-info

@@ -1,6 +1,6 @@
 """Two records of one machine: what has become faster or slower from A to B.
 
-python benchmarks/compare.py A.json B.json [--all] [--fail-above PERCENT]
+    python -m benchmarks.compare A.json B.json [--all] [--fail-above PERCENT]
 
 A ratio is B's time over A's, so below 1 is faster. Machines drift: the read stream of the same case says by how much,
 and stands beside; so do the peers, whose code is torch's and not ours. A time counts as changed only if all hold:
@@ -27,10 +27,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from providers import FASTPOOL, PEERS
-from record import load
-from samples import Outcome, Result, Spread, from_json
-from tables import WIDTH, table_of
+from benchmarks.case_results import Outcome, Result, Spread, from_json
+from benchmarks.providers import FASTPOOL, PEERS
+from benchmarks.record import load
+from benchmarks.tables import WIDTH, table_of
 
 _OURS = [provider.name for provider in FASTPOOL if provider.backend != "reference"]
 _STYLES = {"faster": "green", "slower": "red", "=": "dim"}

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from benchmarks.measure import Device, no_collection
+from benchmarks.tables import size_of, table_of
 from fastpool.demo.corpus import collect, sample
 from fastpool.integrations import sentence_transformers as integration
-from measure import Device, no_collection
-from tables import size_of, table_of
 
 _LONGEST = 512  # tokens; more than the 256 that the model's settings say, as its positions allow
 

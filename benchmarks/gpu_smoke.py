@@ -1,8 +1,10 @@
 """The first minute on a GPU: does each backend give the CPU's bits, does it go on doing so, how fast is it.
 
-gpu_smoke.py                    all three
-gpu_smoke.py bits repeat        these alone
-gpu_smoke.py --backends native  one backend's
+    python -m benchmarks.gpu_smoke [PART...] [--backends BACKEND...]
+
+                    all three
+bits repeat         these alone
+--backends native   one backend's
 
 A line per finding, as soon as it is there; exits with 1 if any is wrong. SMOKE_DEVICE=cpu runs what a CPU can: native's
 bits, with TRITON_INTERPRET=1 Triton's on the smallest shapes, and a few of the repeats.
@@ -23,14 +25,14 @@ import torch
 from torch import Tensor
 
 import fastpool
-from cases import SKEWED, Batch, Case, build
+from benchmarks.case_results import Spread
+from benchmarks.cases import SKEWED, Batch, Case, build
+from benchmarks.gpu import Gpu
+from benchmarks.providers import SPELLINGS as WAYS
+from benchmarks.providers import Call
+from benchmarks.timing_cuda import Cuda, copies_of, eager_turn, seconds_of, time_calls
 from fastpool.backends import triton
 from fastpool.testing import SPELLINGS, gradients, moved, same_bits, sequences, special_values
-from gpu import Gpu
-from gpu_turns import Cuda, copies_of, eager_turn, seconds_of, time_calls
-from providers import SPELLINGS as WAYS
-from providers import Call
-from samples import Spread
 
 BACKENDS = ("native", "triton")
 _SMALL = 1 << 17  # elements that the interpreter pools within a second or so

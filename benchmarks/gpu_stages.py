@@ -1,10 +1,12 @@
 """A GPU's first minutes: stages in order of worth, each in a process of its own and under its own limit.
 
-gpu_stages.py first                           builds; is it right, how fast is it: under four minutes
-gpu_stages.py rest                            everything else, for as long as SECONDS_LEFT (default 560) says
-gpu_stages.py rest --only "tune, memcheck"    the stages whose name holds one of these, and what they wait for
-gpu_stages.py rest --times 8                  with limits so many times as long: for a machine of few cores
-gpu_stages.py first rest --list               what they are
+    python -m benchmarks.gpu_stages first|rest [--only TEXTS] [--times N] [--list]
+
+first                           builds; is it right, how fast is it: under four minutes
+rest                            everything else, for as long as SECONDS_LEFT (default 560) says
+rest --only "tune, memcheck"    the stages whose name holds one of these, and what they wait for
+rest --times 8                  with limits so many times as long: for a machine of few cores
+first rest --list               what they are
 
 Every line goes to the terminal and to $OUT/first.log or rest.log (default gpu-out/) as soon as it is there, and figures
 to $OUT/*.json: whatever ends the run, nothing of it is lost. What an earlier run of the same stages left there is
@@ -25,7 +27,8 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from staging import ROOT, Run, Stage, filled
+from benchmarks import ROOT
+from benchmarks.staging import Run, Stage, filled
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -42,12 +45,12 @@ MARKED = "gpu_machine and not large"
 _ALL = " ".join(GPU_TESTS)
 _FORWARD = " ".join(name for name in GPU_TESTS if "gradients" not in name)
 _GRADIENTS = " ".join(name for name in GPU_TESTS if "gradients" in name)
-_PYTEST = "python -m pytest -q --tb=short -p as_they_come -p no:cacheprovider --maxfail=40"
+_PYTEST = "python -m pytest -q --tb=short -p benchmarks.immediate_failures -p no:cacheprovider --maxfail=40"
 _ON_CORES = " ".join(
     ["OMP_NUM_THREADS=1 MKL_NUM_THREADS=1", _PYTEST, *workers(min(14, CORES)), "-m", shlex.quote(MARKED)]
 )
 # Beside stages that use the CPU, and after them.
-_BESIDE = f"nice -n 19 python benchmarks/precompile.py --jobs {max(1, CORES - 4)}"
+_BESIDE = f"nice -n 19 python -m benchmarks.precompile --jobs {max(1, CORES - 4)}"
 
 
 def _sanitizer(tool: str, backend: str) -> str:
@@ -71,17 +74,17 @@ FIRST = (
     Stage(
         "smoke native",
         45,
-        "OMP_NUM_THREADS=1 python benchmarks/gpu_smoke.py bits repeat --backends native",
+        "OMP_NUM_THREADS=1 python -m benchmarks.gpu_smoke bits repeat --backends native",
         judges=True,
     ),
     Stage(
-        "smoke triton", 60, "python benchmarks/gpu_smoke.py bits repeat --backends triton", ("precompile",), judges=True
+        "smoke triton", 60, "python -m benchmarks.gpu_smoke bits repeat --backends triton", ("precompile",), judges=True
     ),
-    Stage("speed", 45, "python benchmarks/gpu_smoke.py speed", ("precompile",)),
+    Stage("speed", 45, "python -m benchmarks.gpu_smoke speed", ("precompile",)),
     Stage(
         "quick figures",
         70,
-        "python benchmarks/run.py --device {device} --quick --only shapes --seconds {seconds} --no-plots {commit} "
+        "python -m benchmarks.run --device {device} --quick --only shapes --seconds {seconds} --no-plots {commit} "
         "--json {out}/quick.json",
         ("precompile",),
     ),
@@ -97,7 +100,7 @@ REST = (
     Stage(
         "figures",
         150,
-        "python benchmarks/run.py --device {device} --only shapes --seconds {seconds} --no-plots {commit} "
+        "python -m benchmarks.run --device {device} --only shapes --seconds {seconds} --no-plots {commit} "
         "--json {out}/full.json",
         ("precompile figures",),
     ),
@@ -125,7 +128,7 @@ REST = (
     Stage(
         "tune",
         150,
-        "python benchmarks/tune.py --seconds {seconds} --out {out}/tuned.json {commit}",
+        "python -m benchmarks.tune --seconds {seconds} --out {out}/tuned.json {commit}",
         ("precompile figures",),
     ),
     Stage("precompile others", 200, f'{_BESIDE} tests -- -k "triton and float"', background=True),

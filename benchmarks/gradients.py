@@ -1,9 +1,10 @@
 """What gradients cost on a CPU above writing them once.
 
-gradients.py                  milliseconds, medians: fastpool's backward ops, the floor, and the formula's backward
-gradients.py --keep-memory    the same with malloc giving no memory back, so that no gradient meets a page for the first
-                              time: else most of the time is the system's, which clears that page
-gradients.py --json           for programs
+    python -m benchmarks.gradients [--keep-memory] [--json]
+
+Milliseconds, medians: fastpool's backward ops, the floor, and the formula's backward. --keep-memory: malloc gives no
+memory back, so that no gradient meets a page for the first time: else most of the time is the system's, which clears
+that page. --json: for programs.
 
 The floor is torch.zeros of hidden's shape: memory, and one write. Half of every batch is padding. It is the CPU time of
 one thread.
@@ -24,8 +25,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from measure import no_collection
-from tables import table_of
+from benchmarks import ROOT
+from benchmarks.measure import no_collection
+from benchmarks.tables import table_of
 
 MODES = ("mean", "max", "weighted_mean")
 SHAPES = (
@@ -138,8 +140,8 @@ def in_processes_of_their_own(rounds: int) -> dict[str, list[dict[str, object]]]
     """`measure` both ways: what malloc does is a matter of the whole process."""
     found = {}
     for name, options in {"memory kept": ["--keep-memory"], "fresh pages": []}.items():
-        command = [sys.executable, __file__, "--json", f"--rounds={rounds}", *options]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        command = [sys.executable, "-m", "benchmarks.gradients", "--json", f"--rounds={rounds}", *options]
+        output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
         found[name] = json.loads(output)
     return found
 

@@ -1,6 +1,6 @@
 """What a GPU call costs the host before the device has anything to do: microseconds, without a GPU.
 
-    python benchmarks/host_time.py [--cuda] [--json FILE]
+    python -m benchmarks.host_time [--cuda] [--json FILE]
 
 Triton: tensors are on the CPU, and a stand-in takes the place of a compiled program, so that everything runs but the
 launch itself (Triton's launcher and the driver) and the questions about the current stream. `op` is an op of
@@ -32,12 +32,13 @@ import torch
 from fastpool.triton_kernels import counters, launch  # Triton reads the variable as it is imported
 
 import fastpool
+from benchmarks import ROOT
+from benchmarks.machine import cpu_model, describe_commit, describe_versions
 from fastpool import dispatch, known
 from fastpool.calls import Call, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
-from machine import cpu_model, describe_commit, describe_versions
 
 LIMIT_US = 15.0  # of Python's part of a pooling call, again
-TESTS = Path(__file__).parents[1] / "tests"
+TESTS = ROOT / "tests"
 
 Run = Callable[[], Any]
 Cases = dict[str, tuple[Call, Callable[[Any], Run]]]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import fastpool
+from benchmarks import ROOT
 
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -105,12 +106,12 @@ def describe_versions(*more: str) -> dict[str, str]:
 def describe_commit() -> str:
     """The commit of this checkout, with "+changes" if files differ from it, results aside; "unknown" outside of one,
     and where fastpool does not come from it."""
-    if not Path(fastpool.__file__).is_relative_to(Path(__file__).parents[1] / "python"):
+    if not Path(fastpool.__file__).is_relative_to(ROOT / "python"):
         return "unknown"
 
     def git(*command: str) -> str:
         run = ["git", "--no-optional-locks", *command]
-        return subprocess.run(run, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
     try:
         changes = git("status", "--porcelain", "--", ":/", ":!/benchmarks/results")

@@ -1,7 +1,7 @@
 """One case after another: every provider checked, then timed in turn with all others.
 
 What is timed on a case takes turns in one loop, so that drift hits all alike. How a sample is taken is the device's
-business: cpu.py and gpu.py.
+business: timing_cpu.py and timing_cuda.py.
 """
 
 import gc
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 import fastpool
-from cases import DTYPES, Batch, Case, build, exact, relative_error, reorder
+from benchmarks.case_results import Outcome, Result, Spread
+from benchmarks.cases import DTYPES, Batch, Case, build, exact, relative_error, reorder
+from benchmarks.providers import FASTPOOL, Call, Provider, backend_of, must_move
+from benchmarks.targets import allowance
 from fastpool.testing import same_bits
-from goals import allowance
-from providers import FASTPOOL, Call, Provider, backend_of, must_move
-from samples import Outcome, Result, Spread
 
 Run = Callable[[], object]
 OUT_OF_TIME = "out of time"  # of what was left out since it was late

@@ -1,6 +1,6 @@
 """A record as figures: what was measured, with one plain read of the same bytes beside it.
 
-python benchmarks/plots.py results/cpu/2027-01-02-01234567.json [--out FOLDER]
+    python -m benchmarks.plots results/cpu/2027-01-02-01234567.json [--out FOLDER]
 
 fastpool is blue (on a GPU Triton is blue and CUDA is orange); ways that read padding are brown, ways over packed tokens
 grey. The same record gives the same bytes, so that a figure under version control changes when its data do.
@@ -17,7 +17,10 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from looks import (
+from benchmarks.case_results import Result, Spread
+from benchmarks.providers import LAYOUTS, ours
+from benchmarks.record import load
+from benchmarks.style import (
     BLUE,
     EPSILON,
     FAINT,
@@ -33,10 +36,7 @@ from looks import (
     suite_of,
     time_of,
 )
-from providers import LAYOUTS, ours
-from record import load
-from samples import Result, Spread
-from tables import size_of
+from benchmarks.tables import size_of
 
 # ---- the figures: None where the record has no data for one
 

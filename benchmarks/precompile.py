@@ -1,16 +1,18 @@
 """Compiles on all cores, without the GPU, the Triton programs that its first minutes ask for, into Triton's cache.
 
-precompile.py smoke figures     for gpu_smoke.py, and for every case of run.py (quick: for those of run.py --quick)
-precompile.py tune tune-all     for tune.py's short list, and for all that it may try
-precompile.py tests -- -k bf16  for the GPU tests, or those that pytest's own options choose
-precompile.py --jobs 12 ...     on so many processes
+    python -m benchmarks.precompile PART... [--jobs N]
+
+smoke figures     for gpu_smoke.py, and for every case of run.py (quick: for those of run.py --quick)
+tune tune-all     for tune.py's short list, and for all that it may try
+tests -- -k bf16  for the GPU tests, or those that pytest's own options choose
+--jobs 12         on so many processes
 
 Where torch sees no GPU, for an H100. What is compiled is what calls ask for: calls are made, for tensors of the same
 shapes, and planned as for the GPU by the same code, but a launch is only compiled, under Triton's own key. Each process
-makes all calls, and compiles the programs that no other one has taken. As a pytest plugin (-p precompile) it does so
-with the calls of tests, which get their results from `native`. Not compiled here is what tests ask for in processes of
-their own (test_validation_where_asked, test_after_a_launch_that_failed), what torch.compile makes of them, and what
-those ask for that need much memory.
+makes all calls, and compiles the programs that no other one has taken. As a pytest plugin (-p benchmarks.precompile) it
+does so with the calls of tests, which get their results from `native`. Not compiled here is what tests ask for in
+processes of their own (test_validation_where_asked, test_after_a_launch_that_failed), what torch.compile makes of them,
+and what those ask for that need much memory.
 """
 
 import argparse
@@ -47,20 +49,18 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver
 
-import stream
-import tune
-from cases import CASES, DTYPES, Case
+from benchmarks import ROOT, bandwidth_gpu, tune
+from benchmarks.cases import CASES, DTYPES, Case
+from benchmarks.gpu_stages import GPU_TESTS, MARKED, workers
+from benchmarks.machine import cores
+from benchmarks.staging import die_with_parent
 from fastpool import dispatch
 from fastpool.backends import native
 from fastpool.calls import Call, PoolCall
 from fastpool.testing import Sequence as Text
 from fastpool.testing import sequences
-from gpu_stages import GPU_TESTS, MARKED, workers
-from machine import cores
-from staging import die_with_parent
 
-HERE = Path(__file__).parent
-TESTS = HERE.parent / "tests"
+TESTS = ROOT / "tests"
 _SHARED = "FASTPOOL_PRECOMPILE"  # a folder for all processes of a run: who compiles what, and what came of it
 
 
@@ -184,7 +184,7 @@ def cheap(lengths: list[int], width: int, dtype: torch.dtype, holes: bool = Fals
 
 
 def smoke() -> None:
-    import gpu_smoke
+    from benchmarks import gpu_smoke
 
     with patch.object(gpu_smoke, "sequences", cheap):
         wrong = gpu_smoke.main(["bits", "repeat", "--device", "cpu", "--backends", "triton"])
@@ -208,10 +208,10 @@ def plan_case(case: Case) -> None:
 
 
 def figures(quick: bool = False) -> None:
-    for block, warps, _ in stream.SHAPES:
+    for block, warps, _ in bandwidth_gpu.SHAPES:
         words, sums = empty(1 << 20, dtype=torch.int32), empty(1, dtype=torch.int64)
         fixed = {"count": words.numel(), "BLOCK": block}
-        Launch(stream.read_kernel, (1, 1, 1), {"words": words, "sums": sums}, fixed, {"num_warps": warps}).run()
+        Launch(bandwidth_gpu.read_kernel, (1, 1, 1), {"words": words, "sums": sums}, fixed, {"num_warps": warps}).run()
     for case in CASES:
         if "cuda" in case.devices and (case.quick or not quick):
             plan_case(case)
@@ -258,13 +258,23 @@ def compile_tests(options: Sequence[str], jobs: int) -> list[Compiler]:
     """The calls of the GPU tests."""
     with tempfile.TemporaryDirectory() as shared:
         (Path(shared) / "gpu").write_bytes(pickle.dumps(Gpu.here()))
-        command = [sys.executable, "-m", "pytest", "-p", "precompile", "-p", "no:cacheprovider", "-q", "--tb=no"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--tb=no",
+            "-p",
+            "benchmarks.precompile",
+            "-p",
+            "no:cacheprovider",
+        ]
         command += [*workers(jobs), "-m", MARKED, *GPU_TESTS, *options]
-        path = os.pathsep.join([str(HERE), str(TESTS), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(ROOT), str(TESTS), os.environ.get("PYTHONPATH", "")])
         hidden = {"CUDA_VISIBLE_DEVICES": "", "FAIL_WITHOUT_CUDA": "0"}
         environment = {**os.environ, **hidden, "PYTHONPATH": path, _SHARED: shared}
         done = subprocess.run(
-            command, cwd=HERE.parent, env=environment, capture_output=True, text=True, preexec_fn=die_with_parent
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, preexec_fn=die_with_parent
         )
         if done.returncode not in (0, 1):  # tests that passed, and that failed for want of a GPU
             raise SystemExit(f"precompile.py: no tests were run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -351,6 +361,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    import precompile  # by its name, under which other processes find its classes
+    from benchmarks import precompile  # by its name, under which other processes find its classes
 
     sys.exit(precompile.main())

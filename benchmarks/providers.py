@@ -16,8 +16,8 @@ import torch.nn.functional as F  # noqa: N812  # as everybody names it
 from torch import Tensor
 
 import fastpool
-from cases import Batch
-from floor import build_floor
+from benchmarks.bandwidth_cpu import build_floor
+from benchmarks.cases import Batch
 
 Call = Callable[[], Tensor]
 _BOTH = ("cpu", "cuda")

@@ -9,12 +9,12 @@ from rich.console import Console
 from torch import Tensor
 
 import fastpool
-from cases import DTYPES, Batch
+from benchmarks.cases import DTYPES, Batch
+from benchmarks.measure import Device, words
+from benchmarks.providers import BARE_LOOP, PROVIDERS, backend_of
+from benchmarks.tables import table_of
 from fastpool.demo.corpus import collect, sample
 from fastpool.demo.model import Model
-from measure import Device, words
-from providers import BARE_LOOP, PROVIDERS, backend_of
-from tables import table_of
 
 _TEXTS = 256
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from samples import from_json, to_json
+from benchmarks.case_results import from_json, to_json
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -1,7 +1,8 @@
 """Writes docs/benchmarks.md, and the figures of README, from the committed result files.
 
-report.py            writes both
-report.py --check    writes nothing; exits with 1 where they are not what the result files say
+    python -m benchmarks.report [--check]
+
+--check: writes nothing, and exits with 1 where they are not what the result files say.
 
 The newest complete result file of each folder of results/ counts.
 """
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from record import RESULTS
-from written import ROOT, Run
+from benchmarks import ROOT
+from benchmarks.record import RESULTS
+from benchmarks.render_markdown import Run
 
 REPORT, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 BEGIN, END = "<!-- benchmarks: written by benchmarks/report.py -->", "<!-- end of benchmarks -->"
@@ -67,7 +69,7 @@ def main() -> None:
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     if arguments.check:
         for path in stale:
-            print(f"{path.relative_to(ROOT)} is not what the result files say: run python benchmarks/report.py")
+            print(f"{path.relative_to(ROOT)} is not what the result files say: run python -m benchmarks.report")
         sys.exit(bool(stale))
     for path, text in texts.items():
         path.write_text(text)

@@ -1,10 +1,12 @@
 """The benchmark: what pooling costs above reading its input once, on this machine.
 
-run.py                          everything, some ten minutes; on a GPU where there is one, else on the CPU
-run.py --quick                  fewer cases and rounds, no model
-run.py --filter "H1024 bf16"    the cases whose name holds this
-run.py --only shapes quality    these parts alone
-run.py --seconds 60             what there is time for: the other ways of pooling are left out first, then cases
+    python -m benchmarks.run [options]
+
+                         everything, some ten minutes; on a GPU where there is one, else on the CPU
+--quick                  fewer cases and rounds, no model
+--filter "H1024 bf16"    the cases whose name holds this
+--only shapes quality    these parts alone
+--seconds 60             what there is time for: the other ways of pooling are left out first, then cases
 """
 
 import argparse
@@ -21,24 +23,16 @@ from fastpool.triton_kernels.config import slug
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import cpu
-import end_to_end
-import goals
-import gradients
-import growth
-import plots
-import quality
-import real_states
-import tables
-from cases import CASES, Case
-from cpu import Cpu
-from gpu import Gpu
-from gpu_turns import Cuda
-from machine import cores, describe_commit, describe_gpu, describe_machine, describe_versions, gpu_state
-from measure import OUT_OF_TIME, Device, measure, skipped, words
-from providers import COMPILED, FASTPOOL, PROVIDERS, Provider
-from record import Record, load, result_path
-from samples import Result, Spread
+from benchmarks import correctness, end_to_end, gradients, plots, real_states, scaling, tables, targets, timing_cpu
+from benchmarks.case_results import Result, Spread
+from benchmarks.cases import CASES, Case
+from benchmarks.gpu import Gpu
+from benchmarks.machine import cores, describe_commit, describe_gpu, describe_machine, describe_versions, gpu_state
+from benchmarks.measure import OUT_OF_TIME, Device, measure, skipped, words
+from benchmarks.providers import COMPILED, FASTPOOL, PROVIDERS, Provider
+from benchmarks.record import Record, load, result_path
+from benchmarks.timing_cpu import Cpu
+from benchmarks.timing_cuda import Cuda
 
 SUITES = tuple(dict.fromkeys(case.suite for case in CASES))
 PARTS = (*SUITES, "host", "gradients", "growth", "quality", "real-states", "end-to-end")
@@ -142,10 +136,10 @@ def _run_on_cpu(
     results = walk(console, record, device, cases, quick, limits.all)
     if results:
         record.set(load=os.getloadavg()[0])
-    found = goals.verdicts("cpu", results)
+    found = targets.verdicts("cpu", results)
     if "host" in parts and limits.due(console, record, "host"):
-        tiny_us = cpu.tiny(repeats=10 if quick else 40)
-        found += goals.tiny_verdicts(tiny_us["inference mode"])
+        tiny_us = timing_cpu.tiny(repeats=10 if quick else 40)
+        found += targets.tiny_verdicts(tiny_us["inference mode"])
         record.set(tiny_us=tiny_us)
         tables.print_tiny(console, tiny_us)
         if cores() > 1:
@@ -178,7 +172,7 @@ def _run_on_gpu(
     tables.print_limits(console, rates, empty, failure)
     record.set(method=device.method, read_gb_per_s=rates, empty_us=empty, failure=failure, state=gpu_state())
     results = walk(console, record, device, cases, quick, limits.all)
-    found = goals.verdicts("cuda", results, empty["replay"].median if "replay" in empty else None)
+    found = targets.verdicts("cuda", results, empty["replay"].median if "replay" in empty else None)
     record.set(goals=found)
     tables.print_summary(console, "cuda", results)
     tables.print_verdicts(console, "cuda", found)
@@ -215,8 +209,8 @@ def _other_parts(
     console: Console, record: Record, device: Device, parts: Sequence[str], quick: bool, limits: Limits
 ) -> None:
     measures: dict[str, Callable[[], object]] = {
-        "growth": lambda: growth.measure(console, device, 1e6 if quick else 1e8),
-        "quality": lambda: quality.measure(console, device),
+        "growth": lambda: scaling.measure(console, device, 1e6 if quick else 1e8),
+        "quality": lambda: correctness.measure(console, device),
         "real-states": lambda: real_states.measure(console, device),
         "end-to-end": lambda: end_to_end.measure(console, device),
     }
@@ -225,7 +219,7 @@ def _other_parts(
             try:
                 record.set(**{part.replace("-", "_"): run()})
                 if part == "quality":
-                    record.set(quality_about={trial.name: trial.about for trial in quality.TRIALS})
+                    record.set(quality_about={trial.name: trial.about for trial in correctness.TRIALS})
             except Exception as error:  # a package that is not there, or too little memory
                 record.set(**{f"{part.replace('-', '_')}_failure": words(error)})
                 console.print(f"{part} failed: {words(error)}", style="red", highlight=False, soft_wrap=True)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks import ROOT
+
 LEAST_SECONDS = 8  # with fewer left, no stage begins
 GRACE_SECONDS = 5  # between asking a process to end and ending it
 MARGIN_SECONDS = 10  # between the {seconds} that a command is told and its limit
@@ -50,7 +51,7 @@ def architecture() -> str:
 
 def environment() -> dict[str, str]:
     """Of every stage. What is set already stays."""
-    path = [str(ROOT / "benchmarks"), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     built = {"FASTPOOL_NATIVE": "1", "FASTPOOL_CUDA": "1", "FASTPOOL_CUDA_ARCHITECTURES": architecture()}
     wanted = {"PIP_NO_INDEX": "1", "FAIL_WITHOUT_CUDA": "1", "PYTHONUNBUFFERED": "1", **built}
     if os.environ.get("SMOKE_DEVICE") == "cpu":

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from goals import Verdict
-from providers import BACKENDS, FASTPOOL
-from samples import NOISY, Outcome, Result, Spread
+from benchmarks.case_results import NOISY, Outcome, Result, Spread
+from benchmarks.providers import BACKENDS, FASTPOOL
+from benchmarks.targets import Verdict
 
 WIDTH = 170
 COLUMNS = {"cpu": ("cpu",), "cuda": ("eager", "graph", "warm", "replay", "host")}

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import fastpool
-from cases import SHAPES, Batch, Case, build, exact, relative_error
-from measure import skipped
-from providers import COMPILED, FASTPOOL, PROVIDERS, Call, Provider, backend_of
-from samples import WRONG_BEYOND
+from benchmarks.case_results import WRONG_BEYOND
+from benchmarks.cases import SHAPES, Batch, Case, build, exact, relative_error
+from benchmarks.measure import skipped
+from benchmarks.providers import COMPILED, FASTPOOL, PROVIDERS, Call, Provider, backend_of
 
 pytest.importorskip("pytest_benchmark")
 

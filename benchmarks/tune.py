@@ -1,6 +1,6 @@
 """Measures how the Triton kernels are best cut up on this GPU, and up to which size CUDA C++ is the faster backend.
 
-    python benchmarks/tune.py [--all] [--filter TEXT] [--seconds N] [--out FILE]
+    python -m benchmarks.tune [--all] [--filter TEXT] [--seconds N] [--out FILE]
 
 Writes triton_kernels/tuned/<gpu>.json, which fastpool reads when it meets such a GPU. A configuration says how many
 leaves and groups make a unit, how many warps share it and how many loads are in flight; none changes the order of
@@ -27,11 +27,11 @@ from fastpool.triton_kernels import plan, run
 from fastpool.triton_kernels.config import TUNED, Config, Shape, candidates, heuristic, key, slug, warps
 
 import fastpool
-from cases import DTYPES, SHAPES, SKEWED, Batch, Case, build
+from benchmarks.cases import DTYPES, SHAPES, SKEWED, Batch, Case, build
+from benchmarks.machine import cores, describe_commit, describe_versions
 from fastpool import known
 from fastpool.calls import PoolCall
 from fastpool.dispatch import BACKENDS
-from machine import cores, describe_commit, describe_versions
 
 GAIN = 0.03  # of the heuristic's time; less is noise
 Time = Callable[[Config], float]
@@ -141,10 +141,10 @@ def main() -> None:
     until = time.monotonic() + arguments.seconds
     if not torch.cuda.is_available():
         raise SystemExit("tune.py: torch sees no GPU here")
-    import precompile
-    from gpu import Gpu
-    from gpu_turns import copies_of, eager_turn, seconds_of, time_calls
-    from measure import take_turns
+    from benchmarks import precompile
+    from benchmarks.gpu import Gpu
+    from benchmarks.measure import take_turns
+    from benchmarks.timing_cuda import copies_of, eager_turn, seconds_of, time_calls
 
     among: Among = candidates if arguments.all else near
     tuned = [case for case in (ALL if arguments.all else SHORT_LIST) if arguments.filter in case.name]

@@ -12,25 +12,27 @@ import pytest
 import torch
 from rich.console import Console
 
-import cases
-import cpu
-import end_to_end
-import gpu_turns
-import gradients
-import growth
-import measure
-import providers
-import quality
-import real_states
-import run
-import tables
-from cases import Case
-from cpu import Cpu
+from benchmarks import (
+    cases,
+    correctness,
+    end_to_end,
+    gradients,
+    measure,
+    providers,
+    real_states,
+    run,
+    scaling,
+    tables,
+    timing_cpu,
+    timing_cuda,
+)
+from benchmarks.case_results import WRONG_BEYOND, Outcome, Result, from_json
+from benchmarks.cases import Case
+from benchmarks.gpu import Gpu
+from benchmarks.record import Record
+from benchmarks.timing_cpu import Cpu
+from benchmarks.timing_cuda import Cuda
 from fastpool.backends import triton as triton_backend
-from gpu import Gpu
-from gpu_turns import Cuda
-from record import Record
-from samples import WRONG_BEYOND, Outcome, Result, from_json
 
 TINY = Case("queries", 5, 24)
 
@@ -89,19 +91,19 @@ def printed(console: Console) -> str:
 
 def test_copies_fill_the_cache_four_times() -> None:
     gpu, batch = OnCpu(), cases.build(Case(16, 2, 64), "cpu")  # 4 KiB
-    copies = gpu_turns.copies_of(batch, gpu)
+    copies = timing_cuda.copies_of(batch, gpu)
     assert len(copies) == 4 * gpu.cache_bytes // batch.real_bytes == 8
     assert len({one.packed.data_ptr() for one in copies}) == 8
     gpu.cache_bytes = 1 << 40
-    assert len(gpu_turns.copies_of(batch, gpu)) == gpu_turns.MOST_COPIES
+    assert len(timing_cuda.copies_of(batch, gpu)) == timing_cuda.MOST_COPIES
     gpu.cache_bytes = 1
-    assert len(gpu_turns.copies_of(batch, gpu)) == 2
+    assert len(timing_cuda.copies_of(batch, gpu)) == 2
 
 
 def test_calls_take_turns_over_the_copies() -> None:
     called: list[int] = []
     calls = [lambda i=i: called.append(i) for i in range(8)]
-    spread = gpu_turns.time_calls(calls, OnCpu(), rounds=5)
+    spread = timing_cuda.time_calls(calls, OnCpu(), rounds=5)
     assert spread.rounds == 5
     assert {called.count(i) for i in range(1, 8)} == {3 * 6}  # 24 calls a sample, one to warm up
 
@@ -275,10 +277,10 @@ def test_every_case_is_built_several_times_on_a_cpu(console: Console) -> None:
 
 
 def test_tiny_calls_and_two_threads(monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
-    monkeypatch.setattr(cpu, "_THREAD_CASES", (TINY,))
+    monkeypatch.setattr(timing_cpu, "_THREAD_CASES", (TINY,))
     threads = QuickCpu().threads(rounds=1)
     assert set(threads[TINY.name]["torch.sum"]) == {"1", "2"}
-    tiny = cpu.tiny(repeats=1)
+    tiny = timing_cpu.tiny(repeats=1)
     assert set(tiny) == {"inference mode", "gradients on"}
     tables.print_tiny(console, tiny)
     tables.print_threads(console, threads)
@@ -286,17 +288,17 @@ def test_tiny_calls_and_two_threads(monkeypatch: pytest.MonkeyPatch, console: Co
 
 
 def test_growth(monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
-    assert growth.steps(1e4) == [100, 300, 1000, 3000, 10_000]
-    monkeypatch.setattr(growth, "_ROWS", 2000)
-    found = growth.measure(console, QuickCpu(), 3000)
-    everybody = {"fastpool native, packed", *growth._PEERS}
+    assert scaling.steps(1e4) == [100, 300, 1000, 3000, 10_000]
+    monkeypatch.setattr(scaling, "_ROWS", 2000)
+    found = scaling.measure(console, QuickCpu(), 3000)
+    everybody = {"fastpool native, packed", *scaling._PEERS}
     # Beyond memory, only what can read rows twice.
     assert [set(step["us"]) for step in found] == [everybody] * 3 + [{"fastpool native, packed"}]
 
 
 def test_quality(console: Console) -> None:
     """What is known of each: the table would be worthless if a provider that is wrong looked fine, or ours did not."""
-    found = quality.measure(console, QuickCpu())
+    found = correctness.measure(console, QuickCpu())
     for name, findings in found.items():
         if name.startswith("fastpool"):
             assert all(one.fine is not False for one in findings.values()), (name, findings)

@@ -14,14 +14,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-import compare
-import looks
-import plots
-from cases import FILL, LENGTH, SHAPES, SKEW, Case
-from measure import skipped
-from providers import LAYOUTS, PEERS, ours
-from record import load
-from samples import Outcome, Result, Spread, to_json
+from benchmarks import compare, plots, style
+from benchmarks.case_results import Outcome, Result, Spread, to_json
+from benchmarks.cases import FILL, LENGTH, SHAPES, SKEW, Case
+from benchmarks.measure import skipped
+from benchmarks.providers import LAYOUTS, PEERS, ours
+from benchmarks.record import load
 
 ROOT = Path(__file__).parents[2]
 MASK, PACKED = (ours("native", spelling) for spelling in ("mask", "packed"))
@@ -133,9 +131,9 @@ def test_labels_do_not_overlap() -> None:
     from matplotlib.figure import Figure
 
     axes = Figure(figsize=(9, 5)).subplots()
-    ends = [(1.0, 1 + i / 1000, looks.Look(f"line {i}", "black")) for i in range(12)]
+    ends = [(1.0, 1 + i / 1000, style.Look(f"line {i}", "black")) for i in range(12)]
     axes.plot([0, 1], [1, 2])
-    looks.label_ends(axes, ends, inches=4)
+    style.label_ends(axes, ends, inches=4)
     heights = sorted(text.xyann[1] for text in axes.texts)
     assert min(b - a for a, b in pairwise(heights)) > 0.9 * 0.145 / 4
     assert -1e-6 < heights[0] < heights[-1] < 1

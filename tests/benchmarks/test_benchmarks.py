@@ -6,16 +6,13 @@ import random
 import pytest
 import torch
 
-import cases
-import goals
-import providers
-import stream
-from cases import Case
+from benchmarks import bandwidth_gpu, cases, providers, targets
+from benchmarks.case_results import WRONG_BEYOND, Outcome, Result, Spread, from_json, to_json
+from benchmarks.cases import Case
+from benchmarks.measure import skipped
+from benchmarks.record import result_path
 from fastpool import backend
 from fastpool.backends import triton as triton_backend
-from measure import skipped
-from record import result_path
-from samples import WRONG_BEYOND, Outcome, Result, Spread, from_json, to_json
 
 TINY = Case("queries", 5, 24)
 
@@ -139,8 +136,8 @@ def test_a_backend_that_is_not_there_says_why(monkeypatch: pytest.MonkeyPatch) -
 
 def test_readers_see_every_word() -> None:
     tensor = torch.randn(1003, 2).bfloat16()
-    assert stream.reads_all("torch.sum", tensor)
-    stream.READERS["torch.sum"](tensor)()
+    assert bandwidth_gpu.reads_all("torch.sum", tensor)
+    bandwidth_gpu.READERS["torch.sum"](tensor)()
 
 
 # ---- records
@@ -193,7 +190,7 @@ def test_paths_name_the_machine_the_day_and_the_commit() -> None:
 # ---- goals
 
 
-def goal(found: list[goals.Verdict], start: str, backend: str) -> goals.Verdict:
+def goal(found: list[targets.Verdict], start: str, backend: str) -> targets.Verdict:
     return next(v for v in found if v.goal.startswith(start) and v.backend == backend)
 
 
@@ -209,7 +206,7 @@ def test_verdicts_on_gpus() -> None:
     small.outcomes["fastpool native, mask"].launches = 2
     small.outcomes["fastpool native, mask"].temporary_bytes = 2 * small.allowance
     name = "fastpool triton, mask"
-    found = goals.verdicts(
+    found = targets.verdicts(
         "cuda",
         [
             result(large, 50.0, **{name: 52.0}),  # 0.96
@@ -239,7 +236,7 @@ def test_verdicts_on_gpus() -> None:
 def test_verdicts_on_cpus() -> None:
     large, small = Case(8192, 1, 4096), Case("queries", 32, 384, "fp32")
     ours, reference = "fastpool native, packed", "fastpool reference, packed"
-    found = goals.verdicts(
+    found = targets.verdicts(
         "cpu",
         [
             result(large, 10.0, **{ours: 12.0, reference: 90.0, "embedding_bag": 24.0, "bmm": 13.0}),
@@ -252,11 +249,11 @@ def test_verdicts_on_cpus() -> None:
     assert (faster.met, faster.worst) == (1, 2.0)
     assert not [v for v in found if "bmm" in v.goal]  # it takes padded batches, and none of ours did here
     assert not [v for v in found if v.backend != "native"]
-    tiny = goals.tiny_verdicts({"add": 1.0, "mean": 3.9, "normalized": 4.5})
+    tiny = targets.tiny_verdicts({"add": 1.0, "mean": 3.9, "normalized": 4.5})
     assert [(v.met, v.worst) for v in tiny] == [(1, 3.9), (0, 4.5)]
 
 
 def test_a_provider_without_figures_does_not_count() -> None:
     failed = result(Case(32768, 1, 4096), 50.0)
     failed.outcomes["fastpool triton, mask"] = Outcome(failure="it broke", temporary_bytes=0)
-    assert goals.verdicts("cuda", [failed], 1.0) == []
+    assert targets.verdicts("cuda", [failed], 1.0) == []

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-import gpu_stages
-import staging
-from gpu_stages import FIRST, PARTS, REST
-from staging import Run, Stage
+from benchmarks import gpu_stages, staging
+from benchmarks.gpu_stages import FIRST, PARTS, REST
+from benchmarks.staging import Run, Stage
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = ROOT / "benchmarks" / "gpu_stages.py"
 
 
 def run(tmp_path: Path, *stages: Stage, seconds: float = 60) -> tuple[int, dict[str, str], str]:
@@ -126,10 +124,10 @@ def test_stages_wait_for_what_they_need_and_for_nothing_else(tmp_path: Path) -> 
 def started(tmp_path: Path, *stages: str) -> "subprocess.Popen[str]":
     """The program, in a process of its own, with one part of these stages."""
     code = (
-        f"import sys; import gpu_stages as g; g.PARTS = {{'first': (({', '.join(stages)},), 600)}}; "
+        f"import sys; import benchmarks.gpu_stages as g; g.PARTS = {{'first': (({', '.join(stages)},), 600)}}; "
         "sys.exit(g.main(['first']))"
     )
-    environment = {**os.environ, "OUT": str(tmp_path), "PYTHONPATH": str(PROGRAM.parent), "COMMIT": "abc"}
+    environment = {**os.environ, "OUT": str(tmp_path), "PYTHONPATH": str(ROOT), "COMMIT": "abc"}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -177,8 +175,10 @@ def test_the_stages_are_sound() -> None:
             assert stage.seconds <= seconds
             names.append(stage.name)
             for word in stage.command.split():
-                if word.startswith(("benchmarks/", "tests/")):
+                if word.startswith("tests/"):
                     assert (ROOT / word).exists(), word
+                if word.startswith("benchmarks."):
+                    assert (ROOT / f"{word.replace('.', '/')}.py").exists(), word
         assert len(set(names)) == len(names)
         assert [stage.name for stage in stages if stage.vital] == ["build"]
     waited = sum(stage.seconds for stage in FIRST if stage.judges)
@@ -193,10 +193,10 @@ def test_nothing_is_compiled_beside_what_measures(stages: tuple[Stage, ...]) -> 
     compiling: set[str] = set()
     for stage in stages:
         if stage.background:
-            compiling |= {stage.name} if "precompile.py" in stage.command else set()
+            compiling |= {stage.name} if "benchmarks.precompile" in stage.command else set()
             continue
         ended.update(stage.after)
-        if any(name in stage.command for name in ("run.py", "tune.py", "gpu_smoke.py speed")):
+        if any(name in stage.command for name in ("benchmarks.run ", "benchmarks.tune ", "benchmarks.gpu_smoke speed")):
             assert compiling <= ended, stage.name
     assert compiling
 
@@ -289,12 +289,13 @@ def test_no_gpu_test_may_skip_but_in_a_rehearsal(monkeypatch: pytest.MonkeyPatch
     assert staging.environment()["TRITON_INTERPRET"] == "1"
 
 
-def test_failures_are_told_as_they_come(tmp_path: Path) -> None:
+def test_failures_are_told_at_once(tmp_path: Path) -> None:
     """By a test that would see itself in the output, had it not been told at once."""
     test = tmp_path / "test_it.py"
     test.write_text("def test_a():\n    assert 1 == 2, 'because'\n\n\ndef test_b():\n    import os; os._exit(7)\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "as_they_come", "-p", "no:cacheprovider", str(test)]
-    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parent)}
+    plugins = ["-p", "benchmarks.immediate_failures", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, str(test)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 7
     assert "FAILED test_it.py::test_a (call): AssertionError: because assert 1 == 2" in done.stdout

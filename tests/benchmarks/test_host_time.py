@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
 import fastpool
-import host_time  # after the skip
+from benchmarks import host_time  # after the skip
 from fastpool import known
 from fastpool.testing import same_bits
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
 
 _COUNT = """
 import sys, torch
 from pathlib import Path
-import precompile
+from benchmarks import precompile
 from fastpool.calls import PoolCall
 from fastpool.triton_kernels import run
 from fastpool.triton_kernels.launch import settle_cache_keys
@@ -38,7 +38,7 @@ print(*asked)
 
 _PLAN = """
 import sys, torch
-import precompile
+from benchmarks import precompile
 from fastpool.calls import PoolCall
 from fastpool.triton_kernels import run
 
@@ -59,7 +59,7 @@ if __name__ == "__main__":
 
 def said(tmp_path: Path, *command: str) -> str:
     """By a process with Triton's cache, and nothing interpreted."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(BENCHMARKS)}
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
     environment |= {"TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -136,13 +136,14 @@ def test_what_gpu_tests_call_is_compiled(tmp_path: Path) -> None:
     """By a run of the tests themselves, which need no GPU for it."""
     pytest.importorskip("triton")  # likewise
     one = "test_rows_wider_than_a_program and triton"
-    told = said(tmp_path, str(BENCHMARKS / "precompile.py"), "tests", "--jobs", "1", "--", "-k", one)
+    told = said(tmp_path, "-m", "benchmarks.precompile", "tests", "--jobs", "1", "--", "-k", one)
     assert "precompiled 2 programs for tests" in told  # strips, and the norm over them
     assert len(list((tmp_path / "cache").rglob("*.cubin"))) == 2
 
 
 _CHEAP = """
-import torch, gpu_smoke, precompile
+import torch
+from benchmarks import gpu_smoke, precompile
 
 for shape in gpu_smoke.SHAPES + gpu_smoke.REPEATED:
     right = shape.arguments()
@@ -167,7 +168,7 @@ def test_what_is_planned_are_the_batches_of_the_smoke_test(tmp_path: Path) -> No
 
 _TUNE = """
 import sys, torch
-import gpu, precompile, tune
+from benchmarks import gpu, precompile, tune
 from fastpool.triton_kernels import plan, run
 
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import report
-import written
-from plots import FIGURES, digest
-from record import RESULTS, Record, load
-from samples import Outcome, Result, Spread
-from written import Run, between, markdown
+from benchmarks import render_markdown, report
+from benchmarks.case_results import Outcome, Result, Spread
+from benchmarks.plots import FIGURES, digest
+from benchmarks.record import RESULTS, Record, load
+from benchmarks.render_markdown import Run, between, markdown
 
 HEAD = {
     "date": "2027-01-02T03:04:05Z",
@@ -39,14 +38,14 @@ def case(name: str, suite: str, us: dict[str, float], tokens: int = 8192, error:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(written, "ROOT", tmp_path)
+    monkeypatch.setattr(render_markdown, "ROOT", tmp_path)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     return tmp_path / "results"
 
 
 def test_the_report_is_up_to_date() -> None:
     for path, text in report.wanted().items():
-        assert path.read_text() == text, f"{path.name}: run python benchmarks/report.py"
+        assert path.read_text() == text, f"{path.name}: run python -m benchmarks.report"
 
 
 def test_results_are_committed_with_a_clean_commit_and_their_plots() -> None:

@@ -9,17 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import gpu_smoke
-import gpu_turns
-import stream
-from cases import Case
+from benchmarks import bandwidth_gpu, gpu_smoke, timing_cuda
+from benchmarks.cases import Case
+from benchmarks.gpu import Gpu
+from benchmarks.gpu_smoke import Findings
 from fastpool import dispatch
 from fastpool.backends import native
 from fastpool.backends import triton as triton_backend
 from fastpool.modes import MODES
 from fastpool.testing import SPELLINGS
-from gpu import Gpu
-from gpu_smoke import Findings
 
 
 def test_the_smoke_test_knows_every_mode_and_passes_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,8 +135,8 @@ def test_speed_is_a_share_of_the_stream(monkeypatch: pytest.MonkeyPatch, capsys:
     ways = {"packed": ("packed", lambda batch, normalize: reads(batch.packed, 2))}
     monkeypatch.setattr(gpu_smoke, "WAYS", ways)
     monkeypatch.setattr(gpu_smoke, "SPEEDS", (Case(64, 2, 24),))
-    monkeypatch.setattr(stream, "READERS", {"torch.sum": lambda tensor: reads(tensor, 1)})
-    monkeypatch.setattr(gpu_turns, "READERS", stream.READERS)
+    monkeypatch.setattr(bandwidth_gpu, "READERS", {"torch.sum": lambda tensor: reads(tensor, 1)})
+    monkeypatch.setattr(timing_cuda, "READERS", bandwidth_gpu.READERS)
     found = Findings("cuda")
     gpu_smoke.speed(found, ["native"], clock)
     printed = capsys.readouterr().out

@@ -15,7 +15,7 @@ from fastpool.triton_kernels import config, plan, run  # likewise
 from fastpool.triton_kernels.config import Config, Shape  # likewise
 from fastpool.triton_kernels.launch import Launch  # likewise
 
-import tune  # after the path
+from benchmarks import tune  # after the path
 from fastpool.calls import PoolCall  # after the skip
 
 SHAPES = [

@@ -23,10 +23,10 @@ from helpers.on_gpu import (
 from torch import Tensor
 
 import fastpool
+from benchmarks.gpu import Gpu
+from benchmarks.targets import allowance
 from fastpool.modes import MODES
 from fastpool.testing import DTYPES, SPELLINGS, same_bits, sequences, special_values, variants
-from goals import allowance
-from gpu import Gpu
 
 pytestmark = MARKS
 

@@ -15,8 +15,8 @@ from helpers.on_gpu import DEVICE, MARKS, all_moved, captured, seen
 from torch import Tensor
 
 import fastpool
+from benchmarks.gpu import Gpu
 from fastpool.testing import SPELLINGS, same_bits, sequences
-from gpu import Gpu
 
 pytestmark = MARKS
 

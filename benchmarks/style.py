@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from providers import BARE_LOOP, LAYOUTS, PEERS, ours
-from samples import Result, from_json
+from benchmarks.case_results import Result, from_json
+from benchmarks.providers import BARE_LOOP, LAYOUTS, PEERS, ours
 
 INK, FAINT, BLUE = "#333333", "#777777", "#0072B2"
 _OURS = {"triton": ("#56B4E9", BLUE), "native": ("#E69F00", "#D55E00")}  # mask, packed

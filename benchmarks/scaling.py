@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 
 import fastpool
-from cases import Batch
-from measure import Device, Run, words
-from providers import PROVIDERS, Provider, ours
-from tables import table_of
+from benchmarks.cases import Batch
+from benchmarks.measure import Device, Run, words
+from benchmarks.providers import PROVIDERS, Provider, ours
+from benchmarks.tables import table_of
 
 _LENGTH, _WIDTH = 100, 384
 _ROWS = 2_000_000  # 1.5 GB

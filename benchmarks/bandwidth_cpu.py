@@ -33,16 +33,16 @@ class Floor:
 
 @cache
 def build_floor() -> Floor:
-    """Compiles floor.c into a folder that is gone afterwards; without a compiler, torch.sum has to serve."""
+    """Compiles bandwidth_cpu.c into a folder that is gone afterwards; without a compiler, torch.sum has to serve."""
     compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or "clang"]
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "floor.so"
+        library = Path(folder) / "bandwidth_cpu.so"
         command = [*compiler, "-O3", "-shared", "-fPIC", "-o", str(library), str(Path(__file__).with_suffix(".c"))]
         try:
             subprocess.run(command, check=True, capture_output=True)
             loaded = ctypes.CDLL(str(library))
         except (OSError, subprocess.CalledProcessError) as error:
-            return _torch_floor(f"floor.c did not compile: {type(error).__name__}")
+            return _torch_floor(f"bandwidth_cpu.c did not compile: {type(error).__name__}")
     loaded.timed_read.restype = ctypes.c_double
     loaded.timed_read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
 

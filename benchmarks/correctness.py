@@ -9,11 +9,11 @@ from rich.text import Text
 from torch import Tensor
 
 import fastpool
-from cases import DTYPES, Batch
+from benchmarks.cases import DTYPES, Batch
+from benchmarks.measure import Device, words
+from benchmarks.providers import BARE_LOOP, PROVIDERS, Provider, backend_of
+from benchmarks.tables import table_of
 from fastpool.testing import same_bits
-from measure import Device, words
-from providers import BARE_LOOP, PROVIDERS, Provider, backend_of
-from tables import table_of
 
 _WIDTH = 64
 

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cases import DTYPES
-from goals import LARGE_BYTES
-from providers import LAYOUTS, ours
-from record import load
-from samples import NOISY, Result, from_json
-from tables import size_of
+from benchmarks import ROOT
+from benchmarks.case_results import NOISY, Result, from_json
+from benchmarks.cases import DTYPES
+from benchmarks.providers import LAYOUTS, ours
+from benchmarks.record import load
+from benchmarks.tables import size_of
+from benchmarks.targets import LARGE_BYTES
 
-ROOT = Path(__file__).parents[1]
 _MAIN = {"cpu": ("native",), "cuda": ("triton", "native")}
 _LENGTHS = (128, 8192, 131072)  # of the errors in the table; the plot has them all
 _PEERS = {

@@ -1,4 +1,7 @@
-"""A pytest plugin (-p as_they_come): a line for each failure, at once, since a run that is ended has no summary."""
+"""A pytest plugin (-p benchmarks.immediate_failures): a line for each failure, at once.
+
+A run that is ended early has no summary, so what failed until then would be lost.
+"""
 
 import pytest
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from providers import BACKENDS, FASTPOOL, LAYOUTS, Provider
-from samples import Outcome, Result
+from benchmarks.case_results import Outcome, Result
+from benchmarks.providers import BACKENDS, FASTPOOL, LAYOUTS, Provider
 
 SMALL_BYTES = 8e6
 # On CPUs caches are cold at any size; below this, fixed costs show.
@@ -153,7 +153,7 @@ def _values(
 
 
 def tiny_verdicts(tiny_us: dict[str, float]) -> list[Verdict]:
-    """Of cpu.tiny, in one mode; it starts with its unit."""
+    """Of timing_cpu.tiny, in one mode; it starts with its unit."""
     (unit, unit_us), *calls = tiny_us.items()
     ratios = {f"{call} / {unit} ≤ {TINY_LIMIT:g}": us / unit_us for call, us in calls}
     return [

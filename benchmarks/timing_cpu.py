@@ -17,13 +17,13 @@ from functools import partial
 import torch
 
 import fastpool
-from cases import Batch, Case, build
+from benchmarks.bandwidth_cpu import build_floor
+from benchmarks.case_results import Result
+from benchmarks.cases import Batch, Case, build
+from benchmarks.machine import last_cache_bytes
+from benchmarks.measure import Run, Turn, no_collection
+from benchmarks.providers import FASTPOOL, Call, Provider
 from fastpool.demo.measure import peak_bytes
-from floor import build_floor
-from machine import last_cache_bytes
-from measure import Run, Turn, no_collection
-from providers import FASTPOOL, Call, Provider
-from samples import Result
 
 # Calls that take longer than this many seconds get fewer rounds a build: they are off by more than their noise.
 _SLOW = ((0.1, 1), (0.02, 2))

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cases import Batch, Case, copy
-from goals import SMALL_BYTES
-from gpu import Gpu
-from measure import Run, Turn, take_turns
-from providers import Call, Provider
-from samples import Outcome, Result, Spread
-from stream import READERS, reads_all
+from benchmarks.bandwidth_gpu import READERS, reads_all
+from benchmarks.case_results import Outcome, Result, Spread
+from benchmarks.cases import Batch, Case, copy
+from benchmarks.gpu import Gpu
+from benchmarks.measure import Run, Turn, take_turns
+from benchmarks.providers import Call, Provider
+from benchmarks.targets import SMALL_BYTES
 
 _CALLS = 24  # in a sample, at least, of calls that take less than _LONG seconds
 _LONG = 1e-3
