@@ -51,7 +51,7 @@ class Outcome:
 
     @property
     def best(self) -> Spread | None:
-        """Of the device alone, where the call can be captured."""
+        """The device's own time where the call can be captured in a graph, else that of eager calls, else the CPU's."""
         return self.us.get("graph") or self.us.get("eager") or self.us.get("cpu")
 
 
@@ -68,7 +68,7 @@ class Result:
     longest: int
     real_bytes: int
     padded_bytes: int
-    allowance: int  # temporary bytes within the goals
+    allowance: int  # temporary bytes within the targets
     twin: str = ""
     failure: str = ""
     copies: int = 0  # of the input, used in turn
@@ -84,12 +84,12 @@ class Result:
         return outcome.best.median / self.read.median
 
     def share(self, provider: str) -> float | None:
-        """Of the stream's rate: bytes that have to move, in the time that the provider takes."""
+        """A provider's share of the stream's rate: bytes that have to move, in the time that the provider takes."""
         over = self.over_read(provider)
         return None if over is None else self.outcomes[provider].must_move / self.real_bytes / over
 
     def gigabytes_per_second(self, provider: str) -> float | None:
-        """Of real tokens."""
+        """The rate at which a provider gets through the bytes of real tokens."""
         outcome = self.outcomes.get(provider)
         return self.real_bytes / outcome.best.median / 1e3 if outcome and outcome.best else None
 
@@ -98,7 +98,7 @@ class Result:
 
 
 def to_json(value: Any) -> Any:
-    """Dataclasses as dictionaries; numbers that JSON has no word for, as words."""
+    """Dataclasses as dictionaries; numbers that JSON cannot hold (NaN, infinities) as strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

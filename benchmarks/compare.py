@@ -13,7 +13,8 @@ and stands beside; so do the peers, whose code is torch's and not ours. A time c
 
 Everything else is "=". Where a case has no read stream in both records, the first has to do. --fail-above holds against
 what is slower by more, as measured and over the read stream. Calls on tiny input and growth have no ranges in a record,
-and get ratios without a verdict. The reference backend counts among the others that --all shows: nobody waits for it.
+and get ratios without a verdict. The reference backend, whose speed is of no interest, counts among the others that
+--all shows.
 """
 
 import argparse
@@ -91,7 +92,7 @@ def unrest(before: Result, after: Result) -> float:
 
 
 def changes(before: Result, after: Result, providers: Iterable[str]) -> list[Change]:
-    """Of one case, whoever was timed in both records."""
+    """The changes of one case, of every provider that was timed in both records."""
     noise = unrest(before, after)
     drift = after.read.median / before.read.median if before.read and after.read else math.nan
     found = []
@@ -102,7 +103,7 @@ def changes(before: Result, after: Result, providers: Iterable[str]) -> list[Cha
 
 
 def broken(before: Result, after: Result, providers: Iterable[str]) -> list[str]:
-    """Who had times in A and has none in B, or was right there and is wrong here."""
+    """A sentence for each provider that had times in A and has none in B, or was right in A and is wrong in B."""
     found = []
     for name in providers:
         a, b = before.outcomes.get(name), after.outcomes.get(name)
@@ -183,7 +184,9 @@ def _print_others(console: Console, a: dict[str, Any], b: dict[str, Any]) -> Non
         console.print(table)
 
 
-def compare(console: Console, a: dict[str, Any], b: dict[str, Any], everybody: bool = False) -> tuple[float, list[str]]:
+def compare(
+    console: Console, a: dict[str, Any], b: dict[str, Any], all_providers: bool = False
+) -> tuple[float, list[str]]:
     """Prints; gives the largest ratio by which fastpool is surely slower, and what of fastpool's broke."""
     if a["device"] != b["device"]:
         raise SystemExit(f"A was measured on {a['device']}, B on {b['device']}: nothing to compare")
@@ -196,7 +199,7 @@ def compare(console: Console, a: dict[str, Any], b: dict[str, Any], everybody: b
         if (one.real_bytes, one.padded_bytes) != (other.real_bytes, other.padded_bytes):
             _warn(console, f"{case}: not the same input in A and in B, left out")
             continue
-        found += changes(one, other, one.outcomes if everybody else _OURS)
+        found += changes(one, other, one.outcomes if all_providers else _OURS)
         failures += broken(one, other, _OURS)
     ours = [one for one in found if one.provider in _OURS]
     if found:

@@ -34,7 +34,7 @@ class Trial:
 
 
 def _batch(texts: list[Tensor], padding: float = 1.0) -> Batch:
-    """Of [n, H] texts, right-padded."""
+    """A right-padded batch of texts, each [n, H]."""
     lengths = torch.tensor([len(one) for one in texts])
     hidden = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=padding)
     mask = (torch.arange(hidden.shape[1]) < lengths[:, None]).long().to(hidden.device)
@@ -58,7 +58,7 @@ def _state(result: Tensor) -> str:
 
 
 def _error(result: Tensor, texts: list[Tensor]) -> float:
-    """Of the worst text, relative to its mean in float64."""
+    """The error of the worst text, relative to its mean in float64."""
     exact = torch.stack([one.double().mean(0) for one in texts])
     return float(((result.double() - exact).norm(dim=-1) / exact.norm(dim=-1)).max())
 

@@ -164,7 +164,7 @@ def _ways(model: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def _now(device: Device) -> float:
-    """Of the process on a CPU, of the wall where the CPU waits for a GPU."""
+    """Seconds on the process's clock on a CPU, and on the wall's where the CPU waits for a GPU."""
     if device.device.type == "cuda":
         torch.cuda.synchronize()
         return time.perf_counter()

@@ -40,7 +40,7 @@ def workers(jobs: int) -> list[str]:
 
 # Those that need a GPU, by name, since others import what may not be there.
 GPU_TESTS = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("tests/kernels/test_gpu*.py"))]
-# What `large` ones ask for is compiled by nobody beforehand: on a CPU their tensors would be as large.
+# What `large` ones ask for is not compiled beforehand: on a CPU their tensors would be as large.
 MARKED = "gpu_machine and not large"
 _ALL = " ".join(GPU_TESTS)
 _FORWARD = " ".join(name for name in GPU_TESTS if "gradients" not in name)
@@ -90,7 +90,7 @@ FIRST = (
     ),
 )
 
-# What needs no Triton; then figures, since they are what nobody can make elsewhere; then the tests, a dtype at a time.
+# What needs no Triton; then figures, since they cannot be made without a GPU; then the tests, a dtype at a time.
 # Nothing is compiled beside what measures, since some of it is the host's time.
 REST = (
     _BUILD,

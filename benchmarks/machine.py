@@ -34,7 +34,7 @@ def last_cache_bytes() -> int:
 
 
 def cpu_model() -> str:
-    """As Linux names it, with family and model: the name alone may be as vague as "AMD EPYC"."""
+    """The CPU as Linux names it, with family and model: the name alone may be as vague as "AMD EPYC"."""
     fields: dict[str, str] = {}
     if (info := Path("/proc/cpuinfo")).exists():
         for line in info.read_text().splitlines():
@@ -91,7 +91,7 @@ def gpu_state() -> dict[str, str]:
 
 
 def describe_versions(*more: str) -> dict[str, str]:
-    """Of Python, fastpool, torch and what it depends on."""
+    """The versions of Python, fastpool, torch and what it depends on."""
     versions = {"python": platform.python_version()}
     if torch.version.cuda:
         versions["cuda"] = torch.version.cuda

@@ -1,7 +1,7 @@
 """One case after another: every provider checked, then timed in turn with all others.
 
-What is timed on a case takes turns in one loop, so that drift hits all alike. How a sample is taken is the device's
-business: timing_cpu.py and timing_cuda.py.
+What is timed on a case takes turns in one loop, so that drift hits all alike. How a sample is taken depends on the
+device: timing_cpu.py and timing_cuda.py.
 """
 
 import gc
@@ -57,7 +57,7 @@ class Device(Protocol):
         """What a call holds at its peak, without what it returns."""
 
     def seconds(self, call: Run) -> float:
-        """Of a call, again and again on the same data: caches are as warm as they get."""
+        """What a call takes, again and again on the same data: caches are as warm as they get."""
 
     def free(self) -> None:
         """Gives back what is not in use, after a case."""
@@ -176,7 +176,7 @@ def take_turns(
     with no_collection():
         for round_ in range(max((turn.rounds for turn in turns), default=0)):
             order = list(waiting)
-            first = round_ % max(len(order), 1)  # nobody starts every round
+            first = round_ % max(len(order), 1)  # no turn starts every round
             for i in order[first:] + order[:first]:
                 turn = turns[i]
                 if round_ >= turn.rounds:

@@ -26,13 +26,13 @@ from benchmarks.style import (
     FAINT,
     READ,
     THEIRS,
-    Look,
+    Style,
     between,
     clock_of,
     figure_of,
     label_ends,
-    looks_of,
     styled,
+    styles_of,
     suite_of,
     time_of,
 )
@@ -47,7 +47,7 @@ def _shapes(record: dict[str, Any]) -> Any:
     results.sort(key=lambda one: -one.real_bytes)
     if not results:
         return None
-    drawn = looks_of(record["device"])
+    drawn = styles_of(record["device"])
     name, best = list(drawn.items())[-1]
     shares = [100 / over for one in results if (over := one.over_read(name)) is not None]
     reached = f": {best.label}, at {between(shares, '.0f')} % of one plain read" if shares else ""
@@ -57,15 +57,15 @@ def _shapes(record: dict[str, Any]) -> Any:
     rates = [one.real_bytes / one.read.median / 1e3 for one in results if one.read]
     reads = axes.vlines(rates, [row - 0.45 for row in rows], [row + 0.45 for row in rows], "black", lw=1.8, zorder=4)
     legend = {READ.label: reads}
-    for name, look in reversed(drawn.items()):
-        offset = 0 if look.ours else 0.2 if LAYOUTS[name] == "padded" else -0.2
+    for name, style in reversed(drawn.items()):
+        offset = 0 if style.ours else 0.2 if LAYOUTS[name] == "padded" else -0.2
         for row, one in enumerate(results):
             if (rate := one.gigabytes_per_second(name)) is not None:
                 wrong = one.is_wrong(one.outcomes[name])
-                fill = "white" if wrong else look.colour
-                (mark,) = axes.plot(rate, row + offset, **look.style, linestyle="", markerfacecolor=fill)
+                fill = "white" if wrong else style.colour
+                (mark,) = axes.plot(rate, row + offset, **style.line, linestyle="", markerfacecolor=fill)
                 if not wrong:
-                    legend[look.label] = mark
+                    legend[style.label] = mark
     axes.text(1.03, 1, "read,\nGB/s", transform=axes.transAxes, ha="center", va="bottom", fontsize=8)
     for row, rate in enumerate(rates):
         told = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
@@ -108,7 +108,7 @@ def _times(
         return None
     results.sort(key=share_of)
     shares = [round(100 * share_of(one), 1) for one in results]
-    lines = {"read": READ} | looks_of(record["device"])
+    lines = {"read": READ} | styles_of(record["device"])
     points: dict[str, list[tuple[float, Spread]]] = {name: [] for name in lines}
     for share, one in zip(shares, results, strict=True):
         for name, spread in [("read", one.read), *((name, outcome.best) for name, outcome in one.outcomes.items())]:
@@ -122,12 +122,12 @@ def _times(
     figure, axes = figure_of(record, 5, f"{what} from {between(shares, 'g')} %: {growth}")
     axes.set(xscale="log", yscale="log", xlabel=label, ylabel=clock_of(record))
     axes.set_title(f"{about.format(one=results[0])}; bands: interquartile ranges")
-    for name, look in lines.items():
+    for name, style in lines.items():
         if points[name]:
             x, spreads = zip(*points[name], strict=True)
-            axes.plot(x, [one.median for one in spreads], **look.style)
+            axes.plot(x, [one.median for one in spreads], **style.line)
             low, high = [one.q1 for one in spreads], [one.q3 for one in spreads]
-            axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0)
+            axes.fill_between(x, low, high, color=style.colour, alpha=0.15, linewidth=0)
     axes.set_xticks(shares, [f"{share:g} %" for share in shares])
     axes.set_xticks([], minor=True)
     label_ends(axes, [(at[-1][0], at[-1][1].median, lines[name]) for name, at in points.items() if at], 3.9)
@@ -135,17 +135,17 @@ def _times(
 
 
 def _error(record: dict[str, Any]) -> Any:
-    """A panel per dtype; whoever gives the same errors shares a line."""
+    """A panel per dtype; providers with the same errors share a line."""
     results = sorted(suite_of(record, "length"), key=lambda one: one.tokens)
     dtypes = [dtype for dtype in EPSILON if any(one.dtype == dtype for one in results)]
     if not dtypes:
         return None
-    drawn = looks_of(record["device"])
+    drawn = styles_of(record["device"])
     ours_roundings = [
         one.outcomes[name].error / EPSILON[one.dtype] * 2
         for one in results
-        for name, look in drawn.items()
-        if look.ours and _checked(one, name)
+        for name, style in drawn.items()
+        if style.ours and _checked(one, name)
     ]
     title = "Relative error to float64 by length of a text"
     title += f": fastpool's at most {max(ours_roundings):.2g} roundings" if ours_roundings else ""
@@ -159,31 +159,31 @@ def _error(record: dict[str, Any]) -> Any:
     return figure
 
 
-def _errors(axes: Any, results: list[Result], rounding: float, drawn: dict[str, Look]) -> None:
-    curves: dict[tuple[tuple[int, float], ...], list[Look]] = {}
-    for name, look in drawn.items():
+def _errors(axes: Any, results: list[Result], rounding: float, drawn: dict[str, Style]) -> None:
+    curves: dict[tuple[tuple[int, float], ...], list[Style]] = {}
+    for name, style in drawn.items():
         errors = {one.tokens: one.outcomes[name].error for one in results if _checked(one, name)}
         if errors:  # NaN counts as infinite, to be equal to itself
             points = tuple((tokens, error if math.isfinite(error) else math.inf) for tokens, error in errors.items())
-            curves.setdefault(points, []).append(look)
+            curves.setdefault(points, []).append(style)
     finite = [rounding, *(error for points in curves for _, error in points if 0 < error < math.inf)]
     bottom, top = min(finite) / 2, 10 * max(finite)
-    ends: list[tuple[float, float, Look]] = []
+    ends: list[tuple[float, float, Style]] = []
     overflown: dict[int, list[str]] = {}
     for points, sharing in curves.items():
-        tokens, errors = zip(*((one, min(max(error, bottom), top)) for one, error in points), strict=True)
-        axes.plot(tokens, errors, **sharing[-1].style, clip_on=False)
-        ours_here, all_ours = ([one.label for one in looks if one.ours] for looks in (sharing, drawn.values()))
+        lengths, drawn_errors = zip(*((one, min(max(error, bottom), top)) for one, error in points), strict=True)
+        axes.plot(lengths, drawn_errors, **sharing[-1].line, clip_on=False)
+        ours_here, all_ours = ([one.label for one in styles if one.ours] for styles in (sharing, drawn.values()))
         names = ["fastpool"] if ours_here == all_ours else ours_here
         names += [one.label for one in sharing if not one.ours]
         beyond = [one for one, error in points if error == math.inf]
         if beyond:
             overflown.setdefault(beyond[0], []).extend(names)
         else:
-            ends.append((tokens[-1], errors[-1], replace(sharing[-1], label=fill(", ".join(names), 28))))
+            ends.append((lengths[-1], drawn_errors[-1], replace(sharing[-1], label=fill(", ".join(names), 28))))
     for tokens, names in overflown.items():
         label = fill(f"{', '.join(names)}: NaN or inf from {tokens:,} tokens", 28)
-        ends.append((results[-1].tokens, top, Look(label, THEIRS["packed"])))
+        ends.append((results[-1].tokens, top, Style(label, THEIRS["packed"])))
     axes.axhline(rounding, color="black", linestyle="--", linewidth=1, zorder=2)
     axes.set(xscale="log", yscale="log", ylabel="relative error", ylim=(bottom, top))
     label_ends(axes, ends, 2.1)
@@ -197,14 +197,14 @@ def _growth(record: dict[str, Any]) -> Any:
     steps = [step for step in record.get("growth", []) if step["us"]]
     if not steps:
         return None
-    lines = looks_of(record["device"]) | {ours("auto", "packed"): Look("fastpool, packed", BLUE, "o", BLUE)}
-    lines = {name: look for name, look in lines.items() if any(name in step["us"] for step in steps)}
+    lines = styles_of(record["device"]) | {ours("auto", "packed"): Style("fastpool, packed", BLUE, "o", BLUE)}
+    lines = {name: style for name, style in lines.items() if any(name in step["us"] for step in steps)}
     tokens, ours_us = [step["tokens"] for step in steps], [step["us"].get(list(lines)[-1]) for step in steps]
     told = "; ".join(f"{time_of(ours_us[i])} for {tokens[i]:,} tokens" for i in (0, -1) if ours_us[i])
     figure, axes = figure_of(record, 5, f"Cost as work grows: fastpool takes {told}" if told else "Cost as work grows")
-    for name, look in reversed(lines.items()):
+    for name, style in reversed(lines.items()):
         points = [(step["tokens"], step["us"][name]) for step in steps if name in step["us"]]
-        axes.plot(*zip(*points, strict=True), **look.style, label=look.label)
+        axes.plot(*zip(*points, strict=True), **style.line, label=style.label)
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=clock_of(record))
     axes.set_title("texts of 100 tokens, H384 bf16, caches as warm as they get")
     machine, token_bytes = record.get("machine", {}), steps[0]["bytes"] / steps[0]["tokens"]
@@ -233,7 +233,7 @@ def _growth(record: dict[str, Any]) -> Any:
 def _memory_rate(record: dict[str, Any]) -> float:
     """GB/s of reading what no cache holds: on a GPU measured by itself, on a CPU in the largest case."""
     if rates := record.get("read_gb_per_s"):
-        return max(rates.values())
+        return float(max(rates.values()))
     largest = max((one for one in suite_of(record, "shapes") if one.read), key=lambda one: one.real_bytes, default=None)
     return largest.real_bytes / largest.read.median / 1e3 if largest and largest.read else 0
 
@@ -288,7 +288,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 def digest(record: dict[str, Any]) -> str:
-    """Of a record's contents. It stands in its figures: those of another record do not have it."""
+    """A hash of a record's contents, which its figures hold: those of another record do not have it."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

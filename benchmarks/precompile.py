@@ -61,7 +61,7 @@ from fastpool.testing import Sequence as Text
 from fastpool.testing import sequences
 
 TESTS = ROOT / "tests"
-_SHARED = "FASTPOOL_PRECOMPILE"  # a folder for all processes of a run: who compiles what, and what came of it
+_SHARED = "FASTPOOL_PRECOMPILE"  # a folder for all processes of a run: which process compiles what, and what came of it
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def cheap(lengths: list[int], width: int, dtype: torch.dtype, holes: bool = False) -> list[Text]:
-    """As testing.sequences, but for the numbers, of which each row has one: drawing them all takes a process longer
-    than planning with them."""
+    """What testing.sequences makes, except that each row holds one number throughout: drawing them all takes a process
+    longer than planning with them."""
     narrow = sequences(lengths, 1, dtype, holes)
     return [Text(one.states.expand(-1, width), one.real, one.weights) for one in narrow]
 
@@ -221,7 +221,7 @@ def quick() -> None:
     figures(quick=True)
 
 
-PARTS = {
+PARTS: dict[str, Callable[[], None]] = {
     "smoke": smoke,
     "figures": figures,
     "quick": quick,
@@ -280,7 +280,7 @@ def compile_tests(options: Sequence[str], jobs: int) -> list[Compiler]:
             raise SystemExit(f"precompile.py: no tests were run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         compilers = [pickle.loads(one.read_bytes()) for one in Path(shared).glob("done-*")]
         processes = 1 + (jobs if workers(jobs) else 0)
-        if len(compilers) < processes:  # what the others compiled is in the cache, but nobody knows what they left out
+        if len(compilers) < processes:  # what the others compiled is in the cache, but what they left out is unknown
             raise SystemExit(
                 f"precompile.py: {processes - len(compilers)} of {processes} processes of the tests ended early:\n"
                 f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
@@ -290,7 +290,8 @@ def compile_tests(options: Sequence[str], jobs: int) -> list[Compiler]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests() -> None:
-    """As a plugin, before the tests look for a GPU: there seems to be one, and it takes whatever is asked of it."""
+    """Runs where this module is a pytest plugin, before the tests look for a GPU: torch says from then on that there is
+    one, and takes whatever is asked of it."""
     torch.cuda.is_available = lambda: True
     for name in (
         "CUDAGraph",

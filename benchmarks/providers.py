@@ -1,4 +1,4 @@
-"""Who pools: fastpool, by each backend and spelling, and the ways people pool today, all doing the same work.
+"""Providers of pooling: fastpool, by backend and spelling, and the ways people pool today, all doing the same work.
 
 Every provider gets the input it is made for (padded or packed) and ends, where asked to, with L2 normalisation. What it
 can prepare once and keep (modules, indices, a compiled function) is made before the clock starts. Engines' ways are
@@ -12,7 +12,7 @@ from functools import cache
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # as everybody names it
+import torch.nn.functional as F  # noqa: N812  # its usual name
 from torch import Tensor
 
 import fastpool

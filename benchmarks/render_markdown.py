@@ -88,7 +88,7 @@ class Run:
         return int(machine.get("l2_bytes") or max(machine["caches_bytes"].values()))
 
     def picture(self, name: str) -> str:
-        """Where there is one; a paragraph of its own."""
+        """A paragraph with one of the run's figures; nothing where there is no such figure."""
         path = self.path.with_suffix("") / f"{name}.svg"
         return f"\n![{name}](../{path.relative_to(ROOT).as_posix()})\n" if path.exists() else ""
 
@@ -109,7 +109,7 @@ class Run:
         return [result for result in large if result.read and result.read.share <= NOISY]
 
     def _over_read(self, result: Result, spelling: str) -> float | None:
-        """Of the faster backend."""
+        """The faster backend's time on a case, as a multiple of the read stream's."""
         values = (result.over_read(ours(backend, spelling)) for backend in _MAIN[self.device])
         return min((value for value in values if value is not None), default=None)
 
@@ -197,15 +197,15 @@ class Run:
         noisy, wrong = outcome.best.share > NOISY, result.is_wrong(outcome)
         return f"{'~' if noisy else ''}{_times(result.over_read(name))}{' (wrong)' if wrong else ''}"
 
-    def goals(self) -> str:
+    def targets(self) -> str:
         rows = (
             (one["goal"], one["backend"], f"{one['met']} of {one['of']}", f"{one['worst']:.3g}", one["where"])
             for one in self.record["goals"]
         )
-        return markdown(["goal", "backend", "met", "worst", "where"], rows)
+        return markdown(["target", "backend", "met", "worst", "where"], rows)
 
     def times(self, suite: str) -> str:
-        """Along a suite's steps."""
+        """The times of every provider along a suite's steps."""
         results = self.suite(suite)
         columns = self._columns(results, lambda outcome: outcome.best)
         head = {"fill": "real tokens", "skew": "the longest text's share"}[suite]
@@ -233,7 +233,7 @@ class Run:
         return markdown(["dtype, tokens", *columns], rows)
 
     def _per_token(self, step: dict[str, Any]) -> float:
-        """Nanoseconds of fastpool."""
+        """Nanoseconds that fastpool takes for a token in one step of the growth."""
         return 1e3 * float(next(iter(step["us"].values()))) / int(step["tokens"])
 
     def growth(self) -> str:

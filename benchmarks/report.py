@@ -23,7 +23,7 @@ BEGIN, END = "<!-- benchmarks: written by benchmarks/report.py -->", "<!-- end o
 
 
 def newest_of_each(results: Path) -> list[Run]:
-    """Of the complete ones; GPUs first."""
+    """The newest complete run of each folder of results; GPUs first."""
     found = []
     for folder in sorted(results.iterdir()):
         complete = [run for run in map(Run, sorted(folder.glob("*.json"))) if run.record["complete"]]

@@ -67,8 +67,8 @@ def chosen(arguments: argparse.Namespace) -> list[Case]:
 
 
 def providers_of(device: str, suite: str, quick: bool) -> list[Provider]:
-    """Errors along one long text are no business of torch.compile's, which would compile for each of them, and nobody
-    waits for the reference."""
+    """The providers of one suite. torch.compile would compile anew for each length of one long text, so it is left out
+    there; the reference is slow, and measured in the shapes alone."""
     without = {COMPILED} if suite == "length" or (quick and device == "cuda") else set()
     if suite != "shapes":
         without |= {provider for provider in FASTPOOL if provider.backend == "reference"}
@@ -80,7 +80,7 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no GPU here")
     cases = chosen(arguments)
-    # Who looks for a case wants that case, and no model.
+    # A filter asks for some cases, and no model.
     default = SUITES if arguments.filter else PARTS
     parts = arguments.only or [part for part in default if part not in _WITH_A_MODEL or not arguments.quick]
     if not cases and set(parts) & set(SUITES):
@@ -110,7 +110,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of time.monotonic: when peers are left out, and when everything is."""
+    """Values of time.monotonic: when peers are left out, and when everything is."""
 
     peers: float = math.inf
     all: float = math.inf

@@ -40,7 +40,7 @@ class Stage:
 
 
 def architecture() -> str:
-    """Of the GPU here, as nvcc names it; nothing where nvidia-smi does not say, and then all are built for."""
+    """The GPU's architecture, as nvcc names it; empty where nvidia-smi does not say: then all are built for."""
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split()
@@ -50,7 +50,7 @@ def architecture() -> str:
 
 
 def environment() -> dict[str, str]:
-    """Of every stage. What is set already stays."""
+    """The environment of every stage. What is set already stays."""
     path = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     built = {"FASTPOOL_NATIVE": "1", "FASTPOOL_CUDA": "1", "FASTPOOL_CUDA_ARCHITECTURES": architecture()}
     wanted = {"PIP_NO_INDEX": "1", "FAIL_WITHOUT_CUDA": "1", "PYTHONUNBUFFERED": "1", **built}
@@ -66,7 +66,8 @@ def die_with_parent() -> None:
 
 
 def _on_its_own() -> None:
-    """A group, so that it can be ended with all that it starts, but no session: whoever ends ours ends it as well."""
+    """Gives a stage a process group of its own, so that it can be ended with all that it starts, but no session of its
+    own: the end of this one ends it as well."""
     os.setpgid(0, 0)
     die_with_parent()
 

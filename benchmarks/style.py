@@ -1,4 +1,4 @@
-"""How the figures look: who has which colour and mark, and what all figures share."""
+"""How the figures are drawn: the colours and marks of providers, and what all figures share."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ INK, FAINT, BLUE = "#333333", "#777777", "#0072B2"
 _OURS = {"triton": ("#56B4E9", BLUE), "native": ("#E69F00", "#D55E00")}  # mask, packed
 THEIRS = {"padded": "#A9845C", "packed": "#868C94"}
 EPSILON = {"fp32": 2**-23, "bf16": 2**-7, "fp16": 2**-10}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "fastpool",
     "figure.constrained_layout.use": True,
     "font.size": 9,
@@ -38,30 +38,30 @@ _STYLE = {
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     label: str
     colour: str
     marker: str = ""
     ours: str = ""  # the colour of fastpool's name
 
     @property
-    def style(self) -> dict[str, Any]:
+    def line(self) -> dict[str, Any]:
         weight = {"linewidth": 2.4, "markersize": 6.5, "zorder": 5} if self.ours else {"zorder": 3}
         return {"color": self.colour, "marker": self.marker, **weight}
 
 
-READ = Look("one plain read", "black")
+READ = Style("one plain read", "black")
 
 
-def looks_of(device: str) -> dict[str, Look]:
-    """Whoever is drawn, by name, the least important first."""
+def styles_of(device: str) -> dict[str, Style]:
+    """The styles of all providers that are drawn, by name, the least important first."""
     peers = [peer.name for peer in PEERS if peer is not BARE_LOOP]
-    found = {name: Look(name, THEIRS[LAYOUTS[name]], mark) for name, mark in zip(peers, "s^Dvs^DvPX", strict=True)}
+    found = {name: Style(name, THEIRS[LAYOUTS[name]], mark) for name, mark in zip(peers, "s^Dvs^DvPX", strict=True)}
     for backend in ("native",) if device == "cpu" else ("native", "triton"):
         colours = _OURS["triton" if device == "cpu" else backend]
         for spelling, colour, mark in zip(("mask", "packed"), colours, "do", strict=True):
             name = ours(backend, spelling)
-            found[name] = Look(name.replace(" native", "") if device == "cpu" else name, colour, mark, colours[1])
+            found[name] = Style(name.replace(" native", "") if device == "cpu" else name, colour, mark, colours[1])
     return found
 
 
@@ -104,28 +104,28 @@ def figure_of(record: dict[str, Any], height: float, title: str, *grid: int, **o
     return figure, figure.subplots(*grid, **options)
 
 
-def label_ends(axes: Any, ends: Sequence[tuple[float, float, Look]], inches: float) -> None:
+def label_ends(axes: Any, ends: Sequence[tuple[float, float, Style]], inches: float) -> None:
     """Names at the right of lines that end in (x, y), moved apart where they would overlap."""
     axes.autoscale_view()
     fraction, line = axes.transScale + axes.transLimits, 0.145 / inches
-    placed = sorted(([fraction.transform((x, y))[1], x, y, look] for x, y, look in ends), key=lambda one: one[0])
+    placed = sorted(([fraction.transform((x, y))[1], x, y, style] for x, y, style in ends), key=lambda one: one[0])
     for _ in range(500):
         for below, above in pairwise(placed):
             lines = 1 + (below[3].label.count("\n") + above[3].label.count("\n")) / 2
             if (missing := lines * line - (above[0] - below[0])) > 1e-6:
                 below[0], above[0] = below[0] - missing / 2, above[0] + missing / 2
         placed[0][0], placed[-1][0] = max(placed[0][0], 0), min(placed[-1][0], 1)
-    for height, x, y, look in placed:
+    for height, x, y, style in placed:
         leader = {
             "arrowstyle": "-",
-            "color": look.colour,
+            "color": style.colour,
             "linewidth": 0.6,
             "relpos": (0, 0.5),
             "shrinkA": 0,
             "shrinkB": 4,
         }
-        text = axes.annotate(look.label, (x, y), (1.035, height), "data", "axes fraction", leader, False, va="center")
-        text.set(fontsize=8.5, color=look.ours or INK, fontweight="bold" if look.ours else "normal")
+        text = axes.annotate(style.label, (x, y), (1.035, height), "data", "axes fraction", leader, False, va="center")
+        text.set(fontsize=8.5, color=style.ours or INK, fontweight="bold" if style.ours else "normal")
 
 
 @contextmanager
@@ -133,6 +133,6 @@ def styled() -> Iterator[None]:
     import matplotlib
 
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a figure must not depend on who draws it
+        matplotlib.rcdefaults()  # a figure must not depend on the settings of the process that draws it
         matplotlib.rcParams.update(_STYLE)
         yield

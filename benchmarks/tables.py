@@ -25,7 +25,7 @@ def table_of(title: str, *columns: str, caption: str | None = None) -> Table:
 
 
 def size_of(count: float | None) -> str:
-    """Bytes, in words."""
+    """A number of bytes with a unit, such as 4.7 MB."""
     if count is None:
         return "-"
     for unit in ("B", "KB", "MB"):
@@ -117,19 +117,19 @@ def print_summary(console: Console, device: str, results: Iterable[Result]) -> N
 def print_verdicts(console: Console, device: str, found: Sequence[Verdict]) -> None:
     backends = [name for name in BACKENDS[device] if any(verdict.backend == name for verdict in found)]
     columns = (column for name in backends for column in (name, "worst"))
-    table = table_of("goals", "goal", *columns, "where the worst is")
+    table = table_of("targets", "target", *columns, "where the worst is")
     table.columns[-1].justify = "left"
-    for goal in dict.fromkeys(verdict.goal for verdict in found):
-        of_goal = {verdict.backend: verdict for verdict in found if verdict.goal == goal}
+    for target in dict.fromkeys(verdict.goal for verdict in found):
+        of_target = {verdict.backend: verdict for verdict in found if verdict.goal == target}
         cells: list[Text | str] = []
         for name in backends:
-            verdict = of_goal.get(name)
+            verdict = of_target.get(name)
             if verdict is None:
                 cells += ["-", ""]
                 continue
             style = "green" if verdict.met == verdict.of else "red"
             cells += [Text(f"{verdict.met} of {verdict.of}", style=style), f"{verdict.worst:.3g}"]
-        table.add_row(goal, *cells, "; ".join(dict.fromkeys(verdict.where for verdict in of_goal.values())))
+        table.add_row(target, *cells, "; ".join(dict.fromkeys(verdict.where for verdict in of_target.values())))
     console.print(table)
 
 

@@ -15,7 +15,7 @@ TINY_LIMIT = 4.0  # additions of four elements
 
 @dataclass(frozen=True)
 class Measured:
-    """A provider's outcome on a case, and what else of the run a goal may look at."""
+    """A provider's outcome on a case, and what else of the run a target may look at."""
 
     provider: str
     outcome: Outcome
@@ -25,7 +25,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Goal:
+class Target:
     """A limit on a value; `below` says on which side of it the value should be."""
 
     device: str
@@ -44,7 +44,7 @@ class Goal:
 
 
 def allowance(lengths: list[int], width: int) -> int:
-    """Temporary bytes within the goals: O(result), and partial results of long texts. In numbers: a float32 row for
+    """Temporary bytes within the targets: O(result), and partial results of long texts. In numbers: a float32 row for
     each text and for each 32 tokens, and room for counters and for what the allocator rounds up."""
     rows = sum(1 + length // 32 for length in lengths)
     return 4 * width * rows + 32 * rows + (64 << 10)
@@ -84,24 +84,30 @@ def _temporaries(m: Measured) -> float | None:
     return None if known is None else known / m.result.allowance
 
 
-def _faster(than: str, limit: float) -> Goal:
-    return Goal("cpu", f"times faster than {than}, 16 MiB and more", limit, False, _large, partial(_times_faster, than))
+def _faster(than: str, limit: float) -> Target:
+    return Target(
+        "cpu", f"times faster than {than}, 16 MiB and more", limit, False, _large, partial(_times_faster, than)
+    )
 
 
-def _both(name: str, limit: float, applies: Callable[[Result], bool], value: Callable[[Measured], float | None]):
-    return [Goal(device, name, limit, True, applies, value) for device in BACKENDS]
+def _both(
+    name: str, limit: float, applies: Callable[[Result], bool], value: Callable[[Measured], float | None]
+) -> list[Target]:
+    return [Target(device, name, limit, True, applies, value) for device in BACKENDS]
 
 
-GOALS = (
-    Goal("cpu", "time / one read, 16 MiB and more", 1.15, True, _large, _over_read),
+TARGETS = (
+    Target("cpu", "time / one read, 16 MiB and more", 1.15, True, _large, _over_read),
     _faster("embedding_bag", 1.5),
     _faster("bmm", 2.5),
     _faster("torch.compile", 3),
     _faster("sentence-transformers", 15),
-    Goal("cuda", "share of the read stream, 100 MB and more", 0.95, False, lambda r: r.real_bytes >= 100e6, _share),
-    Goal("cuda", "share of the read stream, 30 to 60 MB", 0.75, False, lambda r: 30e6 <= r.real_bytes <= 60e6, _share),
-    Goal("cuda", "launches, below 8 MB", 1, True, lambda r: r.real_bytes < SMALL_BYTES, lambda m: m.outcome.launches),
-    Goal("cuda", "replay / empty replay, below 8 MB", 1.3, True, lambda r: r.real_bytes < SMALL_BYTES, _over_empty),
+    Target("cuda", "share of the read stream, 100 MB and more", 0.95, False, lambda r: r.real_bytes >= 100e6, _share),
+    Target(
+        "cuda", "share of the read stream, 30 to 60 MB", 0.75, False, lambda r: 30e6 <= r.real_bytes <= 60e6, _share
+    ),
+    Target("cuda", "launches, below 8 MB", 1, True, lambda r: r.real_bytes < SMALL_BYTES, lambda m: m.outcome.launches),
+    Target("cuda", "replay / empty replay, below 8 MB", 1.3, True, lambda r: r.real_bytes < SMALL_BYTES, _over_empty),
     *_both("skewed lengths / level ones", 1.15, lambda r: "levelled" in r.twin, _over_twin),
     *_both("half padding / none", 1.15, lambda r: bool(r.twin) and "levelled" not in r.twin, _over_twin),
     *_both("temporaries / allowance", 1, lambda r: True, _temporaries),
@@ -111,7 +117,9 @@ _PROMISED = {"cpu": ("native",), "cuda": BACKENDS["cuda"]}
 
 @dataclass(frozen=True)
 class Verdict:
-    """In how many of the measurements that count a backend met a goal, and the worst of them."""
+    """In how many of the measurements that count a backend met a target, and the worst of them.
+
+    Result files hold it: the target's text is their `goal`."""
 
     goal: str
     backend: str
@@ -122,41 +130,41 @@ class Verdict:
 
 
 def verdicts(device: str, results: Iterable[Result], empty_replay_us: float | None = None) -> list[Verdict]:
-    """One for each goal and backend that this run says something about: of the shapes alone, the other suites walk
+    """One for each target and backend that this run says something about: of the shapes alone, the other suites walk
     through extremes."""
     by_name = {result.case: result for result in results if result.suite == "shapes"}
     found = []
-    for goal in (goal for goal in GOALS if goal.device == device):
+    for target in (target for target in TARGETS if target.device == device):
         for backend in _PROMISED[device]:
             providers = [p for p in FASTPOOL if p.backend == backend]
-            values = _values(goal, providers, by_name, empty_replay_us)
+            values = _values(target, providers, by_name, empty_replay_us)
             if values:
-                worst = (max if goal.below else min)(values, key=lambda where: values[where])
-                met = sum(map(goal.met, values.values()))
-                found.append(Verdict(goal.text, backend, met, len(values), round(values[worst], 4), worst))
+                worst = (max if target.below else min)(values, key=lambda where: values[where])
+                met = sum(map(target.met, values.values()))
+                found.append(Verdict(target.text, backend, met, len(values), round(values[worst], 4), worst))
     return found
 
 
 def _values(
-    goal: Goal, providers: list[Provider], by_name: dict[str, Result], empty_replay_us: float | None
+    target: Target, providers: list[Provider], by_name: dict[str, Result], empty_replay_us: float | None
 ) -> dict[str, float]:
     values: dict[str, float] = {}
-    for result in filter(goal.applies, by_name.values()):
+    for result in filter(target.applies, by_name.values()):
         for provider in (p.name for p in providers):
             outcome = result.outcomes.get(provider)
             if outcome is None or not outcome.us:
                 continue
-            value = goal.value(Measured(provider, outcome, result, by_name, empty_replay_us))
+            value = target.value(Measured(provider, outcome, result, by_name, empty_replay_us))
             if value is not None:
                 values[f"{result.case}, {provider.partition(', ')[2]}"] = value
     return values
 
 
 def tiny_verdicts(tiny_us: dict[str, float]) -> list[Verdict]:
-    """Of timing_cpu.tiny, in one mode; it starts with its unit."""
+    """Verdicts on what timing_cpu.tiny gives for one mode, whose first value is the unit of the others."""
     (unit, unit_us), *calls = tiny_us.items()
     ratios = {f"{call} / {unit} ≤ {TINY_LIMIT:g}": us / unit_us for call, us in calls}
     return [
-        Verdict(goal, "native", int(ratio <= TINY_LIMIT), 1, round(ratio, 4), "1 x 16 x 384")
-        for goal, ratio in ratios.items()
+        Verdict(text, "native", int(ratio <= TINY_LIMIT), 1, round(ratio, 4), "1 x 16 x 384")
+        for text, ratio in ratios.items()
     ]

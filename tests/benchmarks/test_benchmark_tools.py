@@ -131,7 +131,7 @@ def test_labels_do_not_overlap() -> None:
     from matplotlib.figure import Figure
 
     axes = Figure(figsize=(9, 5)).subplots()
-    ends = [(1.0, 1 + i / 1000, style.Look(f"line {i}", "black")) for i in range(12)]
+    ends = [(1.0, 1 + i / 1000, style.Style(f"line {i}", "black")) for i in range(12)]
     axes.plot([0, 1], [1, 2])
     style.label_ends(axes, ends, inches=4)
     heights = sorted(text.xyann[1] for text in axes.texts)

@@ -49,7 +49,7 @@ def test_names_are_unique_and_seeds_pinned() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_quick_cases_come_with_their_twins(device: str) -> None:
-    """Or no goal about the two could be judged."""
+    """Or no target about the two could be judged."""
     here = [case for case in cases.CASES if device in case.devices]
     for case in here:
         assert case.twin is None or (case.twin in here and case.twin.quick == case.quick), case.name
@@ -187,10 +187,10 @@ def test_paths_name_the_machine_the_day_and_the_commit() -> None:
     )
 
 
-# ---- goals
+# ---- targets
 
 
-def goal(found: list[targets.Verdict], start: str, backend: str) -> targets.Verdict:
+def verdict_on(found: list[targets.Verdict], start: str, backend: str) -> targets.Verdict:
     return next(v for v in found if v.goal.startswith(start) and v.backend == backend)
 
 
@@ -220,16 +220,16 @@ def test_verdicts_on_gpus() -> None:
         ],
         empty_replay_us=3.5,
     )
-    share = goal(found, "share of the read stream, 100 MB", "triton")
+    share = verdict_on(found, "share of the read stream, 100 MB", "triton")
     assert (share.met, share.of, share.worst) == (4, 5, pytest.approx(0.8333))
     assert share.where == "skewed B256 H1024 bf16, mask"
-    assert goal(found, "share of the read stream, 30", "triton").met == 0
-    assert goal(found, "launches", "triton").met == 1
-    assert goal(found, "launches", "native").met == 0
-    assert goal(found, "replay", "triton").worst == pytest.approx(4 / 3.5, abs=1e-4)
-    assert goal(found, "skewed", "triton").met == 0
-    assert goal(found, "half padding", "triton").met == 1
-    assert goal(found, "temporaries", "native").worst == 2
+    assert verdict_on(found, "share of the read stream, 30", "triton").met == 0
+    assert verdict_on(found, "launches", "triton").met == 1
+    assert verdict_on(found, "launches", "native").met == 0
+    assert verdict_on(found, "replay", "triton").worst == pytest.approx(4 / 3.5, abs=1e-4)
+    assert verdict_on(found, "skewed", "triton").met == 0
+    assert verdict_on(found, "half padding", "triton").met == 1
+    assert verdict_on(found, "temporaries", "native").worst == 2
     assert not [v for v in found if v.backend == "auto"]
 
 
@@ -243,9 +243,9 @@ def test_verdicts_on_cpus() -> None:
             result(small, 10.0, **{ours: 99.0}),
         ],
     )
-    read = goal(found, "time / one read", "native")
+    read = verdict_on(found, "time / one read", "native")
     assert (read.met, read.of, read.worst, read.where) == (0, 1, 1.2, "8192 B1 H4096 bf16, packed")
-    faster = goal(found, "times faster than embedding_bag", "native")
+    faster = verdict_on(found, "times faster than embedding_bag", "native")
     assert (faster.met, faster.worst) == (1, 2.0)
     assert not [v for v in found if "bmm" in v.goal]  # it takes padded batches, and none of ours did here
     assert not [v for v in found if v.backend != "native"]
