@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 Run = Callable[[], object]
+_CUDA = torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]  # torch does not export it by name
 _KERNEL_OR_COPY = (0, 1, 2)  # kinds of a graph's nodes, in the driver's numbers: kernel, memcpy, memset
 
 
@@ -23,7 +24,7 @@ class Gpu:
         self._prepare_captures()
 
     def _prepare_captures(self) -> None:
-        # A stream and a memory pool for all graphs: they are replayed one at a time, and nobody reads their results.
+        # A stream and a memory pool for all graphs: they are replayed one at a time, and their results are not read.
         # torch takes no further graph for a pool once all that were captured into it are gone; so one stays.
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
@@ -96,12 +97,13 @@ class Gpu:
         return found
 
     def launches_outside_graphs(self, call: Run) -> int | None:
-        """Likewise where nothing is captured; None where torch's profiler sees nothing of the device."""
+        """Kernels, copies and fills that a call puts on the device where nothing is captured; None where torch's
+        profiler sees nothing of the device."""
         torch.cuda.synchronize()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             call()
             torch.cuda.synchronize()
-        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events()) or None
+        return sum(event.device_type == _CUDA for event in profile.events()) or None
 
     def synchronizes(self, call: Run) -> bool:
         """Whether a call waits for the device. Such a call cannot be captured."""

@@ -44,7 +44,7 @@ Run = Callable[[], Any]
 Cases = dict[str, tuple[Call, Callable[[Any], Run]]]
 
 
-class Programs(dict):
+class Programs(dict[Any, Any]):
     """Every program is compiled, and launched in no time."""
 
     def get(self, key: Any, default: Any = None) -> "Programs":
@@ -81,7 +81,7 @@ def cases() -> Cases:
 
 
 def microseconds(run: Run, repeats: int, before: Run = lambda: None) -> float:
-    """Of this thread's CPU time, the median; `before` each is not billed."""
+    """The median of this thread's CPU time for a call; what `before` takes ahead of each is not counted."""
     run()
     taken = []
     for _ in range(repeats):

@@ -18,14 +18,15 @@ def result_path(machine: str, date: str, commit: str, complete: bool = True) -> 
 
 class Record:
     def __init__(self, path: Path, head: dict[str, object]) -> None:
-        self.path, self.content = path, dict(head)
+        self.path = path
+        self.content: dict[str, Any] = dict(head)
 
     def set(self, **parts: object) -> None:
         self.content |= parts
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_suffix(".new")
         new.write_text(json.dumps(to_json(self.content), indent=1, allow_nan=False) + "\n")
-        new.replace(self.path)  # whoever stops a run leaves the file of the step before
+        new.replace(self.path)  # a run that is stopped leaves the file of the step before
 
 
 def load(path: Path) -> dict[str, Any]:

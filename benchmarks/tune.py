@@ -122,7 +122,7 @@ def plan_calls(cases: Sequence[Case], among: Among) -> None:
 
 
 def no_other(shape: Shape) -> list[Config]:
-    """Of a shape that is not tuned."""
+    """The candidates of a shape that is not tuned: none."""
     return []
 
 
@@ -158,7 +158,7 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     gpu = Gpu()
     configs: dict[str, dict[str, int]] = {}
-    sizes = []
+    sizes: list[tuple[int, float, float]] = []
     for case in cases:
         if time.monotonic() > until:
             print(f"{case.name}: no time left", flush=True)
@@ -167,7 +167,7 @@ def main() -> None:
         rotate = copies_of(batch, gpu)
         runs = [partial(_call, one) for one in rotate]
 
-        def time_of(config: Config, runs: list[Callable[[], torch.Tensor]] = runs) -> float:
+        def time_of(config: Config, runs: Sequence[Callable[[], torch.Tensor]] = runs) -> float:
             with choosing(config), fastpool.backend("triton"):
                 return time_calls(runs, gpu, rounds=5).median
 
@@ -185,7 +185,8 @@ def main() -> None:
                         turns.append(eager_turn(gpu, backend, runs, seconds_of(gpu, runs[0]), 9, backend))
             take_turns(turns, seconds, lambda turn, error: print(f"  {turn.name}: {error}"))
         if len(seconds) == 4:  # both, on the device and on the host
-            sizes.append((batch.real_bytes, *(median(seconds[name, "eager"]) for name in ("native", "triton"))))
+            native, triton = (median(seconds[name, "eager"]) for name in ("native", "triton"))
+            sizes.append((batch.real_bytes, native, triton))
         found_all = {
             "native_below_bytes": crossover(sizes),
             "configs": configs,
