@@ -1,5 +1,6 @@
 """Marks that need something, and what tests share."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,11 @@ from helpers import cuda_host, on_gpu
 import fastpool
 from fastpool import known
 from fastpool.backends import native
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+    from helpers import interpreter
+
+    interpreter.quicken()
 
 
 @pytest.fixture(autouse=True)
