@@ -1,12 +1,7 @@
 """The CUDA kernels as tests/cpp/cuda_host compiles them for a CPU, and what the tests that run them share."""
 
 import ctypes
-import fcntl
-import os
 import random
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,29 +12,16 @@ from torch import Tensor
 
 from fastpool.arguments import OPS, given, schema
 from fastpool.calls import Call
+from helpers import cmake
 
-ROOT = Path(__file__).parents[2]
-# Some build from a checkout that they may only read.
-BUILD = ROOT / "build" if os.access(ROOT, os.W_OK) else Path(tempfile.gettempdir(), f"fastpool-build-{os.getuid()}")
 NATIVE = torch.ops.fastpool
 NEVER = 2**62  # bytes
 DEVICES = 128  # as in csrc/native.h
 
 
 def build(name: str, *options: str) -> Path:
-    """The library, in BUILD, where what has not changed is not compiled again. One process builds at a time: tests
-    that run in several share the folder."""
-    folder = BUILD / name
-    folder.mkdir(parents=True, exist_ok=True)
-    torch_folder = Path(torch.__file__).parent
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DTORCH_DIR={torch_folder}"]
-    configure += ["-DFASTPOOL_CUDA_HOST=ON", "-DFASTPOOL_WERROR=ON", *options]
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
-        for command in (configure, ["cmake", "--build", str(folder)]):
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    """The library, in a build folder of this name."""
+    folder = cmake.build(name, "-DFASTPOOL_CUDA_HOST=ON", f"-DTORCH_DIR={Path(torch.__file__).parent}", *options)
     return folder / "tests" / "cpp" / "cuda_host" / "libfastpool_cuda_host.so"
 
 

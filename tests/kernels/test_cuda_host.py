@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.cuda_host import DEVICES, HOSTILE, NATIVE, NEVER, ROOT, Host, build, hostile_calls, native
+from helpers.cmake import ROOT
+from helpers.cuda_host import DEVICES, HOSTILE, NATIVE, NEVER, Host, build, hostile_calls, native
 from torch import Tensor
 
 import fastpool
