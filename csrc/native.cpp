@@ -32,7 +32,7 @@ void set_cuda_validation(bool on) { validate.store(on, std::memory_order_relaxed
 void set_python(bool there) { python.store(there, std::memory_order_relaxed); }
 bool python_may_explain() { return python.load(std::memory_order_relaxed) && !direct; }
 void set_python_from(int device, int64_t bytes) { python_from.at(device).store(bytes, std::memory_order_relaxed); }
-void set_error(const std::string& message) { error = message; }
+void set_error(const char* message) { error = message; }
 std::string take_error() { return error.empty() ? "fastpool: the call failed in Python" : std::exchange(error, {}); }
 
 }  // namespace fastpool::native

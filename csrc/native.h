@@ -27,7 +27,7 @@ FASTPOOL_API void set_python(bool there);
 // Whether Python can say what is wrong with this thread's call, and has not just found nothing wrong with it.
 FASTPOOL_API bool python_may_explain();
 // The message of the error that Python's dispatch has just raised in this thread.
-FASTPOOL_API void set_error(const std::string& message);
+FASTPOOL_API void set_error(const char* message);
 FASTPOOL_API std::string take_error();
 
 }  // namespace fastpool::native

@@ -60,7 +60,9 @@ class Host:
         self.redirect_thread = self.c._ZN8fastpool6native15redirect_threadEi
         self.set_direct = self.c._ZN8fastpool6native10set_directEb
         self.set_cuda_validation = self.c._ZN8fastpool6native19set_cuda_validationEb
-        self.c._ZN8fastpool6native10set_pythonEb(True)  # this library has its own copy of csrc/native.cpp
+        self.set_python = self.c._ZN8fastpool6native10set_pythonEb
+        self.set_python(True)
+        self.set_error = self.c._ZN8fastpool6native9set_errorEPKc
         self.set_python_from = self.c._ZN8fastpool6native15set_python_fromEil
         self.set_python_from.argtypes = [ctypes.c_int, ctypes.c_int64]
         for device in range(DEVICES):
