@@ -5,7 +5,8 @@ from .dispatch import Explanation, backend, validate
 from .functional import *  # noqa: F403  # its __all__: a function stands there once
 from .models import PoolingConfig
 from .modes import MODES, Mode
+from .packing import segments
 from .version import __version__
 
-__all__ = ["MODES", "Explanation", "Mode", "PoolingConfig", "__version__", "backend", "nn", "validate"]
+__all__ = ["MODES", "Explanation", "Mode", "PoolingConfig", "__version__", "backend", "nn", "segments", "validate"]
 __all__ += functional.__all__
