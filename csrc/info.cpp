@@ -37,7 +37,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("redirect_process", &native::redirect_process);
   m.def("redirect_thread", &native::redirect_thread);
   m.def("set_direct", &native::set_direct);
-  m.def("set_cuda_validation", &native::set_cuda_validation, py::arg("on"));
+  m.def("set_validation", &native::set_validation, py::arg("on"));
   m.def("set_python_from", &native::set_python_from, py::arg("device_index"), py::arg("bytes"));
   m.def("set_error", &native::set_error);
 }

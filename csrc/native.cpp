@@ -20,15 +20,14 @@ thread_local std::string error;
 bool redirecting(int device, int64_t hidden_bytes) {
   if (direct) return false;
   const int wish = thread_wish == inherit ? process_wish.load(std::memory_order_relaxed) : thread_wish;
-  if (wish == other || device == kCpu) return wish == other;
-  return validate.load(std::memory_order_relaxed) ||
-         (wish == automatic && python.load(std::memory_order_relaxed) &&
-          hidden_bytes >= python_from.at(device).load(std::memory_order_relaxed));
+  if (wish == other || validate.load(std::memory_order_relaxed)) return true;
+  return device != kCpu && wish == automatic && python.load(std::memory_order_relaxed) &&
+         hidden_bytes >= python_from.at(device).load(std::memory_order_relaxed);
 }
 void redirect_process(int wish) { process_wish.store(wish, std::memory_order_relaxed); }
 void redirect_thread(int wish) { thread_wish = wish; }
 void set_direct(bool on) { direct = on; }
-void set_cuda_validation(bool on) { validate.store(on, std::memory_order_relaxed); }
+void set_validation(bool on) { validate.store(on, std::memory_order_relaxed); }
 void set_python(bool there) { python.store(there, std::memory_order_relaxed); }
 bool python_may_explain() { return python.load(std::memory_order_relaxed) && !direct; }
 void set_python_from(int device, int64_t bytes) { python_from.at(device).store(bytes, std::memory_order_relaxed); }

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .backends import native, reference, triton
 from .calls import Call
+from .finite import check_finite
 from .triton_kernels.config import native_below_bytes, slug
 
 BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "reference": reference}
@@ -43,7 +44,7 @@ def start() -> None:
     """Loads what has to be loaded, once the ops are defined."""
     native.load()
     native.redirect_process(_WISHES.get(_process_wish, native.OTHER))
-    native.set_cuda_validation(_validate)
+    native.set_validation(_validate)
 
 
 def thread_wish() -> str | None:
@@ -95,14 +96,23 @@ def as_in(wish: str | None) -> AbstractContextManager[Any]:
 
 
 def validate(on: bool = True) -> None:
-    """Check the values of starts, ends, cu_seqlens and truncate_dims on GPUs too, in this process, at the price of a
-    synchronisation.
+    """Check values on every device, in this process, at the price of reading them and, on GPUs, of waiting for them.
 
-    CPU calls always check them. FASTPOOL_VALIDATE=1 does the same from the start.
+    - Those of starts, ends, cu_seqlens, truncate_dims and integer masks, on GPUs too; CPU calls always check them.
+    - Results: a vector of a pooling mode or of l2_normalize that is not finite is a ValueError. It names the segment
+      (of l2_normalize: the row), and the first token and column of the input that is not finite; where all of them
+      are, what has overflowed.
+
+    FASTPOOL_VALIDATE=1 does the same from the start.
     """
     global _validate
     _validate = bool(on)
-    native.set_cuda_validation(_validate)
+    native.set_validation(_validate)
+
+
+def validates() -> bool:
+    """Whether values are checked on every device."""
+    return _validate
 
 
 def check(call: Call) -> None:
@@ -212,8 +222,10 @@ def explain_call(call: Call) -> Explanation:
 
 
 def run(call: Call) -> Tensor:
-    """Checks a call and runs it on the backend it takes."""
+    """Checks a call, runs it on the backend it takes, and where asked validates the result."""
     check(call)
     chosen = choose(call)
     result: Tensor = getattr(chosen, call.kernel)(call)
+    if _validate:
+        check_finite(call, result)
     return result

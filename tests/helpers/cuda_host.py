@@ -59,7 +59,7 @@ class Host:
         self.redirect_process = self.c._ZN8fastpool6native16redirect_processEi
         self.redirect_thread = self.c._ZN8fastpool6native15redirect_threadEi
         self.set_direct = self.c._ZN8fastpool6native10set_directEb
-        self.set_cuda_validation = self.c._ZN8fastpool6native19set_cuda_validationEb
+        self.set_validation = self.c._ZN8fastpool6native14set_validationEb
         self.set_python = self.c._ZN8fastpool6native10set_pythonEb
         self.set_python(True)
         self.set_error = self.c._ZN8fastpool6native9set_errorEPKc

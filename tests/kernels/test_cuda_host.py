@@ -280,7 +280,7 @@ def test_who_turns_to_python(host: Host, monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         host.redirect_process(of_process)
         host.redirect_thread(of_thread)
-        host.set_cuda_validation(validate)
+        host.set_validation(validate)
         host.set_python_from(device, python_from)
         for is_direct in (False, True):
             host.set_direct(is_direct)
@@ -294,7 +294,7 @@ def test_who_turns_to_python(host: Host, monkeypatch: pytest.MonkeyPatch) -> Non
             asked.clear()
     host.redirect_process(automatic)
     host.redirect_thread(inherit)
-    host.set_cuda_validation(False)
+    host.set_validation(False)
     host.set_direct(False)
     host.set_python_from(device, NEVER)
 

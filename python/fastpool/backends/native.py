@@ -126,10 +126,10 @@ def redirect_thread(wish: int) -> None:
         info.redirect_thread(wish)
 
 
-def set_cuda_validation(on: bool) -> None:
-    """Whether all calls on CUDA tensors go through Python's dispatch, to have their index values checked."""
+def set_validation(on: bool) -> None:
+    """Whether all calls go through Python's dispatch, to be validated."""
     if info is not None:
-        info.set_cuda_validation(on)
+        info.set_validation(on)
 
 
 def set_python_from(device_index: int, bytes: int) -> None:
