@@ -1,6 +1,6 @@
 // The CPU kernel: included once by each instruction set's file, into its own namespace.
 //
-// Speed comes from address order (measured; see CONTRIBUTING, "How the CPU kernel reads"): rows are walked eight at a
+// Speed comes from address order (measured; see docs/design.md, "How the CPU kernel reads"): rows are walked eight at a
 // time with their sums in registers, while lines of later leaves are fetched into the L2 cache strictly in address
 // order. Short float32 rows go one at a time, in address order by themselves; the CPU's own prefetcher follows them to
 // the end of a segment and has to be helped into the next one.
