@@ -111,9 +111,10 @@ def golden() -> Digests:
 
 
 def changed(options: Sequence[dict[str, Any]] = OPTIONS) -> list[str]:
-    """Names whose digests are not those of digests.json, by the backend that calls take now."""
+    """Names whose digests are not those of digests.json, by the backend that calls take now. A mode of which it has
+    nothing is new, and other tests compare its backends; once it has some, they are to stay."""
     expected = golden()
-    return [name for name, digest in cases(options) if digest() != expected[name]]
+    return [name for name, digest in cases(options) if name in expected and digest() != expected[name]]
 
 
 @contextmanager
