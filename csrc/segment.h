@@ -41,6 +41,29 @@ FASTPOOL_INLINE int64_t count_real(const PerToken& mask, int64_t b, int64_t i, i
   }
 }
 
+// Whether all of them are, of a mask that holds 0 and 1 alone; of another one it may say no too often. `seen` takes on
+// the bits of all values: no others than 0 and 1 were among them if it is one of the two.
+template <class T>
+FASTPOOL_INLINE bool all_nonzero(const T* p, int64_t stride, int64_t n, uint64_t& seen) {
+  T all = static_cast<T>(~T{}), any = 0;
+  if (stride == 1)
+    for (int64_t j = 0; j < n; ++j) all &= p[j], any |= p[j];
+  else
+    for (int64_t j = 0; j < n; ++j) all &= p[j * stride], any |= p[j * stride];
+  seen |= any;
+  return all != 0;
+}
+FASTPOOL_INLINE bool all_real(const PerToken& mask, int64_t b, int64_t i, int64_t n, uint64_t& seen) {
+  if (mask.data == nullptr) return true;
+  const int64_t at = b * mask.batch_stride + i * mask.stride;
+  switch (mask.bytes) {
+    case 1: return all_nonzero(static_cast<const uint8_t*>(mask.data) + at, mask.stride, n, seen);
+    case 2: return all_nonzero(static_cast<const uint16_t*>(mask.data) + at, mask.stride, n, seen);
+    case 4: return all_nonzero(static_cast<const uint32_t*>(mask.data) + at, mask.stride, n, seen);
+    default: return all_nonzero(static_cast<const uint64_t*>(mask.data) + at, mask.stride, n, seen);
+  }
+}
+
 // Whether any of them is. The same tokens of the next sequence are asked for too: a row of a mask is about a page, so
 // the hardware starts anew on each, and would fetch padding too late.
 template <class T>

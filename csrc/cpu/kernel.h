@@ -28,8 +28,9 @@ FASTPOOL_INLINE int64_t padded_columns(int64_t dim) { return (dim + 15) / 16 * 1
 
 struct Kernels {
   const char* name;
-  // Reduces units; whole segments are finished into call.out, others leave a partial.
-  void (*reduce)(const PoolCall& call, const Unit* units, int64_t n, void* scratch, void* partials, Totals* totals);
+  // Reduces units; whole segments are finished into call.out, others leave a partial. Returns the bits of all values of
+  // the mask that it has read, ORed together; 0 without a mask.
+  uint64_t (*reduce)(const PoolCall& call, const Unit* units, int64_t n, void* scratch, void* partials, Totals* totals);
   // Merges `n` partials of one segment in the canonical tree and finishes it. Destroys the partials.
   void (*combine)(const PoolCall& call, int64_t segment, int64_t n, void* partials, Totals* totals);
   void (*normalize)(const NormalizeCall& call, int64_t begin, int64_t end, void* scratch);

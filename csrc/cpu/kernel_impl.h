@@ -78,7 +78,8 @@ FASTPOOL_INLINE void merge_rows(const A* left, const A* right, A* into, int64_t 
 }
 
 template <class T, class A, class S>
-static void reduce_units(const PoolCall& call, const Unit* units, int64_t n, A* scratch, A* partials, Totals* totals) {
+static uint64_t reduce_units(const PoolCall& call, const Unit* units, int64_t n, A* scratch, A* partials,
+                             Totals* totals) {
   const int64_t columns = padded_columns(call.dim);
   const int64_t row_bytes = call.dim * static_cast<int64_t>(sizeof(T));
   const bool ahead = sizeof(T) < 4 || row_bytes > kShortRow;
@@ -141,6 +142,7 @@ static void reduce_units(const PoolCall& call, const Unit* units, int64_t n, A* 
     }
     queue.pop();
   }
+  return queue.walker.seen;
 }
 
 template <class T, class A, class S>
@@ -186,13 +188,17 @@ FASTPOOL_INLINE void with_dtype(DType dtype, Body body) {
   }
 }
 
-static void reduce(const PoolCall& call, const Unit* units, int64_t n, void* scratch, void* partials, Totals* totals) {
+static uint64_t reduce(const PoolCall& call, const Unit* units, int64_t n, void* scratch, void* partials,
+                       Totals* totals) {
+  uint64_t seen = 0;
   with_dtype(call.dtype, [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
     A *s = static_cast<A*>(scratch), *p = static_cast<A*>(partials);
-    with_state(call.mode, [&](auto state) { reduce_units<T, A, decltype(state)>(call, units, n, s, p, totals); });
+    with_state(call.mode,
+               [&](auto state) { seen = reduce_units<T, A, decltype(state)>(call, units, n, s, p, totals); });
   });
+  return seen;
 }
 
 static void combine(const PoolCall& call, int64_t segment, int64_t n, void* partials, Totals* totals) {

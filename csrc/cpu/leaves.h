@@ -34,6 +34,7 @@ struct Walker {
   const Unit* units;
   int64_t n;
   int64_t unit = 0, at = 0;
+  uint64_t seen = 0;  // bits of the mask's values
 
   __attribute__((always_inline)) Walker(const PoolCall& c, const Unit* u, int64_t count) : call(c), units(u), n(count) {
     at = n > 0 ? units[0].begin : 0;
@@ -45,7 +46,7 @@ struct Walker {
     const Unit& u = units[unit];
     const int64_t m = u.end - at < kLeaf ? u.end - at : kLeaf;
     const T* rows = static_cast<const T*>(call.hidden) + u.segment * call.batch_stride + at * call.row_stride;
-    const bool full = call.mask.data == nullptr || count_real(call.mask, u.segment, at, m) == m;
+    const bool full = all_real(call.mask, u.segment, at, m, seen);
     for (int64_t j = 0; j < m; ++j) {
       if (!full && !is_real(call.mask, u.segment, at + j)) continue;
       if constexpr (S::weighted) leaf.weight[leaf.count] = weight_of<A>(call, u.segment, u.first, at + j);

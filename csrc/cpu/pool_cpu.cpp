@@ -20,8 +20,8 @@ int64_t scratch_rows(int64_t rows) {
 
 }  // namespace
 
-void pool(const PoolCall& call, const Parallel& parallel) {
-  if (call.batch == 0 || call.dim == 0) return;
+uint64_t pool(const PoolCall& call, const Parallel& parallel) {
+  if (call.batch == 0 || call.dim == 0) return 0;
   const Kernels& kernel = kernels();
   const int64_t row_bytes = call.dim * size_of(call.dtype);
   const int64_t columns = padded_columns(call.dim), accumulator = accumulator_size(call.dtype);
@@ -30,8 +30,11 @@ void pool(const PoolCall& call, const Parallel& parallel) {
   std::vector<Unit> units;
   units.reserve(static_cast<size_t>(call.batch));
   int64_t total = 0, longest = 0;
+  uint64_t seen = 0;  // of the mask; what segment_of leaves out is 0
   for (int64_t b = 0; b < call.batch; ++b) {
-    const Segment segment = select(call.mode.select, segment_of(call, b));
+    const Segment real = segment_of(call, b), segment = select(call.mode.select, real);
+    // The walk reads the mask of what it adds; that of one token's neighbours is read here.
+    if (call.mode.one_token()) all_real(call.mask, b, real.begin, real.end - real.begin, seen);
     units.push_back({b, segment.begin, segment.begin, segment.end, -1});
     const int64_t rows = segment.end - segment.begin;
     total += rows;
@@ -40,8 +43,7 @@ void pool(const PoolCall& call, const Parallel& parallel) {
 
   if (threads_for(total * row_bytes, parallel) == 1) {
     const Buffer scratch(scratch_rows(longest) * columns * accumulator);
-    kernel.reduce(call, units.data(), call.batch, scratch.data, nullptr, nullptr);
-    return;
+    return seen | kernel.reduce(call, units.data(), call.batch, scratch.data, nullptr, nullptr);
   }
 
   // Long segments are cut at a power of two of leaves, so that every piece but the last is a whole subtree. How many is
@@ -78,10 +80,13 @@ void pool(const PoolCall& call, const Parallel& parallel) {
   std::vector<Totals> totals(static_cast<size_t>(partials));
   const int64_t scratch_bytes = (scratch_rows(longest) * columns * accumulator + 63) / 64 * 64;
   const Buffer scratch(scratch_bytes * parallel.threads);
+  std::vector<uint64_t> seen_by(static_cast<size_t>(parallel.threads));
   parallel.run(parallel.threads, [&](int64_t t) {
-    kernel.reduce(call, units.data() + first[t], static_cast<int64_t>(first[t + 1] - first[t]),
-                  scratch.data + scratch_bytes * t, workspace.data, totals.data());
+    seen_by[static_cast<size_t>(t)] =
+        kernel.reduce(call, units.data() + first[t], static_cast<int64_t>(first[t + 1] - first[t]),
+                      scratch.data + scratch_bytes * t, workspace.data, totals.data());
   });
+  for (const uint64_t bits : seen_by) seen |= bits;
   for (size_t u = 0; u < units.size();) {
     size_t end = u + 1;
     while (end < units.size() && units[end].segment == units[u].segment) ++end;
@@ -90,6 +95,7 @@ void pool(const PoolCall& call, const Parallel& parallel) {
                      totals.data() + at);
     u = end;
   }
+  return seen;
 }
 
 void l2_normalize(const NormalizeCall& call, const Parallel& parallel) {

@@ -14,7 +14,9 @@ struct Parallel {
   std::function<void(int64_t n, const std::function<void(int64_t)>& body)> run;
 };
 
-void pool(const PoolCall& call, const Parallel& parallel);
+// Returns the bits of all values of the mask within segments, ORed together: 0 or 1 where it holds nothing else. What
+// stands there then is wrong otherwise, and is not to be returned.
+uint64_t pool(const PoolCall& call, const Parallel& parallel);
 void pool_backward(const PoolBackwardCall& call, const Parallel& parallel);
 void l2_normalize(const NormalizeCall& call, const Parallel& parallel);
 void l2_normalize_backward(const NormalizeBackwardCall& call, const Parallel& parallel);

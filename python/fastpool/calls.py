@@ -18,6 +18,7 @@ from .checks import (
     check_float,
     check_index_dtype,
     check_leading,
+    check_mask_values,
     check_tensor,
     name_of,
     require,
@@ -128,7 +129,7 @@ class PoolCall:
             require(
                 self.mask.dtype in MASK_DTYPES,
                 TypeError,
-                f"{op}: mask must be bool or an integer type whose non-zero values are real tokens, "
+                f"{op}: mask must be bool or an integer type with 1 where a token is real, "
                 f"got {name_of(self.mask.dtype)}; an additive mask (0 / -inf) read that way would pick the padding",
             )
         if self.weights is not None:
@@ -189,6 +190,13 @@ class PoolCall:
         return starts.clamp(0, self.rows), ends.clamp(0, self.rows)
 
     def check_values(self) -> None:
+        """Raises ValueError for bounds that point outside hidden or run backwards, then for an integer mask that is not
+        0 and 1 alone. Synchronises."""
+        self.check_bounds()
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            check_mask_values(self.op, self.mask, *self.bounds())
+
+    def check_bounds(self) -> None:
         """Raises ValueError for starts, ends or cu_seqlens that point outside hidden or run backwards. Synchronises."""
         cu = None if self.cu_seqlens is None else self.cu_seqlens.tolist()
         starts = cu[:-1] if cu is not None else None if self.starts is None else self.starts.tolist()
@@ -294,8 +302,8 @@ class PoolBackwardCall:
             check_dense(op, "result", self.result, shape, dtype, "hidden", hidden)
 
     def check_values(self) -> None:
-        """As the pooling's."""
-        self.pool.check_values()
+        """As the pooling's, whose mask has been checked by then."""
+        self.pool.check_bounds()
 
 
 @dataclass

@@ -1,5 +1,5 @@
 """What several ops ask of a tensor, and the words for what is not so: a TypeError or ValueError with the op's name, the
-argument's, what was expected and what came. What one op asks alone stands with it, in segments.py.
+argument's, what was expected and what came. What one op asks alone stands with it, in calls.py.
 """
 
 import torch
@@ -86,6 +86,21 @@ def check_leading(op: str, name: str, tensor: Tensor, input: str, like: Tensor) 
         f"{op}: {name} must have {input}'s shape without its last dimension, {list(expected)}, "
         f"got {list(tensor.shape)}",
     )
+
+
+def check_mask_values(op: str, mask: Tensor, starts: Tensor, ends: Tensor) -> None:
+    """An integer mask, [B, S] or [T], within segments. Synchronises."""
+    wrong = (mask != 0) & (mask != 1)
+    if not wrong.any():
+        return
+    for b, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        sequence = (b,) if mask.dim() == 2 else ()
+        for i in wrong[sequence][start:end].nonzero()[:1, 0].tolist():
+            at = (*sequence, start + i)
+            raise ValueError(
+                f"{op}: mask must hold 0 and 1 alone, got mask[{', '.join(map(str, at))}] = {mask[at].item()}; "
+                "where it numbers the texts of a row, fastpool.segments(ids) gives their starts and ends"
+            )
 
 
 def check_dense(

@@ -29,8 +29,10 @@ _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector p
     copies tokens, and what stands outside a segment or behind a zero of the mask never reaches the result.
 
     Args:
-        hidden: token states; float16, bfloat16, float32 or float64; last dimension contiguous, any other stride.
-        mask: bool or integer, non-zero where a token is real; holes and either padding side allowed.
+        hidden: token states; float16, bfloat16, float32 or float64; any strides. Where the last dimension is not
+            contiguous, hidden is copied first, the one copy there is.
+        mask: bool, or integers of 0 and 1; set where a token is real; holes and either padding side allowed. One that
+            numbers the texts of a row is for fastpool.segments, which gives their starts and ends.
         cu_seqlens: int32 or int64; segment b is the rows [cu_seqlens[b], cu_seqlens[b + 1]).{weights}
         lengths: the same as ends, for padded input.
         starts: int32 or int64; the first row of each segment.
@@ -48,7 +50,8 @@ _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector p
     Raises:
         TypeError: a wrong dtype, or something that is not a tensor; a floating-point mask above all; an argument that
             there is not, such as dim, which in torch is an axis.
-        ValueError: a wrong shape, device or value.
+        ValueError: a wrong shape, device or value; of values in index tensors and integer masks on a GPU, and of
+            results that are not finite, where asked (fastpool.validate).
         RuntimeError: the backend asked for cannot serve the call.
     """
 _WEIGHTS_DOC = """

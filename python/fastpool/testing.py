@@ -143,7 +143,7 @@ def _padded_right_mask(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
 def _padded_left_mask(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
     rows = _longest(batch) + 40
     hidden, real, weights = _pad(batch, lambda n: rows - n, rows)
-    return _arguments(weighted, weights, hidden=hidden, mask=real.long() * -7)
+    return _arguments(weighted, weights, hidden=hidden, mask=real.long())
 
 
 def _padded_middle_strided(batch: list[Sequence], weighted: bool) -> dict[str, Any]:

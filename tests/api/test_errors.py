@@ -32,6 +32,8 @@ TABLE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("truncate_dim too large", {"hidden": HIDDEN, "truncate_dim": 9}, ValueError, "8, got 9"),
     ("integer out_dtype", {"hidden": HIDDEN, "out_dtype": torch.int32}, TypeError, "out_dtype must be float16, .*, got int32"),
     ("float mask", {"hidden": HIDDEN, "mask": MASK.float()}, TypeError, r"mask must be bool or an integer type .*, got float32; an additive mask \(0 / -inf\)"),
+    ("numbered mask", {"hidden": HIDDEN, "mask": MASK + index(0, 0, 1, 1, 2)}, ValueError, r"mask must hold 0 and 1 alone, got mask\[0, 2\] = 2; where it numbers the texts of a row, fastpool\.segments\(ids\) gives"),
+    ("numbered mask of packed", {"hidden": PACKED, "cu_seqlens": CU, "mask": index(*[1] * 9, -3)}, ValueError, r"got mask\[9\] = -3"),
     ("complex mask", {"hidden": HIDDEN, "mask": MASK.to(torch.complex64)}, TypeError, "mask must be .* got complex64"),
     ("mask too short", {"hidden": HIDDEN, "mask": MASK[:, :4]}, ValueError, r"mask must have hidden's shape without its last dimension, \[2, 5\], got \[2, 4\]"),
     ("mask of one row", {"hidden": HIDDEN, "mask": MASK[0]}, ValueError, r"\[2, 5\], got \[5\]"),
