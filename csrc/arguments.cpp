@@ -73,9 +73,13 @@ std::optional<int64_t> columns_of(const Tensor& gradient) {
   return gradient.size(gradient.dim() - 1);
 }
 
-void require_contiguous_columns(const Tensor& x, const char* argument) {
+// Columns that do not stand side by side, as kernels read them, are copied so that they do.
+void make_columns_contiguous(Tensor& x) {
   const int64_t last = x.dim() - 1;
-  require(x.size(last) <= 1 || x.stride(last) == 1, argument);
+  if (x.size(last) <= 1 || x.stride(last) == 1) return;
+  Tensor copy = empty(x.dim(), x.sizes(), x.dtype(), x.device());
+  copy.copy_from(x);
+  x = std::move(copy);
 }
 
 void require_leading(const Tensor& t, const Tensor& like, const char* argument) {
@@ -172,13 +176,12 @@ void PoolArguments::move(Move move) {
 PoolArguments::PoolArguments(const Mode& m, StableIValue* stack) : mode(&m) { move(Take(stack)); }
 void PoolArguments::put_back(StableIValue* stack) { move(PutBack(stack)); }
 
-PoolCall PoolArguments::call() const {
+PoolCall PoolArguments::call() {
   PoolCall call;
   call.mode = *mode;
   call.normalize = normalize;
   call.dtype = required_dtype(hidden.dtype(), "hidden");
   require(hidden.dim() == 2 || hidden.dim() == 3, "hidden");
-  require_contiguous_columns(hidden, "hidden");
   call.dim = columns(truncate_dim, hidden.size(hidden.dim() - 1));
   call.out_dtype = out_dtype ? required_dtype(*out_dtype, "out_dtype") : call.dtype;
 
@@ -194,9 +197,6 @@ PoolCall PoolArguments::call() const {
 
   const bool padded = hidden.dim() == 3;
   call.rows = hidden.size(hidden.dim() - 2);
-  call.row_stride = hidden.stride(hidden.dim() - 2);
-  call.batch_stride = padded ? hidden.stride(0) : 0;
-  call.hidden = hidden.data();
   if (mask) {
     call.mask = per_token(mask, hidden, "mask");
     call.mask.bytes = integer_bytes(mask.dtype());
@@ -222,6 +222,11 @@ PoolCall PoolArguments::call() const {
     require(!starts || starts.size(0) == call.batch, "starts");
     require(!ends || ends.size(0) == call.batch, "ends");
   }
+
+  make_columns_contiguous(hidden);
+  call.row_stride = hidden.stride(hidden.dim() - 2);
+  call.batch_stride = padded ? hidden.stride(0) : 0;
+  call.hidden = hidden.data();
   return call;
 }
 
@@ -242,20 +247,16 @@ void NormalizeArguments::move(Move move) {
 NormalizeArguments::NormalizeArguments(StableIValue* stack) { move(Take(stack)); }
 void NormalizeArguments::put_back(StableIValue* stack) { move(PutBack(stack)); }
 
-NormalizeCall NormalizeArguments::call() const {
+NormalizeCall NormalizeArguments::call() {
   NormalizeCall call;
   call.dtype = required_dtype(x.dtype(), "x");
   // At most as many dimensions as most of torch's own ops take; kernels have room for as many.
   require(x.dim() >= 1 && x.dim() <= 64, "x");
-  require_contiguous_columns(x, "x");
   call.dim = columns(truncate_dim, x.size(x.dim() - 1));
   call.out_dtype = out_dtype ? required_dtype(*out_dtype, "out_dtype") : call.dtype;
   require(eps >= 0, "eps");
   call.eps = eps;
-  call.x = x.data();
   call.leading = static_cast<int>(x.dim() - 1);
-  call.sizes = x.sizes();
-  call.strides = x.strides();
   call.rows = 1;
   for (int d = 0; d < call.leading; ++d) call.rows *= x.size(d);
   if (truncate_dims) {
@@ -264,6 +265,11 @@ NormalizeCall NormalizeArguments::call() const {
     require_leading(truncate_dims, x, "truncate_dims");
     call.truncate_dims_strides = truncate_dims.strides();
   }
+
+  make_columns_contiguous(x);
+  call.x = x.data();
+  call.sizes = x.sizes();
+  call.strides = x.strides();
   return call;
 }
 

@@ -45,6 +45,7 @@ class Tensor {
   const int64_t* sizes() const { return sizes_; }
   const int64_t* strides() const { return strides_; }
   int32_t dtype() const { return dtype_; }
+  void copy_from(const Tensor& source) { check_api(aoti_torch_copy_(handle_, source.handle_, 0), "to copy a tensor"); }
   Device device() const {
     Device device;
     check_api(aoti_torch_get_device_type(handle_, &device.type), "a tensor's device");

@@ -113,7 +113,7 @@ class PoolCall:
             ValueError,
             f"{op}: hidden must be padded [B, S, H] or packed [T, H], got shape {list(hidden.shape)}",
         )
-        check_columns(op, "hidden", hidden, self.truncate_dim)
+        check_columns(op, hidden, self.truncate_dim)
         if self.out_dtype is not None:
             check_float(op, "out_dtype", self.out_dtype)
         for name in ("mask", "cu_seqlens", "weights", "starts", "ends"):
@@ -321,15 +321,8 @@ class NormalizeCall:
     @looked_up
     def known(self) -> Known:
         """What is known of calls that look like this one."""
-        values = (
-            self.kernel,
-            self.op,
-            self.truncate_dim,
-            type(self.truncate_dim),
-            self.eps,
-            type(self.eps),
-            self.out_dtype,
-        )
+        dim, eps = self.truncate_dim, self.eps
+        values = (self.kernel, self.op, dim, type(dim), eps, type(eps), self.out_dtype)
         return known(values, (self.x, self.truncate_dims))
 
     @property
@@ -366,7 +359,7 @@ class NormalizeCall:
         )
         # As most of torch's own ops; a view may have more, and kernels have room for as many.
         require(self.x.dim() <= 64, ValueError, f"{self.op}: x must have at most 64 dimensions, got {self.x.dim()}")
-        check_columns(self.op, "x", self.x, self.truncate_dim)
+        check_columns(self.op, self.x, self.truncate_dim)
         if self.out_dtype is not None:
             check_float(self.op, "out_dtype", self.out_dtype)
         require(

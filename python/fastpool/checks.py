@@ -60,12 +60,7 @@ def check_index_dtype(op: str, name: str, tensor: Tensor) -> None:
     )
 
 
-def check_columns(op: str, name: str, x: Tensor, truncate_dim: int | None) -> None:
-    require(
-        x.shape[-1] <= 1 or x.stride(-1) == 1,
-        ValueError,
-        f"{op}: {name} must be contiguous in its last dimension, got strides {list(x.stride())}",
-    )
+def check_columns(op: str, x: Tensor, truncate_dim: int | None) -> None:
     require(
         truncate_dim is None or isinstance(truncate_dim, int | torch.SymInt),
         TypeError,

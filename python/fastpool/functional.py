@@ -229,7 +229,7 @@ def l2_normalize(
     is +0.
 
     Args:
-        x: float16, bfloat16, float32 or float64; last dimension contiguous, any other stride.
+        x: float16, bfloat16, float32 or float64; any strides; copied first where its last dimension is not contiguous.
         truncate_dim: use the first `truncate_dim` columns only; truncation comes before normalisation.
         truncate_dims: int32 or int64, of x's shape without its last dimension, any stride, on x's device: how many
             columns of each row are used, from 0 (which gives zeros) to `truncate_dim`, or to all there are.

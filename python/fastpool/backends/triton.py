@@ -2,12 +2,14 @@
 
 import importlib.util
 import os
+from dataclasses import replace
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
-from ..calls import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
+from ..calls import Call, NormalizeCall, PoolBackwardCall, PoolCall
 
 _FOUND = importlib.util.find_spec("triton") is not None
 # Triton reads it as kernels are defined, so it must be set before they are imported.
@@ -54,25 +56,25 @@ def _kernels() -> ModuleType:
     return module
 
 
-def pool(call: PoolCall) -> Tensor:
+def _copied(call: Call) -> Any:
+    """The call on a copy of its tensor where kernels cannot read that: where its columns are not contiguous."""
+    x = call.tensor
+    if x.shape[-1] <= 1 or x.stride(-1) == 1:
+        return call
+    x = x.contiguous()
+    if isinstance(call, PoolCall):
+        return replace(call, hidden=x)
+    if isinstance(call, NormalizeCall):
+        return replace(call, x=x)
+    if isinstance(call, PoolBackwardCall):
+        return replace(call, pool=replace(call.pool, hidden=x))
+    return replace(call, normalize=replace(call.normalize, x=x))
+
+
+def _run(call: Call) -> Tensor:
     """Runs a checked call."""
-    result: Tensor = _kernels().pool(call)
+    result: Tensor = getattr(_kernels(), call.kernel)(_copied(call))
     return result
 
 
-def l2_normalize(call: NormalizeCall) -> Tensor:
-    """Runs a checked call."""
-    result: Tensor = _kernels().l2_normalize(call)
-    return result
-
-
-def pool_backward(call: PoolBackwardCall) -> Tensor:
-    """Runs a checked call."""
-    result: Tensor = _kernels().pool_backward(call)
-    return result
-
-
-def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
-    """Runs a checked call."""
-    result: Tensor = _kernels().l2_normalize_backward(call)
-    return result
+pool = pool_backward = l2_normalize = l2_normalize_backward = _run

@@ -129,7 +129,6 @@ def _normalize(module: nn.Module, features: Features) -> Features:
         device = x.device.type
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         out_dtype = nn.functional.normalize(x.new_empty(0, 1), dim=-1).dtype if autocast else None
-        x = x if x.stride(-1) == 1 else x.contiguous()
         features[getattr(module, "module_output_name", name)] = functional.l2_normalize(x, out_dtype=out_dtype)
     return features
 
