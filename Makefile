@@ -12,7 +12,7 @@ CPP = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp csrc/cuda/* tes
   tests/cpp/cuda_host/*.cpp)
 PY = setup.py python tests benchmarks examples triton_kernels
 
-.PHONY: demo test digests lint format bench report sanitize aot gpu gpu-first gpu-rest clean
+.PHONY: demo test test-wide digests lint format bench report sanitize aot gpu gpu-first gpu-rest clean
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ demo: $(VENV)/extra-demo
 
 test: $(VENV)/extra-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
+
+# What takes minutes and seldom finds what `make test` does not: more machine code, compiled.
+test-wide: $(VENV)/extra-test
+	$(BIN)/python -m pytest -n 2 --dist worksteal --wide $(PYTEST)
 
 # Bits of every result against those on record, on every backend that runs here; `make test` leaves Triton's interpreter out.
 digests: $(VENV)/extra-test

@@ -67,7 +67,17 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--wide", action="store_true", help="what is marked wide, instead of everything else")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wide = config.getoption("--wide")
+    chosen, others = [], []
+    for item in items:
+        (chosen if (item.get_closest_marker("wide") is not None) == wide else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = chosen
     if os.environ.get("FAIL_WITHOUT_CUDA") == "1" and not torch.cuda.is_available():
         sys.exit("FAIL_WITHOUT_CUDA=1, and torch sees no GPU")
     if native.unavailable() is None:
