@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs tests/integrations/test_vllm.py on vLLM's own classes, with a CPU build of torch; no GPU is needed.
+# Runs tests/integrations/vllm on vLLM's own classes, with a CPU build of torch; no GPU is needed.
 #
 #   scripts/check_vllm.sh [FOLDER]    an environment there (6 GB, some minutes; kept and used again), by default
 #                                     ${TMPDIR:-/tmp}/fastpool-vllm
@@ -30,4 +30,4 @@ from vllm.model_executor.layers.pooler.seqwise import MeanPool
 assert MeanPool.forward.__module__ == "fastpool.integrations.vllm", "vLLM did not load the plugin"
 print("vLLM", vllm.__version__, "loaded the plugin by its entry point")
 END
-exec "$FOLDER/bin/pytest" tests/integrations/test_vllm.py
+exec "$FOLDER/bin/pytest" tests/integrations/vllm

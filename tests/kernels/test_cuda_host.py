@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.cmake import ROOT
-from helpers.cuda_host import DEVICES, HOSTILE, NATIVE, NEVER, Host, build, hostile_calls, native
+from helpers.cuda_host import DEVICES, HOSTILE, NATIVE, NEVER, Host, hostile_calls, native
 from torch import Tensor
 
 import fastpool
@@ -329,56 +329,6 @@ print([redirecting(device, 0) for device in (-1, 0, 1, 127)])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FASTPOOL_")}
     done = subprocess.run([sys.executable, "-c", code, str(LIBRARY)], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines() == ["[False, False, False, False]", "[False, True, True, True]"], done.stderr
-
-
-ADDRESSES = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-from helpers import cuda_host
-from fastpool.calls import accumulator
-from fastpool.testing import DTYPES, SPELLINGS, sequences, variants
-host = cuda_host.Host(cuda_host.Path(sys.argv[2]))
-calls = 0
-def run(i, mode, arguments):
-    # Memory of its own for every argument, so that a byte beyond it is noticed.
-    global calls
-    arguments = {name: value.clone() for name, value in arguments.items()}
-    host.tune(split=(32, 64, 0)[i % 3], strip=128 if i % 2 else 0, tile=(0, 5, 64)[i % 3])
-    host(mode, arguments, normalize=True)
-    result = host(mode, arguments, out_dtype=accumulator(arguments["hidden"].dtype))
-    for of in ("hidden", "weights") if "weights" in arguments else ("hidden",):
-        host.backward(mode, arguments, torch.randn_like(result), result, of)
-    calls += 1
-for i, (arguments, _) in enumerate(cuda_host.hostile_calls(150, seed=1)):
-    for mode in ("mean", "weighted_mean", "max", "last"):
-        run(i, mode, arguments)
-for dtype in DTYPES:
-    for i, width in enumerate((1, 3, 8, 77, 300)):
-        batch = sequences([1, 40, 0, 300, 33], width, dtype)
-        for name in ("packed", "padded_lengths"):
-            for mode, weighted in variants():
-                run(i, mode, SPELLINGS[name].make(batch, weighted))
-        x = torch.randn(3, width).to(dtype)
-        gradient = torch.ones(3, width // 2 + 1, dtype=accumulator(dtype))
-        for cuts in (None, torch.tensor([0, -9, width // 2]), torch.tensor([width, 2**31 - 1, 1]).int()):
-            host.ops.l2_normalize(x, truncate_dims=cuts)
-            host.ops._l2_normalize_backward(gradient, x, 1e-12, cuts)
-print("calls:", calls)
-"""
-
-
-def test_addresses(tmp_path: Path) -> None:
-    """Hostile bounds and odd shapes under the address sanitizer, forward and backward."""
-    library = build("cuda_host_address", "-DFASTPOOL_SANITIZE=address")
-    asan = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    done = subprocess.run(
-        [sys.executable, "-c", ADDRESSES, str(ROOT / "tests"), str(library)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "LD_PRELOAD": asan.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "calls: 920" in done.stdout
 
 
 def test_is_not_installed() -> None:

@@ -1,15 +1,6 @@
-"""vLLM's pooling by fastpool, on vLLM's own classes where vLLM is installed (scripts/check_vllm.sh), else on stand-ins
-for them; the names of the tests say which.
-"""
+"""vLLM's pooling by fastpool: its pooling methods and its head."""
 
-import importlib.util
-import logging
-import re
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,58 +13,12 @@ import fastpool
 from fastpool.integrations import vllm as plugin
 from fastpool.testing import same_bits
 
-REAL = importlib.util.find_spec("vllm") is not None
 MODES = {"MEAN": "mean", "CLS": "cls", "LAST": "last"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LENGTHS = [7, 1, 130, 64, 33]
 WIDTH = 48
 modes = pytest.mark.parametrize("kind", MODES)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-@pytest.fixture(params=["vllm" if REAL else "stand-in"])
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """vLLM's names as they are before `register`; put back afterwards."""
-    if not REAL:
-        spec = importlib.util.spec_from_file_location("vllm_stand_in", Path(__file__).parent / "stand_ins" / "vllm.py")
-        assert spec is not None
-        assert spec.loader is not None
-        stand_in = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(stand_in)
-        for name, module in stand_in.modules().items():
-            monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delenv("FASTPOOL_VLLM", raising=False)
-    pooler = "vllm.model_executor.layers.pooler"
-    names = SimpleNamespace(vllm=import_module("vllm"), methods=import_module(f"{pooler}.seqwise.methods"))
-    for module in (
-        f"{pooler}.seqwise",
-        f"{pooler}.activations",
-        "vllm.v1.pool.metadata",
-        "vllm.pooling_params",
-    ):
-        vars(names).update({n: v for n, v in vars(import_module(module)).items() if not n.startswith("_")})
-    for touched in (names.CLSPool, names.LastPool, names.MeanPool, names.SequencePooler):
-        monkeypatch.setattr(touched, "forward", touched.forward)
-    plugin.register.cache_clear()
-    yield names
-    plugin.register.cache_clear()
-
-
-@pytest.fixture
-def attached(engine: SimpleNamespace) -> SimpleNamespace:
-    plugin.register()
-    return engine
-
-
-@pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
-    """What the plugin logs, whatever vLLM does with it."""
-    log, handler, records = logging.getLogger("vllm.fastpool"), logging.Handler(), list[logging.LogRecord]()
-    monkeypatch.setattr(handler, "emit", records.append)
-    monkeypatch.setattr(log, "handlers", [handler])
-    log.setLevel(logging.INFO)
-    yield records
-    log.setLevel(logging.NOTSET)
 
 
 def tokens(dtype: torch.dtype, lengths: list[int] = LENGTHS) -> torch.Tensor:
@@ -379,83 +324,3 @@ def test_inference_mode(attached: SimpleNamespace) -> None:
         pooler = embedder(attached, "MEAN")
         assert same_bits(pooler(hidden_states=hidden, pooling_metadata=given), expected)
         assert same_bits(pooler(hidden, mixed)[2], expected[2])
-
-
-# ---- register
-
-
-def forwards(engine: SimpleNamespace) -> list[Any]:
-    return [t.forward for t in (engine.CLSPool, engine.LastPool, engine.MeanPool, engine.SequencePooler)]
-
-
-def test_register_twice(engine: SimpleNamespace, lines: list[logging.LogRecord]) -> None:
-    before = forwards(engine)
-    plugin.register()
-    first = forwards(engine)
-    plugin.register()
-    assert forwards(engine) == first
-    assert not set(first) & set(before)
-    (line,) = lines
-    assert line.levelno == logging.INFO
-    assert engine.vllm.__version__ in line.getMessage()
-
-
-def test_switched_off(engine: SimpleNamespace, lines: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTPOOL_VLLM", "0")
-    before = forwards(engine)
-    plugin.register()
-    assert forwards(engine) == before
-    assert not lines
-
-
-def _other(self: Any, hidden_states: Any, pooling_metadata: Any, more: Any = None) -> None: ...
-
-
-def _alike(self: Any, hidden_states: Any, pooling_metadata: Any) -> None: ...
-
-
-POOLER = "vllm.model_executor.layers.pooler"
-# What is changed, by its name in vLLM; to what (None: gone); what the line in the log says.
-UNEXPECTED: dict[str, tuple[str, str, Any, str]] = {
-    "older": ("vllm", "__version__", "0.3.20", "knows vLLM 0.32, 0.33, this is 0.3.20"),
-    "newer": ("vllm", "__version__", "0.34.0", "this is 0.34.0"),
-    "longer": ("vllm", "__version__", "0.330", "this is 0.330"),
-    "method": ("MeanPool", "forward", _other, "takes .*more.*expected"),
-    "pooler": ("SequencePooler", "forward", _other, "takes .*more.*expected"),
-    "head": ("EmbeddingPoolerHead", "forward", _other, "takes .*more.*expected"),
-    "head_options": ("EmbeddingPoolerHead", "__init__", _other, "takes .*more.*expected"),
-    "another_plugin": ("MeanPool", "forward", _alike, "replaced already, by"),
-    "cursor": ("PoolingCursor", "__dataclass_fields__", {}, "PoolingCursor has no first.*last_token_indices_gpu"),
-    "no_dataclass": ("PoolingCursor", "__dataclass_fields__", None, "TypeError: must be called with a dataclass"),
-    "no_class": (f"{POOLER}.seqwise", "LastPool", None, "LastPool"),
-    "no_activation": (f"{POOLER}.activations", "PoolerNormalize", None, "PoolerNormalize"),
-    "no_module": ("modules", f"{POOLER}.seqwise", None, "seqwise"),
-}
-
-
-@pytest.mark.parametrize("case", UNEXPECTED)
-def test_not_as_expected(
-    engine: SimpleNamespace, lines: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
-    where, name, value, message = UNEXPECTED[case]
-    if where == "modules":
-        monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]  # an import of it fails
-    elif value is None:
-        monkeypatch.delattr(getattr(engine, where, None) or import_module(where), name)
-    else:
-        monkeypatch.setattr(getattr(engine, where), name, value)
-    before = forwards(engine)
-    plugin.register()
-    plugin.register()
-    assert forwards(engine) == before
-    (line,) = lines
-    assert line.levelno == logging.WARNING
-    assert line.getMessage().startswith("fastpool leaves vLLM's pooling as it is: ")
-    assert re.search(message, line.getMessage())
-
-
-def test_entry_point() -> None:
-    tomllib = pytest.importorskip("tomllib")
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    module, _, function = project["entry-points"]["vllm.general_plugins"]["fastpool"].partition(":")
-    assert getattr(import_module(module), function) is plugin.register

@@ -1,0 +1,102 @@
+"""What `register` changes of vLLM, and when it leaves everything as it is."""
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastpool.integrations import vllm as plugin
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
+    """What the plugin logs, whatever vLLM does with it."""
+    log, handler, records = logging.getLogger("vllm.fastpool"), logging.Handler(), list[logging.LogRecord]()
+    monkeypatch.setattr(handler, "emit", records.append)
+    monkeypatch.setattr(log, "handlers", [handler])
+    log.setLevel(logging.INFO)
+    yield records
+    log.setLevel(logging.NOTSET)
+
+
+def forwards(engine: SimpleNamespace) -> list[Any]:
+    return [t.forward for t in (engine.CLSPool, engine.LastPool, engine.MeanPool, engine.SequencePooler)]
+
+
+def test_register_twice(engine: SimpleNamespace, lines: list[logging.LogRecord]) -> None:
+    before = forwards(engine)
+    plugin.register()
+    first = forwards(engine)
+    plugin.register()
+    assert forwards(engine) == first
+    assert not set(first) & set(before)
+    (line,) = lines
+    assert line.levelno == logging.INFO
+    assert engine.vllm.__version__ in line.getMessage()
+
+
+def test_switched_off(engine: SimpleNamespace, lines: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTPOOL_VLLM", "0")
+    before = forwards(engine)
+    plugin.register()
+    assert forwards(engine) == before
+    assert not lines
+
+
+def _other(self: Any, hidden_states: Any, pooling_metadata: Any, more: Any = None) -> None: ...
+
+
+def _alike(self: Any, hidden_states: Any, pooling_metadata: Any) -> None: ...
+
+
+POOLER = "vllm.model_executor.layers.pooler"
+# What is changed, by its name in vLLM; to what (None: gone); what the line in the log says.
+UNEXPECTED: dict[str, tuple[str, str, Any, str]] = {
+    "older": ("vllm", "__version__", "0.3.20", "knows vLLM 0.32, 0.33, this is 0.3.20"),
+    "newer": ("vllm", "__version__", "0.34.0", "this is 0.34.0"),
+    "longer": ("vllm", "__version__", "0.330", "this is 0.330"),
+    "method": ("MeanPool", "forward", _other, "takes .*more.*expected"),
+    "pooler": ("SequencePooler", "forward", _other, "takes .*more.*expected"),
+    "head": ("EmbeddingPoolerHead", "forward", _other, "takes .*more.*expected"),
+    "head_options": ("EmbeddingPoolerHead", "__init__", _other, "takes .*more.*expected"),
+    "another_plugin": ("MeanPool", "forward", _alike, "replaced already, by"),
+    "cursor": ("PoolingCursor", "__dataclass_fields__", {}, "PoolingCursor has no first.*last_token_indices_gpu"),
+    "no_dataclass": ("PoolingCursor", "__dataclass_fields__", None, "TypeError: must be called with a dataclass"),
+    "no_class": (f"{POOLER}.seqwise", "LastPool", None, "LastPool"),
+    "no_activation": (f"{POOLER}.activations", "PoolerNormalize", None, "PoolerNormalize"),
+    "no_module": ("modules", f"{POOLER}.seqwise", None, "seqwise"),
+}
+
+
+@pytest.mark.parametrize("case", UNEXPECTED)
+def test_not_as_expected(
+    engine: SimpleNamespace, lines: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    where, name, value, message = UNEXPECTED[case]
+    if where == "modules":
+        monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]  # an import of it fails
+    elif value is None:
+        monkeypatch.delattr(getattr(engine, where, None) or import_module(where), name)
+    else:
+        monkeypatch.setattr(getattr(engine, where), name, value)
+    before = forwards(engine)
+    plugin.register()
+    plugin.register()
+    assert forwards(engine) == before
+    (line,) = lines
+    assert line.levelno == logging.WARNING
+    assert line.getMessage().startswith("fastpool leaves vLLM's pooling as it is: ")
+    assert re.search(message, line.getMessage())
+
+
+def test_entry_point() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    module, _, function = project["entry-points"]["vllm.general_plugins"]["fastpool"].partition(":")
+    assert getattr(import_module(module), function) is plugin.register
