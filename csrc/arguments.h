@@ -1,5 +1,5 @@
 // Op arguments: taken from the boxed stack in the schema's order, checked, and turned into a call. What is wrong with
-// them is said in Python (calls.py, checks.py), which is asked where a check here fails; see ops.h.
+// them is said in Python (calls/, checks.py), which is asked where a check here fails; see ops.h.
 #pragma once
 #include <torch/csrc/stable/stableivalue_conversions.h>
 

@@ -1,5 +1,5 @@
 """What several ops ask of a tensor, and the words for what is not so: a TypeError or ValueError with the op's name, the
-argument's, what was expected and what came. What one op asks alone stands with it, in calls.py.
+argument's, what was expected and what came. What one op asks alone stands with it, in calls/.
 """
 
 import torch
