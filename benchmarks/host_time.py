@@ -4,8 +4,9 @@
 
 Triton: tensors are on the CPU, and a stand-in takes the place of a compiled program, so that everything runs but the
 launch itself (Triton's launcher and the driver) and the questions about the current stream. `op` is an op of
-torch.ops.fastpool from the caller to the stand-in, by way of C++, which sends the call on to Python; `Python` is
-Python's part of it: checks, choice, plan, memory, arguments. `new` is a call that looks like none before, `again` any
+torch.ops.fastpool from the caller to the stand-in, by way of C++, which sends the call on to Python; `without C++` is
+the same where torch's dispatcher comes to Python at once, so that the difference is the price of that way; `Python` is
+Python's part of both: checks, choice, plan, memory, arguments. `new` is a call that looks like none before, `again` any
 other.
 
 What a torch.empty takes comes first: machines, and hours of one that others share, differ by more than calls do.
@@ -52,6 +53,14 @@ class Programs(dict[Any, Any]):
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
         return lambda *arguments: None
+
+
+class PythonOps:
+    """The ops without what the native libraries fill."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        op: Callable[..., Any] = getattr(torch.ops.fastpool, f"_python_{name}")
+        return op
 
 
 def cases() -> Cases:
@@ -119,6 +128,7 @@ def triton(repeats: int) -> dict[str, dict[str, float]]:
                     "Python, again": microseconds(python, repeats) - describing,
                     "Python, new": microseconds(python, repeats, known.forget) - describing,
                     "op, again": microseconds(run, repeats),
+                    "without C++": microseconds(op(PythonOps()), repeats),
                     "op, new": microseconds(run, repeats, known.forget),
                 }
     for one in values:

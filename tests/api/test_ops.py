@@ -1,5 +1,7 @@
 """What torch knows of the ops: schemas, fakes, compile, and what they never touch."""
 
+import dataclasses
+import inspect
 import subprocess
 import sys
 import textwrap
@@ -9,6 +11,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastpool
+from fastpool.arguments import OPS
+from fastpool.calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.modes import MODES
 from fastpool.testing import SPELLINGS, sequences, variants
 
@@ -163,3 +167,35 @@ def test_no_temporaries_of_the_inputs_size() -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_functions_take_what_ops_take(mode: str) -> None:
+    """A function's signature is the op's list of arguments, and two that are Python's alone."""
+    parameters = inspect.signature(getattr(fastpool, mode)).parameters
+    assert [name for name in parameters if name not in ("lengths", "unknown")] == [one.name for one in OPS[mode]]
+    for one in OPS[mode]:
+        assert (parameters[one.name].kind is inspect.Parameter.KEYWORD_ONLY) == one.keyword
+    assert {"lengths", "unknown"} < set(parameters)
+
+
+def test_calls_hold_what_ops_take() -> None:
+    """Every argument of a list is a field of the call, or of the one that it holds, with the list's default."""
+    for op, kinds in {
+        **dict.fromkeys(MODES, (PoolCall,)),
+        "_pool_backward": (PoolBackwardCall, PoolCall),
+        "l2_normalize": (NormalizeCall,),
+        "_l2_normalize_backward": (NormalizeBackwardCall, NormalizeCall),
+    }.items():
+        fields = {field.name: field for kind in reversed(kinds) for field in dataclasses.fields(kind)}
+        for one in OPS[op]:
+            assert one.name in fields, (op, one.name)
+            if one.default is not None:
+                assert str(fields[one.name].default) == one.default
+
+
+def test_there_are_few_ops() -> None:
+    """A forward op for each mode, and as many for gradients as there are kinds of calls."""
+    names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastpool::")}
+    assert names == {*OPS, *(f"_python_{op}" for op in OPS)}
+    assert len(OPS) == len(MODES) + 3
