@@ -201,6 +201,7 @@ PoolCall PoolArguments::call() {
     call.mask = per_token(mask, hidden, "mask");
     call.mask.bytes = integer_bytes(mask.dtype());
     require(call.mask.bytes != 0, "mask");
+    call.mask.boolean = mask.dtype() == aoti_torch_dtype_bool();
   }
   if (weights) {
     call.weights = per_token(weights, hidden, "weights");

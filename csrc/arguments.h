@@ -39,8 +39,6 @@ struct PoolArguments {
   void put_back(StableIValue* stack);
   // Checks all but the values of index tensors and masks. Hidden becomes a copy where its columns are not contiguous.
   PoolCall call();
-  // Whether the mask held 0 and 1 alone, whose values, ORed together, are `seen`. A bool holds nothing else.
-  bool is_mask(uint64_t seen) const { return seen <= 1 || mask.dtype() == aoti_torch_dtype_bool(); }
   Tensor output(const PoolCall& call) const;
 
  private:

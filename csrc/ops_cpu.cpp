@@ -49,7 +49,7 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
     Tensor out = arguments.output(call);
     call.out = out.mutable_data();
     require(cpu::valid_bounds(call), "bounds");
-    require(arguments.is_mask(cpu::pool(call, parallel())), "mask");
+    require(cpu::pool(call, parallel()), "mask");
     return out;
   });
 }

@@ -35,6 +35,7 @@ struct Indices {
 struct PerToken {
   const void* data = nullptr;
   int bytes = 1;                 // of a mask's element: its values count as zero or not zero
+  bool boolean = true;           // of a mask: whether all that is not zero is one
   DType dtype = DType::float32;  // of a weight
   int64_t batch_stride = 0, stride = 1;
 };

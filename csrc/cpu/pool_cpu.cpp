@@ -20,8 +20,8 @@ int64_t scratch_rows(int64_t rows) {
 
 }  // namespace
 
-uint64_t pool(const PoolCall& call, const Parallel& parallel) {
-  if (call.batch == 0 || call.dim == 0) return 0;
+bool pool(const PoolCall& call, const Parallel& parallel) {
+  if (call.batch == 0 || call.dim == 0) return true;
   const Kernels& kernel = kernels();
   const int64_t row_bytes = call.dim * size_of(call.dtype);
   const int64_t columns = padded_columns(call.dim), accumulator = accumulator_size(call.dtype);
@@ -34,7 +34,7 @@ uint64_t pool(const PoolCall& call, const Parallel& parallel) {
   for (int64_t b = 0; b < call.batch; ++b) {
     const Segment real = segment_of(call, b), segment = select(call.mode.select, real);
     // The walk reads the mask of what it adds; that of one token's neighbours is read here.
-    if (call.mode.one_token()) all_real(call.mask, b, real.begin, real.end - real.begin, seen);
+    if (call.mode.one_token() && !call.mask.boolean) all_real(call.mask, b, real.begin, real.end - real.begin, seen);
     units.push_back({b, segment.begin, segment.begin, segment.end, -1});
     const int64_t rows = segment.end - segment.begin;
     total += rows;
@@ -43,7 +43,8 @@ uint64_t pool(const PoolCall& call, const Parallel& parallel) {
 
   if (threads_for(total * row_bytes, parallel) == 1) {
     const Buffer scratch(scratch_rows(longest) * columns * accumulator);
-    return seen | kernel.reduce(call, units.data(), call.batch, scratch.data, nullptr, nullptr);
+    seen |= kernel.reduce(call, units.data(), call.batch, scratch.data, nullptr, nullptr);
+    return call.mask.boolean || seen <= 1;
   }
 
   // Long segments are cut at a power of two of leaves, so that every piece but the last is a whole subtree. How many is
@@ -95,7 +96,7 @@ uint64_t pool(const PoolCall& call, const Parallel& parallel) {
                      totals.data() + at);
     u = end;
   }
-  return seen;
+  return call.mask.boolean || seen <= 1;
 }
 
 void l2_normalize(const NormalizeCall& call, const Parallel& parallel) {

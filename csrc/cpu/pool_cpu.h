@@ -14,9 +14,8 @@ struct Parallel {
   std::function<void(int64_t n, const std::function<void(int64_t)>& body)> run;
 };
 
-// Returns the bits of all values of the mask within segments, ORed together: 0 or 1 where it holds nothing else. What
-// stands there then is wrong otherwise, and is not to be returned.
-uint64_t pool(const PoolCall& call, const Parallel& parallel);
+// Whether an integer mask held 0 and 1 alone within segments; where not, the result is not to be used.
+bool pool(const PoolCall& call, const Parallel& parallel);
 void pool_backward(const PoolBackwardCall& call, const Parallel& parallel);
 void l2_normalize(const NormalizeCall& call, const Parallel& parallel);
 void l2_normalize_backward(const NormalizeBackwardCall& call, const Parallel& parallel);

@@ -7,9 +7,7 @@ from torch import Tensor
 
 from .calls import Call, NormalizeCall, PoolCall, accumulator
 from .checks import name_of
-
-# The real tokens that a mode looks at, where these are not all.
-_SELECTED = {"cls": slice(0, 1), "last": slice(-1, None)}
+from .modes import MODES
 
 
 def check_finite(call: Call, result: Tensor) -> None:
@@ -35,7 +33,7 @@ def _why_pooled(call: PoolCall, segment: int, columns: Tensor) -> NoReturn:
     sequence = (segment,) if call.padded else ()
     if call.mask is not None:
         rows = rows[call.mask[sequence][rows] != 0]
-    rows = rows[_SELECTED.get(call.mode, slice(None))]
+    rows = rows[MODES[call.mode].select.among]
     what = f"{call.op}: the result of segment {segment} is not finite: "
     wrong = ~call.hidden[sequence][rows[:, None], columns].isfinite()
     if wrong.any():

@@ -12,6 +12,11 @@ class Select(IntEnum):
     FIRST = 1
     LAST = 2
 
+    @property
+    def among(self) -> slice:
+        """Of a segment's real tokens in a row."""
+        return (slice(None), slice(0, 1), slice(-1, None))[self]
+
 
 class Weight(IntEnum):
     """What each of them is multiplied by: nothing, or the weight that `weights` hold for it, else its position."""

@@ -87,8 +87,7 @@ def exact(
     row = MODES[mode]
     position = torch.arange(1, len(sequence.states) + 1, dtype=torch.float64)
     w = (sequence.weights.double() if weighted else position)[sequence.real, None]
-    tokens = {Select.ALL: slice(None), Select.FIRST: slice(0, 1), Select.LAST: slice(-1, None)}[row.select]
-    x, w = x[tokens], w[tokens]
+    x, w = x[row.select.among], w[row.select.among]
     if len(x) == 0:
         result = torch.zeros(sequence.states.shape[-1], dtype=torch.float64)
     else:
