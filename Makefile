@@ -63,7 +63,7 @@ report: $(VENV)/extra-bench
 
 # Addresses and undefined behaviour, then races: over the kernels alone, in their test program (without torch's OpenMP,
 # whose barriers the thread sanitizer does not know); then the whole library, inside Python, over the error table and the
-# spellings. Leaks are not looked for there: the interpreter has its own.
+# layouts. Leaks are not looked for there: the interpreter has its own.
 TORCH_DIR = $(shell $(BIN)/python -c "import pathlib, torch; print(pathlib.Path(torch.__file__).parent)")
 CONFIGURE = cmake -S . -G Ninja -DFASTPOOL_WERROR=ON
 sanitize: $(VENV)/extra-test
@@ -80,7 +80,7 @@ sanitize: $(VENV)/extra-test
 	LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/address/package \
 	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/api/test_errors.py tests/kernels/test_bits.py \
-	  -k "not reference and not wish and not meanwhile"
+	  -k "not reference and not requested_backend and not meanwhile"
 
 # Every Triton variant for every kind of GPU, without one: about two hours each on two cores. AOT="cuda:90" and the
 # command's own options narrow it down.

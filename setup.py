@@ -67,14 +67,14 @@ class NativeBuild(build_ext):
 
     def build_with_cuda(self, package: Path) -> dict[str, Any]:
         """Builds everything, or all but the CUDA part where that fails; says what became of the latter."""
-        wish = os.environ.get("FASTPOOL_CUDA")
+        requested = os.environ.get("FASTPOOL_CUDA")
         reason = ""
         try:
-            if wish == "0":
+            if requested == "0":
                 raise RuntimeError("FASTPOOL_CUDA=0")
             self.build_native(package, ["-DFASTPOOL_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={find_nvcc()}"])
         except RuntimeError as error:
-            if wish == "1":
+            if requested == "1":
                 raise
             reason = str(error)
             for stale in package.glob("libfastpool_cuda*.so"):

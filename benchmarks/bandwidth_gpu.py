@@ -39,7 +39,7 @@ def _triton_read(block: int, warps: int, per_processor: int) -> Callable[[Tensor
     def prepare(tensor: Tensor) -> Read:
         words = _words(tensor)
         blocks = -(-words.numel() // block)
-        programs = min(blocks, per_processor * processors(tensor.device)) if per_processor else blocks
+        programs = min(blocks, per_processor * sm_count(tensor.device)) if per_processor else blocks
         sums = torch.empty(programs, dtype=torch.int64, device=tensor.device)
 
         def read() -> Tensor:
@@ -56,7 +56,7 @@ def _torch_sum(tensor: Tensor) -> Read:
     return words.sum
 
 
-def processors(device: torch.device) -> int:
+def sm_count(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 

@@ -155,7 +155,7 @@ CASES = (*SHAPES, *FILL, *SKEW, *LENGTH)
 
 @dataclass(frozen=True)
 class Batch:
-    """The input of one case, in every spelling a provider may want."""
+    """The input of one case, in every layout a provider may want."""
 
     hidden: Tensor  # [B, S, H]
     mask: Tensor  # int64 [B, S], 1 where a token is real

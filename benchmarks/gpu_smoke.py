@@ -28,11 +28,11 @@ import fastpool
 from benchmarks.case_results import Spread
 from benchmarks.cases import SKEWED, Batch, Case, build
 from benchmarks.gpu import Gpu
-from benchmarks.providers import SPELLINGS as WAYS
+from benchmarks.providers import INPUT_LAYOUTS as WAYS
 from benchmarks.providers import Call
 from benchmarks.timing_cuda import Cuda, copies_of, eager_turn, seconds_of, time_calls
 from fastpool.backends import triton
-from fastpool.testing import SPELLINGS, gradients, moved, same_bits, sequences, special_values
+from fastpool.testing import LAYOUTS, gradients, moved, same_bits, sequences, special_values
 
 BACKENDS = ("native", "triton")
 _SMALL = 1 << 17  # elements that the interpreter pools within a second or so
@@ -44,7 +44,7 @@ class Shape:
 
     name: str
     mode: str
-    spelling: str
+    layout: str
     lengths: Sequence[int]
     width: int
     dtype: torch.dtype = torch.bfloat16
@@ -57,7 +57,7 @@ class Shape:
 
     def arguments(self) -> dict[str, Any]:
         made = sequences([*self.lengths], self.width, self.dtype, holes=self.holes)
-        return SPELLINGS[self.spelling].make(made, self.weighted)
+        return LAYOUTS[self.layout].make(made, self.weighted)
 
 
 SHAPES = (

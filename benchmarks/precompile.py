@@ -42,7 +42,7 @@ import torch
 from fastpool.triton_kernels import aot, run
 from fastpool.triton_kernels.config import candidates, slug
 from fastpool.triton_kernels.launch import Launch, settle_cache_keys
-from fastpool.triton_kernels.plan import Device, device_of
+from fastpool.triton_kernels.plan import DeviceProperties, device_of
 from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -68,14 +68,14 @@ _SHARED = "FASTPOOL_PRECOMPILE"  # a folder for all processes of a run: which pr
 class Gpu:
     """What programs are planned and compiled for."""
 
-    device: Device
+    device: DeviceProperties
     target: GPUTarget
 
     @staticmethod
     def here() -> "Gpu":
         """The one that torch sees, or an H100."""
         if not torch.cuda.is_available():
-            return Gpu(Device(slug("NVIDIA H100 80GB HBM3"), 132), GPUTarget("cuda", 90, 32))
+            return Gpu(DeviceProperties(slug("NVIDIA H100 80GB HBM3"), 132), GPUTarget("cuda", 90, 32))
         major, minor = torch.cuda.get_device_capability()
         return Gpu(device_of(torch.device("cuda", 0)), GPUTarget("cuda", 10 * major + minor, 32))
 

@@ -1,4 +1,4 @@
-"""Providers of pooling: fastpool, by backend and spelling, and the ways people pool today, all doing the same work.
+"""Providers of pooling: fastpool, by backend and input layout, and the ways people pool today, all doing the same work.
 
 Every provider gets the input it is made for (padded or packed) and ends, where asked to, with L2 normalisation. What it
 can prepare once and keep (modules, indices, a compiled function) is made before the clock starts. Engines' ways are
@@ -192,22 +192,27 @@ def bare_loop(batch: Batch, normalize: bool) -> Call:
 # ---- the tables
 
 BACKENDS = {"cpu": ("native", "reference"), "cuda": ("triton", "native", "auto")}
-SPELLINGS = {
+INPUT_LAYOUTS = {
     "mask": ("padded", fastpool_mask),
     "lengths": ("padded", fastpool_lengths),
     "packed": ("packed", fastpool_packed),
 }
 
 
-def ours(backend: str, spelling: str) -> str:
+def ours(backend: str, input_layout: str) -> str:
     """The name of one of fastpool's providers."""
-    return f"fastpool {backend}, {spelling}"
+    return f"fastpool {backend}, {input_layout}"
 
 
 FASTPOOL = tuple(
-    Provider(ours(backend, spelling), *SPELLINGS[spelling], backend, tuple(d for d in _BOTH if backend in BACKENDS[d]))
+    Provider(
+        ours(backend, input_layout),
+        *INPUT_LAYOUTS[input_layout],
+        backend,
+        tuple(d for d in _BOTH if backend in BACKENDS[d]),
+    )
     for backend in dict.fromkeys(backend for device in _BOTH for backend in BACKENDS[device])
-    for spelling in SPELLINGS
+    for input_layout in INPUT_LAYOUTS
 )
 COMPILED = Provider("torch.compile", "padded", compiled)
 BARE_LOOP = Provider("bare C loop", "packed", bare_loop, devices=("cpu",))

@@ -58,7 +58,9 @@ class Run:
         self.record: dict[str, Any] = dict.fromkeys(_OPTIONAL) | load(path)
         self.device: str = self.record["device"]
         self.results = [from_json(one) for one in self.record["cases"] or []]
-        self.ours = [ours(backend, spelling) for backend in _MAIN[self.device] for spelling in ("mask", "packed")]
+        self.ours = [
+            ours(backend, input_layout) for backend in _MAIN[self.device] for input_layout in ("mask", "packed")
+        ]
 
     # ---- about the run
 
@@ -108,22 +110,23 @@ class Run:
         large = (result for result in self.suite("shapes") if result.real_bytes >= LARGE_BYTES)
         return [result for result in large if result.read and result.read.share <= NOISY]
 
-    def _over_read(self, result: Result, spelling: str) -> float | None:
+    def _over_read(self, result: Result, input_layout: str) -> float | None:
         """The faster backend's time on a case, as a multiple of the read stream's."""
-        values = (result.over_read(ours(backend, spelling)) for backend in _MAIN[self.device])
+        values = (result.over_read(ours(backend, input_layout)) for backend in _MAIN[self.device])
         return min((value for value in values if value is not None), default=None)
 
     def _times_faster(self, than: str) -> list[float]:
         """Given the same input as that peer."""
-        spelling = "mask" if LAYOUTS[than] == "padded" else "packed"
-        pairs = ((result.over_read(than), self._over_read(result, spelling)) for result in self.large)
+        input_layout = "mask" if LAYOUTS[than] == "padded" else "packed"
+        pairs = ((result.over_read(than), self._over_read(result, input_layout)) for result in self.large)
         return [theirs / mine for theirs, mine in pairs if theirs and mine]
 
     def headline(self) -> str:
         tiny = self.record["tiny_us"]["inference mode"]
         unit, plain, normalized = tiny.values()
         over = {
-            spelling: [v for r in self.large if (v := self._over_read(r, spelling))] for spelling in ("packed", "mask")
+            input_layout: [v for r in self.large if (v := self._over_read(r, input_layout))]
+            for input_layout in ("packed", "mask")
         }
         rows = [
             (

@@ -59,8 +59,8 @@ def styles_of(device: str) -> dict[str, Style]:
     found = {name: Style(name, THEIRS[LAYOUTS[name]], mark) for name, mark in zip(peers, "s^Dvs^DvPX", strict=True)}
     for backend in ("native",) if device == "cpu" else ("native", "triton"):
         colours = _OURS["triton" if device == "cpu" else backend]
-        for spelling, colour, mark in zip(("mask", "packed"), colours, "do", strict=True):
-            name = ours(backend, spelling)
+        for input_layout, colour, mark in zip(("mask", "packed"), colours, "do", strict=True):
+            name = ours(backend, input_layout)
             found[name] = Style(name.replace(" native", "") if device == "cpu" else name, colour, mark, colours[1])
     return found
 

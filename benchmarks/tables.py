@@ -102,7 +102,7 @@ def print_limits(console: Console, rates: dict[str, float], empty: dict[str, Spr
 
 
 def print_summary(console: Console, device: str, results: Iterable[Result]) -> None:
-    """The share of the read stream's rate that each backend reaches, by case and spelling."""
+    """The share of the read stream's rate that each backend reaches, by case and layout."""
     names = [provider.name for provider in FASTPOOL if device in provider.devices]
     headers = [name.removeprefix("fastpool ").replace(", ", ",\n") for name in names]
     table = table_of("share of the read stream's rate", "case", "MB", *headers)

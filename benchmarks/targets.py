@@ -1,4 +1,4 @@
-"""What fastpool promises, and whether a run bears it out: for each backend by itself, in each spelling."""
+"""What fastpool promises, and whether a run bears it out: for each backend by itself, in each layout."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -56,7 +56,7 @@ def near(shape: Shape) -> list[Config]:
     usual, found = heuristic(shape), []
     for config in candidates(shape):
         changed = {one.name for one in fields(Config) if getattr(config, one.name) != getattr(usual, one.name)}
-        many = warps(config.leaves, shape.columns, shape.element_size, shape.lanes)
+        many = warps(config.leaves, shape.columns, shape.element_size, shape.warp_size)
         if len(changed) <= 1 or (changed == {"leaves", "warps"} and config.warps == many):
             found.append(config)
     return found

@@ -1,4 +1,5 @@
-// Counters of arrivals (cuda/tree.cuh), which must be zero when a launch starts, without another launch to clear them.
+// Counters of arrivals (cuda/arrival_tree.cuh), which must be zero when a launch starts, without another launch to
+// clear them.
 #pragma once
 #include <functional>
 

@@ -34,8 +34,8 @@ PYBIND11_MODULE(_native, m) {
       py::arg("name") = "", "Use this instruction set; the best one without a name. The bits stay the same.");
 
   native::set_python(true);  // whose dispatch defines the ops that calls may turn to
-  m.def("redirect_process", &native::redirect_process);
-  m.def("redirect_thread", &native::redirect_thread);
+  m.def("override_process", &native::override_process);
+  m.def("override_thread", &native::override_thread);
   m.def("set_direct", &native::set_direct);
   m.def("set_validation", &native::set_validation, py::arg("on"));
   m.def("set_python_from", &native::set_python_from, py::arg("device_index"), py::arg("bytes"));

@@ -7,25 +7,26 @@
 namespace fastpool::native {
 namespace {
 
-std::atomic<int> process_wish{automatic};
+std::atomic<int> process_requested{automatic};
 std::atomic<bool> validate{false};
 std::atomic<bool> python{false};
 std::array<std::atomic<int64_t>, kDevices> python_from{};
-thread_local int thread_wish = inherit;
+thread_local int thread_requested = inherit;
 thread_local bool direct = false;
 thread_local std::string error;
 
 }  // namespace
 
-bool redirecting(int device, int64_t hidden_bytes) {
+bool goes_through_python(int device, int64_t hidden_bytes) {
   if (direct) return false;
-  const int wish = thread_wish == inherit ? process_wish.load(std::memory_order_relaxed) : thread_wish;
-  if (wish == other || validate.load(std::memory_order_relaxed)) return true;
-  return device != kCpu && wish == automatic && python.load(std::memory_order_relaxed) &&
+  const int requested =
+      thread_requested == inherit ? process_requested.load(std::memory_order_relaxed) : thread_requested;
+  if (requested == other || validate.load(std::memory_order_relaxed)) return true;
+  return device != kCpu && requested == automatic && python.load(std::memory_order_relaxed) &&
          hidden_bytes >= python_from.at(device).load(std::memory_order_relaxed);
 }
-void redirect_process(int wish) { process_wish.store(wish, std::memory_order_relaxed); }
-void redirect_thread(int wish) { thread_wish = wish; }
+void override_process(int requested) { process_requested.store(requested, std::memory_order_relaxed); }
+void override_thread(int requested) { thread_requested = requested; }
 void set_direct(bool on) { direct = on; }
 void set_validation(bool on) { validate.store(on, std::memory_order_relaxed); }
 void set_python(bool there) { python.store(there, std::memory_order_relaxed); }

@@ -30,25 +30,25 @@ class OnDevice {
     return static_cast<cudaStream_t>(stream);
   }
   // What cannot change is asked for once.
-  const Chip& chip() const {
-    static const std::vector<Chip> chips = all_chips();
-    return chips.at(static_cast<size_t>(device_.index));
+  const DeviceProperties& properties() const {
+    static const std::vector<DeviceProperties> all = all_properties();
+    return all.at(static_cast<size_t>(device_.index));
   }
   // Torch's allocator gives it back to calls that come later on this stream; its rows start at multiples of 16 bytes.
   Tensor memory(int64_t bytes) const { return empty(1, &bytes, aoti_torch_dtype_uint8(), device_); }
 
  private:
-  static std::vector<Chip> all_chips() {
+  static std::vector<DeviceProperties> all_properties() {
     int devices = 0;
     check_cuda(cudaGetDeviceCount(&devices));
-    std::vector<Chip> chips;
+    std::vector<DeviceProperties> all;
     for (int device = 0; device < devices; ++device) {
-      int multiprocessors = 0, shared = 0;
-      check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+      int sm_count = 0, shared = 0;
+      check_cuda(cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device));
       check_cuda(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-      chips.push_back({multiprocessors, shared});
+      all.push_back({sm_count, shared});
     }
-    return chips;
+    return all;
   }
 
   Device device_;

@@ -16,8 +16,8 @@ inline void run_in_python(const char* name, StableIValue* stack) {
   if (torch_call_dispatcher(op.c_str(), "", stack, TORCH_ABI_VERSION) != 0)
     throw std::runtime_error(native::take_error());
 }
-inline bool redirected(const char* name, StableIValue* stack, int device, int64_t hidden_bytes) {
-  if (!native::redirecting(device, hidden_bytes)) return false;
+inline bool ran_in_python(const char* name, StableIValue* stack, int device, int64_t hidden_bytes) {
+  if (!native::goes_through_python(device, hidden_bytes)) return false;
   run_in_python(name, stack);
   return true;
 }

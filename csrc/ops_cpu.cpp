@@ -41,7 +41,7 @@ cpu::Parallel parallel() {
 template <int code>
 void pool(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const Mode& mode = kModes[code];
-  if (redirected(mode.name, stack, native::kCpu, 0)) return;
+  if (ran_in_python(mode.name, stack, native::kCpu, 0)) return;
   PoolArguments arguments(mode, stack);
   answer(mode.name, stack, arguments, [&] {
     PoolCall call = arguments.call();
@@ -56,7 +56,7 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
 
 void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = "_pool_backward";
-  if (redirected(name, stack, native::kCpu, 0)) return;
+  if (ran_in_python(name, stack, native::kCpu, 0)) return;
   PoolBackwardArguments arguments(stack);
   answer(name, stack, arguments, [&] {
     PoolBackwardCall call = arguments.call();
@@ -70,7 +70,7 @@ void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
 
 void l2_normalize(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = "l2_normalize";
-  if (redirected(name, stack, native::kCpu, 0)) return;
+  if (ran_in_python(name, stack, native::kCpu, 0)) return;
   NormalizeArguments arguments(stack);
   answer(name, stack, arguments, [&] {
     NormalizeCall call = arguments.call();
@@ -84,7 +84,7 @@ void l2_normalize(StableIValue* stack, uint64_t, uint64_t) {
 
 void l2_normalize_backward(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = "_l2_normalize_backward";
-  if (redirected(name, stack, native::kCpu, 0)) return;
+  if (ran_in_python(name, stack, native::kCpu, 0)) return;
   NormalizeBackwardArguments arguments(stack);
   answer(name, stack, arguments, [&] {
     NormalizeBackwardCall call = arguments.call();

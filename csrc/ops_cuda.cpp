@@ -14,7 +14,7 @@ namespace {
 
 using namespace cuda;
 
-const Kernels& kernels(DType dtype) {
+const DTypeKernels& kernels(DType dtype) {
   switch (dtype) {
     case DType::float16: return kernels_float16;
     case DType::bfloat16: return kernels_bfloat16;
@@ -60,7 +60,7 @@ void check_grid(int64_t blocks, int64_t strips) {
 void run(const PoolCall& call, bool cu, const OnDevice& device) {
   if (call.batch == 0 || call.dim == 0) return;
   const cudaStream_t stream = device.stream();
-  const Plan plan = make_plan(call, cu, device.chip());
+  const PoolPlan plan = make_plan(call, cu, device.properties());
   check_grid(plan.programs, plan.strips);
 
   const auto pool = [&](const PoolCall& call) {
@@ -95,34 +95,35 @@ void run(const PoolBackwardCall& call, const OnDevice& device) {
   const PoolCall& pool = call.pool;
   if (call.out_rows() == 0 || (call.width == 0 && !call.of_weights)) return;
   const cudaStream_t stream = device.stream();
-  const BackwardPlan plan = make_plan(call, device.chip());
+  const BackwardPlan plan = make_plan(call, device.properties());
   check_grid(plan.blocks, plan.strips);
   check_grid(pool.batch, 1);
 
   const Tensor memory = device.memory(plan.bytes);
   char* const at = static_cast<char*>(memory.mutable_data());
-  const Prepared prepared = {reinterpret_cast<Range*>(at), reinterpret_cast<unsigned long long*>(at + plan.maxima),
-                             at + plan.gradient, reinterpret_cast<Segment*>(at + plan.segments), at + plan.products};
+  const Prologue prologue = {reinterpret_cast<OverlapRange*>(at),
+                             reinterpret_cast<unsigned long long*>(at + plan.maxima), at + plan.gradient,
+                             reinterpret_cast<Segment*>(at + plan.segments), at + plan.products};
   if (plan.gradient > 0) check_cuda(cudaMemsetAsync(at, 0xff, static_cast<size_t>(plan.gradient), stream));
-  if (pool.batch > 0) check_cuda(kernels(accumulator(pool.dtype)).prepare(call, plan, prepared, stream));
-  check_cuda(kernels(pool.dtype).pool_backward(call, plan, prepared, stream));
+  if (pool.batch > 0) check_cuda(kernels(accumulator(pool.dtype)).segment_prologue(call, plan, prologue, stream));
+  check_cuda(kernels(pool.dtype).pool_backward(call, plan, prologue, stream));
 }
 
 // Where hidden's device and size say so; it stays on the stack.
-bool redirected_for(StableIValue hidden, const char* name, StableIValue* stack) {
+bool ran_in_python_for(StableIValue hidden, const char* name, StableIValue* stack) {
   const auto tensor = torch::stable::detail::to<AtenTensorHandle>(hidden);
   int64_t numel = 0;
   int32_t dtype = 0, device = 0;
   check_api(aoti_torch_get_numel(tensor, &numel), "a tensor's size");
   check_api(aoti_torch_get_dtype(tensor, &dtype), "a tensor's dtype");
   check_api(aoti_torch_get_device_index(tensor, &device), "a tensor's device");
-  return redirected(name, stack, device, numel * size_of(float_dtype(dtype).value_or(DType::float32)));
+  return ran_in_python(name, stack, device, numel * size_of(float_dtype(dtype).value_or(DType::float32)));
 }
 
 template <int code>
 void pool(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const Mode& mode = kModes[code];
-  if (redirected_for(stack[0], mode.name, stack)) return;
+  if (ran_in_python_for(stack[0], mode.name, stack)) return;
   PoolArguments arguments(mode, stack);
   answer(mode.name, stack, arguments, [&] {
     PoolCall call = arguments.call();
@@ -136,7 +137,7 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
 
 void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = "_pool_backward";
-  if (redirected_for(stack[PoolBackwardArguments::kHidden], name, stack)) return;
+  if (ran_in_python_for(stack[PoolBackwardArguments::kHidden], name, stack)) return;
   PoolBackwardArguments arguments(stack);
   answer(name, stack, arguments, [&] {
     PoolBackwardCall call = arguments.call();
@@ -150,7 +151,7 @@ void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
 
 void l2_normalize(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = "l2_normalize";
-  if (redirected_for(stack[0], name, stack)) return;
+  if (ran_in_python_for(stack[0], name, stack)) return;
   NormalizeArguments arguments(stack);
   answer(name, stack, arguments, [&] {
     NormalizeCall call = arguments.call();
@@ -164,7 +165,7 @@ void l2_normalize(StableIValue* stack, uint64_t, uint64_t) {
 
 void l2_normalize_backward(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = "_l2_normalize_backward";
-  if (redirected_for(stack[NormalizeBackwardArguments::kX], name, stack)) return;
+  if (ran_in_python_for(stack[NormalizeBackwardArguments::kX], name, stack)) return;
   NormalizeBackwardArguments arguments(stack);
   answer(name, stack, arguments, [&] {
     NormalizeBackwardCall call = arguments.call();

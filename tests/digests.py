@@ -5,7 +5,7 @@ python tests/digests.py --backends triton          one of them: reference, nativ
                                                    interpreter), cuda (the CUDA sources on the CPU)
 python tests/digests.py --write                    writes digests.json, by the reference
 
-Every backend has the same bits, so there is one digest for each mode, dtype and spelling: of results and gradients with
+Every backend has the same bits, so there is one digest for each mode, dtype and layout: of results and gradients with
 each of OPTIONS. tests/kernels/test_digests.py compares the backends that take seconds.
 """
 
@@ -29,7 +29,7 @@ from torch import Tensor
 import fastpool
 from fastpool import dispatch
 from fastpool.backends import native, triton
-from fastpool.testing import DTYPES, SPELLINGS, bits, gradients, sequences, special_values, variants
+from fastpool.testing import DTYPES, LAYOUTS, bits, gradients, sequences, special_values, variants
 
 GOLDEN = Path(__file__).parent / "digests.json"
 LENGTHS = [3, 0, 40, 1, 300]  # a leaf, several, and more than one unit of any plan
@@ -64,10 +64,10 @@ def add_call(digest: Digest, function: Callable[..., Tensor], arguments: dict[st
     digest.add(result, *gradients(function, arguments, drawn.to(result.dtype), **more))
 
 
-def pooled(mode: str, weighted: bool, dtype: torch.dtype, spelling: str, options: dict[str, Any]) -> str:
-    batch = sequences(LENGTHS, WIDTH, dtype, holes=SPELLINGS[spelling].holes)
+def pooled(mode: str, weighted: bool, dtype: torch.dtype, layout: str, options: dict[str, Any]) -> str:
+    batch = sequences(LENGTHS, WIDTH, dtype, holes=LAYOUTS[layout].holes)
     digest = Digest()
-    add_call(digest, getattr(fastpool, mode), SPELLINGS[spelling].make(batch, weighted), **options)
+    add_call(digest, getattr(fastpool, mode), LAYOUTS[layout].make(batch, weighted), **options)
     return str(digest)
 
 
@@ -94,11 +94,11 @@ def cases(options: Sequence[dict[str, Any]] = OPTIONS) -> Iterator[tuple[str, Ca
     for mode, weighted in variants():
         name = mode + (" of weights" if weighted else "")
         for dtype in DTYPES:
-            for spelling in SPELLINGS:
+            for layout in LAYOUTS:
                 for chosen in options:
                     said = ", ".join(f"{key}={value}".replace("torch.", "") for key, value in chosen.items())
-                    what = f"{name}, {str(dtype).removeprefix('torch.')}, {spelling}" + (f", {said}" if said else "")
-                    yield what, partial(pooled, mode, weighted, dtype, spelling, chosen)
+                    what = f"{name}, {str(dtype).removeprefix('torch.')}, {layout}" + (f", {said}" if said else "")
+                    yield what, partial(pooled, mode, weighted, dtype, layout, chosen)
         if not weighted:
             yield f"{mode}, special values", partial(special, mode)
     for dtype in DTYPES:

@@ -23,10 +23,10 @@ from ..calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, Pool
 from ..constants import NORM_EPS
 from .launch import Launch, settle_cache_keys
 from .machine_code import Report, read_amd, read_nvidia
-from .plan import Device, plan_normalize, plan_normalize_backward, plan_pool, plan_pool_backward
+from .plan import DeviceProperties, plan_normalize, plan_normalize_backward, plan_pool, plan_pool_backward
 
 DIMS = (8, 16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 3584, 4096, 5120, 8192, 16384)
-PROCESSORS = (108, 132, 148, 304)  # of an A100, an H100 or H200, a B200, an MI300X
+SM_COUNTS = (108, 132, 148, 304)  # of an A100, an H100 or H200, a B200, an MI300X
 # (batch, rows) that bring out every configuration of the heuristic, and of gradients; a test draws others and finds no
 # more. Packed segments may have less than a row each.
 SHAPES = tuple(product((2**k for k in range(13)), (part * 2**k for k in range(-12, 16) for part in (1.0, 1.5))))
@@ -37,10 +37,10 @@ GRADIENT_SHAPES = ((8, 512), (8, 4096))
 WIDE = {
     "pool": ("load",),
     "normalize": ("load",),
-    "prepare": (),
+    "segment_prologue": (),
     "first_maximum": ("load",),
-    "share": ("store",),
-    "share_of_weights": ("load",),
+    "scatter_gradient": ("store",),
+    "scatter_weight_gradient": ("load",),
     "normalize_backward": ("load", "store"),
 }
 
@@ -74,7 +74,7 @@ def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Spelling:
+class Layout:
     """What a call gives besides token states and weights."""
 
     padded: bool
@@ -82,16 +82,16 @@ class Spelling:
     mask: torch.dtype | None
 
     @property
-    def layout(self) -> "Spelling":
+    def plain(self) -> "Layout":
         """With nothing that it can do without."""
-        return Spelling(self.padded, () if self.padded else self.bounds, None)
+        return Layout(self.padded, () if self.padded else self.bounds, None)
 
 
-# Every spelling, and the usual ones, which come to the same code as the others but for a bound that is loaded or not.
+# Every layout, and the usual ones, which come to the same code as the others but for a bound that is loaded or not.
 # Masks are int64, as tokenizers make them and as takes the most registers, and bool in one.
-BOOL_MASK = Spelling(True, (), torch.bool)
-SPELLINGS = (BOOL_MASK,) + tuple(
-    Spelling(padded, bounds, mask)
+BOOL_MASK = Layout(True, (), torch.bool)
+LAYOUTS = (BOOL_MASK,) + tuple(
+    Layout(padded, bounds, mask)
     for padded, every in (
         (True, ((), ("starts",), ("ends",), ("starts", "ends"))),
         (False, (("cu_seqlens",), ("starts", "ends"))),
@@ -100,7 +100,7 @@ SPELLINGS = (BOOL_MASK,) + tuple(
     for mask in (torch.int64, None)
 )
 USUAL = tuple(
-    one for one in SPELLINGS if not one.padded or (one.bounds, one.mask is None) in (((), False), (("ends",), True))
+    one for one in LAYOUTS if not one.padded or (one.bounds, one.mask is None) in (((), False), (("ends",), True))
 )
 # A mode of every family, one that reads one token, and weights, which are one more argument.
 FAMILY_MODES = (("mean", False), ("max", False), ("last", False), ("weighted_mean", False), ("weighted_mean", True))
@@ -111,25 +111,25 @@ def make_call(
     dtype: torch.dtype,
     dim: int,
     shape: tuple[int, float],
-    spelling: Spelling,
+    layout: Layout,
     normalize: bool = False,
     weighted: bool = False,
 ) -> PoolCall:
     """Of (batch, rows). What strides and lengths are does not matter, only what is there."""
     batch, rows = shape
-    per_token = (batch, max(1, int(rows))) if spelling.padded else (max(1, int(batch * rows)),)
+    per_token = (batch, max(1, int(rows))) if layout.padded else (max(1, int(batch * rows)),)
     arguments = {
         name: _empty(batch + 1, dtype=torch.int32) if name == "cu_seqlens" else _empty(batch, dtype=torch.int64)
-        for name in spelling.bounds
+        for name in layout.bounds
     }
-    if spelling.mask is not None:
-        arguments["mask"] = _empty(*per_token, dtype=spelling.mask)
+    if layout.mask is not None:
+        arguments["mask"] = _empty(*per_token, dtype=layout.mask)
     if weighted:
         arguments["weights"] = _empty(*per_token, dtype=torch.float32)
     return PoolCall(mode, _empty(*per_token, dim, dtype=dtype), normalize=normalize, **arguments)
 
 
-def _spelled(call: PoolCall) -> str:
+def _layout_of(call: PoolCall) -> str:
     given = [name for name in ("weights", "cu_seqlens", "starts", "ends") if getattr(call, name) is not None]
     if call.mask is not None:
         given.insert(0, f"{str(call.mask.dtype).removeprefix('torch.')} mask")
@@ -138,41 +138,44 @@ def _spelled(call: PoolCall) -> str:
 
 @cache
 def _choices(
-    mode: str, dtype: torch.dtype, dim: int, layout: Spelling, normalize: bool, lanes: int, splits: bool
+    mode: str, dtype: torch.dtype, dim: int, layout: Layout, normalize: bool, warp_size: int, splits: bool
 ) -> list[tuple[tuple[int, float], int]]:
     """Shapes and numbers of processors, one of each for every configuration that the heuristic chooses. It does not
     look at more than the layout."""
     found: dict[tuple[object, ...], tuple[tuple[int, float], int]] = {}
     for shape in SHAPES:
         call = make_call(mode, dtype, dim, shape, layout, normalize)
-        for count in PROCESSORS:
-            found.setdefault(key_of(plan_pool(call, Device("aot", count, lanes, splits))), (shape, count))
+        for count in SM_COUNTS:
+            found.setdefault(key_of(plan_pool(call, DeviceProperties("aot", count, warp_size, splits))), (shape, count))
     return list(found.values())
 
 
-def _launches(dtype: torch.dtype, dim: int, lanes: int, splits: bool, every: bool) -> Iterator[tuple[str, Launch]]:
+def _launches(dtype: torch.dtype, dim: int, warp_size: int, splits: bool, every: bool) -> Iterator[tuple[str, Launch]]:
     """What calls of this dtype and width come to, and from what."""
-    spellings = SPELLINGS if every else USUAL
+    layouts = LAYOUTS if every else USUAL
     for mode, weighted in FAMILY_MODES:
         for normalize in (False, True):
-            for spelling in spellings if every or normalize else (BOOL_MASK,):
-                for shape, count in _choices(mode, dtype, dim, spelling.layout, normalize, lanes, splits):
-                    call = make_call(mode, dtype, dim, shape, spelling, normalize, weighted)
-                    yield f"{mode}({_spelled(call)})", plan_pool(call, Device("aot", count, lanes, splits))
-        for shape, spelling in product(GRADIENT_SHAPES, spellings):
-            call = make_call(mode, dtype, dim, shape, spelling, weighted=weighted)
+            for layout in layouts if every or normalize else (BOOL_MASK,):
+                for shape, count in _choices(mode, dtype, dim, layout.plain, normalize, warp_size, splits):
+                    call = make_call(mode, dtype, dim, shape, layout, normalize, weighted)
+                    yield (
+                        f"{mode}({_layout_of(call)})",
+                        plan_pool(call, DeviceProperties("aot", count, warp_size, splits)),
+                    )
+        for shape, layout in product(GRADIENT_SHAPES, layouts):
+            call = make_call(mode, dtype, dim, shape, layout, weighted=weighted)
             gradient = _empty(call.batch, dim, dtype=accumulator(dtype))
             for of in ("hidden", "weights") if weighted else ("hidden",):
                 backward = PoolBackwardCall(call, gradient, gradient, of)
-                for launch in plan_pool_backward(backward, Device("aot", 1, lanes)):
-                    yield f"gradient of {of} {kernel_name(launch)} {mode}({_spelled(call)})", launch
-    x, one = _empty(1, dim, dtype=dtype), Device("aot", 1, lanes)
-    for spelled, cut in (("", None), ("(truncate_dims)", _empty(1, dtype=torch.int32))):
-        yield f"l2_normalize{spelled}", plan_normalize(x, NORM_EPS, x, one, cut)
+                for launch in plan_pool_backward(backward, DeviceProperties("aot", 1, warp_size)):
+                    yield f"gradient of {of} {kernel_name(launch)} {mode}({_layout_of(call)})", launch
+    x, one = _empty(1, dim, dtype=dtype), DeviceProperties("aot", 1, warp_size)
+    for given, cut in (("", None), ("(truncate_dims)", _empty(1, dtype=torch.int32))):
+        yield f"l2_normalize{given}", plan_normalize(x, NORM_EPS, x, one, cut)
         gradient_call = NormalizeBackwardCall(
             NormalizeCall(x, truncate_dims=cut), _empty(1, dim, dtype=accumulator(dtype))
         )
-        yield f"gradient of l2_normalize{spelled}", plan_normalize_backward(gradient_call, one)
+        yield f"gradient of l2_normalize{given}", plan_normalize_backward(gradient_call, one)
 
 
 def key_of(launch: Launch) -> tuple[object, ...]:
@@ -183,14 +186,14 @@ def key_of(launch: Launch) -> tuple[object, ...]:
 
 
 def variants(
-    dtypes: Sequence[torch.dtype], dims: Sequence[int], lanes: int = 32, splits: bool = True, every: bool = False
+    dtypes: Sequence[torch.dtype], dims: Sequence[int], warp_size: int = 32, splits: bool = True, every: bool = False
 ) -> list[Variant]:
     """The machine programs that calls of these dtypes and widths come to: every configuration that the heuristic can
-    choose, in every family, and in the usual spellings or every one. Other types of indices, masks and weights, and a
+    choose, in every family, and in the usual layouts or every one. Other types of indices, masks and weights, and a
     result of another dtype are programs of their own, which differ in a load, a comparison or a store."""
     found: dict[tuple[object, ...], Variant] = {}
     for dtype, dim in product(dtypes, dims):
-        for what, launch in _launches(dtype, dim, lanes, splits, every):
+        for what, launch in _launches(dtype, dim, warp_size, splits, every):
             key = key_of(launch)
             if key not in found:
                 found[key] = Variant(_name(what, dtype, launch), launch, key)
@@ -201,7 +204,7 @@ def _name(what: str, dtype: torch.dtype, launch: Launch) -> str:
     constants = {name: int(v) for name, v in launch.arguments.items() if name.isupper()}
     shown = [
         f"{name.lower()}={constants[name]}"
-        for name in ("COLUMNS", "LEAVES", "LEVELS", "ROWS", "SCAN")
+        for name in ("COLUMNS", "LEAVES", "LEVELS", "LOADS", "TILE_ROWS", "SCAN")
         if name in constants
     ]
     flags = [name.lower() for name in ("WHOLE", "NORMALIZE") if constants.get(name)]

@@ -1,9 +1,9 @@
 """Gradients of pooling: of hidden in two launches (max: four, to find first maxima), and of weights, in two.
 
-`prepare` finds each segment's span and divisor. What is written is then cut into chunks of rows, whatever the layout:
-each program looks up which segments have tokens in its chunk and gives every row their shares, in the order of
-segments. A row that two segments may hold (starts and ends) is added up in registers; others are what one segment
-gives, once rounded where all tokens get the same, so that little but stores is left.
+`segment_prologue` finds each segment's bounds and divisor. What is written is then cut into chunks of rows, whatever
+the layout: each program looks up which segments have tokens in its chunk and gives every row their shares, in the
+order of segments. A row that two segments may hold (starts and ends) is added up in registers; others are what one
+segment gives, once rounded where all tokens get the same, so that little but stores is left.
 
 Rows are counted through the whole of hidden, padded or packed alike. Where sequences lie apart in memory, what is
 between them beside their rows is a skew: row r of segment b stands at b * skew + r * row_stride.
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .finish import counts_tokens, divisor_of, quotient, round_to
-from .segment import bounds, candidates, count_real, is_real, next_meeting, selected, span, trim
+from .segment import bounds, count_real, is_real, load_segment, next_overlap, overlap_range, selected, trim
 from .state import LEAF, SUM, add_columns, empty_counters, empty_scalars, push, total, widen
 from .weight import weight_of
 
@@ -80,13 +80,13 @@ _RUNTIME += ["weight_skew", "weight_stride"]
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
-def prepare_kernel(
-    gradient, result, mask, weights, starts, ends, spans, divisors, products,
+def segment_prologue_kernel(
+    gradient, result, mask, weights, starts, ends, segments, divisors, products,
     select, divisor, rows, dim, mask_skew, token_stride, weight_skew, weight_stride,
     WEIGHTED: tl.constexpr, PADDED: tl.constexpr, CU: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr,
     SCAN: tl.constexpr,
 ):  # fmt: skip
-    """A program a segment: its span and its divisor; where a result is given, their product too."""
+    """A program a segment: its bounds and its divisor; where a result is given, their product too."""
     ACC: tl.constexpr = divisors.dtype.element_ty
     segment = tl.program_id(0).to(tl.int64)
     rows = rows.to(tl.int64)
@@ -112,17 +112,17 @@ def prepare_kernel(
         product = product_of(gradient, result, segment, value, dim.to(tl.int64), COLUMNS, LEVELS)
         tl.store(products + segment, product)
     first, last = selected(first, last, select)
-    tl.store(spans + segment * 2, first)
-    tl.store(spans + segment * 2 + 1, last)
+    tl.store(segments + segment * 2, first)
+    tl.store(segments + segment * 2 + 1, last)
 
 
 @triton.jit
-def chunk_of(spans, starts, batch, rows, chunk, PADDED: tl.constexpr, CU: tl.constexpr):
+def chunk_of(segments, starts, batch, rows, chunk, PADDED: tl.constexpr, CU: tl.constexpr):
     """This program's rows, [begin, end), and the segments that may have tokens there, [low, high)."""
     rows = rows.to(tl.int64)
     begin = tl.program_id(0).to(tl.int64) * chunk
     end = tl.minimum(begin + chunk, batch * rows if PADDED else rows)
-    low, high = candidates(spans, starts, begin, end, batch, rows, PADDED, CU)
+    low, high = overlap_range(segments, starts, begin, end, batch, rows, PADDED, CU)
     return begin, end, low, high
 
 
@@ -137,25 +137,25 @@ def real_tokens(mask, segment, mask_skew, token_stride, row, first, last):
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def first_maximum_kernel(
-    hidden, result, maxima, mask, starts, spans,
+    hidden, result, maxima, mask, starts, segments,
     batch, rows, dim, chunk, skew, row_stride, mask_skew, token_stride,
-    PADDED: tl.constexpr, CU: tl.constexpr, VECTOR: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    PADDED: tl.constexpr, CU: tl.constexpr, VECTOR: tl.constexpr, COLUMNS: tl.constexpr, TILE_ROWS: tl.constexpr,
 ):  # fmt: skip
     """A program a chunk and strip: brings maxima [batch, dim] down to where the first maximum of each column is,
     counted from the segment's first real token. Whoever comes first: they are integers."""
-    begin, end, low, high = chunk_of(spans, starts, batch, rows, chunk, PADDED, CU)
+    begin, end, low, high = chunk_of(segments, starts, batch, rows, chunk, PADDED, CU)
     dim = dim.to(tl.int64) * VECTOR
     row_step = row_stride.to(tl.int64) * VECTOR
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < dim
-    segment = next_meeting(spans, low, high, begin, end)
+    segment = next_overlap(segments, low, high, begin, end)
     while segment < high:
-        first, last = span(spans, segment, True)
+        first, last = load_segment(segments, segment, True)
         y = tl.load(result + segment * dim + columns, mask=inside, other=0.0)[None, :]
         states = hidden + segment * (skew.to(tl.int64) * VECTOR) + columns[None, :]
-        found = tl.full((ROWS, COLUMNS), NEVER, tl.int32)
-        for at in range(tl.maximum(first, begin), tl.minimum(last, end), ROWS):
-            row = at + tl.arange(0, ROWS)
+        found = tl.full((TILE_ROWS, COLUMNS), NEVER, tl.int32)
+        for at in range(tl.maximum(first, begin), tl.minimum(last, end), TILE_ROWS):
+            row = at + tl.arange(0, TILE_ROWS)
             real = real_tokens(mask, segment, mask_skew, token_stride, row, first, tl.minimum(last, end))
             there = real[:, None] & inside[None, :]
             x = widen(tl.load(states + row[:, None] * row_step, mask=there, other=0.0), y.dtype)
@@ -163,7 +163,7 @@ def first_maximum_kernel(
             found = tl.minimum(found, tl.where(equal, (row - first).to(tl.int32)[:, None], NEVER))
         first_found = tl.min(found, axis=0)
         tl.atomic_min(maxima + segment * dim + columns, first_found, mask=first_found < NEVER, sem="relaxed")
-        segment = next_meeting(spans, segment + 1, high, begin, end)
+        segment = next_overlap(segments, segment + 1, high, begin, end)
 
 
 @triton.jit
@@ -178,7 +178,9 @@ def maximum_of(maxima, segment, there, dim, columns):
 
 
 @triton.jit
-def share(x, maximum, weights, segment, weight_skew, weight_stride, row, first, real, maxima, WEIGHTED: tl.constexpr):
+def token_gradient(
+    x, maximum, weights, segment, weight_skew, weight_stride, row, first, real, maxima, WEIGHTED: tl.constexpr
+):
     """Of a segment's gradient x, divided, for each of the rows that are `real`; [1, COLUMNS] where it is the same for
     all."""
     if WEIGHTED:
@@ -198,15 +200,15 @@ def store_rows(out, row, end, columns, width, x):
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
-def share_kernel(
-    gradient, out, mask, weights, maxima, starts, spans, divisors,
+def scatter_gradient_kernel(
+    gradient, out, mask, weights, maxima, starts, segments, divisors,
     batch, rows, dim, width, chunk, mask_skew, token_stride, weight_skew, weight_stride,
     WEIGHTED: tl.constexpr, PADDED: tl.constexpr, CU: tl.constexpr, VECTOR: tl.constexpr, COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
 ):  # fmt: skip
     """A program a chunk and strip of `out`, which has `width` columns: 0 from `dim` on. Both count VECTOR elements."""
     ACC: tl.constexpr = gradient.dtype.element_ty
-    begin, end, low, high = chunk_of(spans, starts, batch, rows, chunk, PADDED, CU)
+    begin, end, low, high = chunk_of(segments, starts, batch, rows, chunk, PADDED, CU)
     dim = dim.to(tl.int64) * VECTOR
     width = width.to(tl.int64) * VECTOR
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -214,59 +216,63 @@ def share_kernel(
     if PADDED or CU:  # a row is of one segment, and of none those between one segment's last token and the next's first
         at = begin
         while at < end:
-            segment = next_meeting(spans, low, high, at, end)
+            segment = next_overlap(segments, low, high, at, end)
             there = segment < high
-            first, last = span(spans, segment, there)
+            first, last = load_segment(segments, segment, there)
             stop = tl.where(there, tl.minimum(last, end), end)
             divisor = tl.load(divisors + segment, mask=there, other=0.0)
             x = gradient_of(gradient, segment, there, divisor, dim, columns)
             maximum = maximum_of(maxima, segment, there, dim, columns)
-            for some in range(at, stop, ROWS):
-                row = some + tl.arange(0, ROWS)
+            for some in range(at, stop, TILE_ROWS):
+                row = some + tl.arange(0, TILE_ROWS)
                 real = real_tokens(mask, segment, mask_skew, token_stride, row, first, last)
-                y = share(x, maximum, weights, segment, weight_skew, weight_stride, row, first, real, maxima, WEIGHTED)
+                y = token_gradient(
+                    x, maximum, weights, segment, weight_skew, weight_stride, row, first, real, maxima, WEIGHTED
+                )
                 y = round_to(y + 0.0, out.dtype.element_ty)  # never -0, as if added to +0
                 store_rows(out, row, stop, columns, width, tl.where(real[:, None] & inside, y, 0.0))
             at = stop
             low = segment + 1
     else:
-        for at in range(begin, end, ROWS):
-            row = at + tl.arange(0, ROWS)
-            stop = tl.minimum(at + ROWS, end)
-            x = tl.zeros((ROWS, COLUMNS), ACC)
-            segment = next_meeting(spans, low, high, at, stop)
+        for at in range(begin, end, TILE_ROWS):
+            row = at + tl.arange(0, TILE_ROWS)
+            stop = tl.minimum(at + TILE_ROWS, end)
+            x = tl.zeros((TILE_ROWS, COLUMNS), ACC)
+            segment = next_overlap(segments, low, high, at, stop)
             while segment < high:
-                first, last = span(spans, segment, True)
+                first, last = load_segment(segments, segment, True)
                 divisor = tl.load(divisors + segment)
                 y = gradient_of(gradient, segment, True, divisor, dim, columns)
                 maximum = maximum_of(maxima, segment, True, dim, columns)
                 real = real_tokens(mask, segment, mask_skew, token_stride, row, first, last)
-                y = share(y, maximum, weights, segment, weight_skew, weight_stride, row, first, real, maxima, WEIGHTED)
+                y = token_gradient(
+                    y, maximum, weights, segment, weight_skew, weight_stride, row, first, real, maxima, WEIGHTED
+                )
                 x += tl.where(real[:, None] & inside, y, 0.0)
-                segment = next_meeting(spans, segment + 1, high, at, stop)
+                segment = next_overlap(segments, segment + 1, high, at, stop)
             store_rows(out, row, stop, columns, width, round_to(x, out.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
-def share_of_weights_kernel(
-    gradient, hidden, out, mask, starts, spans, divisors, products,
+def scatter_weight_gradient_kernel(
+    gradient, hidden, out, mask, starts, segments, divisors, products,
     batch, rows, dim, chunk, skew, row_stride, mask_skew, token_stride,
     PADDED: tl.constexpr, CU: tl.constexpr, VECTOR: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr,
-    ROWS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
 ):  # fmt: skip
     """A program a chunk of weights, each of which gets its token times the segment's gradient, less their product."""
     ACC: tl.constexpr = gradient.dtype.element_ty
-    begin, end, low, high = chunk_of(spans, starts, batch, rows, chunk, PADDED, CU)
+    begin, end, low, high = chunk_of(segments, starts, batch, rows, chunk, PADDED, CU)
     dim = dim.to(tl.int64) * VECTOR
     row_step = row_stride.to(tl.int64) * VECTOR
     pieces = tl.cdiv(dim, COLUMNS)
-    for at in range(begin, end, ROWS):
-        row = at + tl.arange(0, ROWS)
-        stop = tl.minimum(at + ROWS, end)
-        x = tl.zeros((ROWS,), ACC)
-        segment = next_meeting(spans, low, high, at, stop)
+    for at in range(begin, end, TILE_ROWS):
+        row = at + tl.arange(0, TILE_ROWS)
+        stop = tl.minimum(at + TILE_ROWS, end)
+        x = tl.zeros((TILE_ROWS,), ACC)
+        segment = next_overlap(segments, low, high, at, stop)
         while segment < high:
-            first, last = span(spans, segment, True)
+            first, last = load_segment(segments, segment, True)
             divisor = tl.load(divisors + segment)
             real = real_tokens(mask, segment, mask_skew, token_stride, row, first, last)
             states = hidden + segment * (skew.to(tl.int64) * VECTOR) + row[:, None] * row_step
@@ -277,7 +283,7 @@ def share_of_weights_kernel(
                 there = real[:, None] & (columns < dim)[None, :]
                 state = widen(tl.load(states + columns[None, :], mask=there, other=0.0), ACC)
                 levels = push(levels, add_columns(y[None, :] * state), piece, SUM)
-            product = total(levels, tl.zeros((ROWS,), ACC), pieces, SUM)
+            product = total(levels, tl.zeros((TILE_ROWS,), ACC), pieces, SUM)
             x += tl.where(real, product - tl.load(products + segment), 0.0)
-            segment = next_meeting(spans, segment + 1, high, at, stop)
+            segment = next_overlap(segments, segment + 1, high, at, stop)
         tl.store(out + row, round_to(x, out.dtype.element_ty), mask=row < end)

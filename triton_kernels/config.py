@@ -11,7 +11,7 @@ from ..constants import LEAF
 
 MOST_THREADS = 512  # of a program: each then has 128 registers
 LOAD_BYTES = 16  # the widest load of a thread
-MAX_LEVELS = 4  # a state per level stays in registers (endless has so few columns a thread that more fit)
+MAX_LEVELS = 4  # a state per level stays in registers (single_program has so few columns a thread that more fit)
 # Bytes of a segment that one processor reads in the time of what splitting it costs: finding its units, and meeting.
 SHORT = 256 << 10
 SMALL = 8 << 20  # bytes of a batch below which that matters
@@ -28,14 +28,14 @@ TUNED = Path(__file__).parent / "tuned"
 
 @dataclass(frozen=True)
 class Config:
-    """leaves side by side in a program, 2^levels such groups one after another, warps that share them, rows of a leaf
-    whose loads are in flight together (a divisor of LEAF); stages of such loads, beyond 1 by way of shared memory;
-    registers that a thread may use on an NVIDIA GPU, 0 for what `registers` says."""
+    """leaves side by side in a program, 2^levels such groups one after another, warps that share them, loads of a
+    thread that are in flight together, each of another row of a leaf (a divisor of LEAF); stages of such loads, beyond
+    1 by way of shared memory; registers that a thread may use on an NVIDIA GPU, 0 for what `registers` says."""
 
     leaves: int
     levels: int
     warps: int
-    rows: int
+    loads: int
     stages: int = 1
     registers: int = 0
 
@@ -55,8 +55,8 @@ class Shape:
     columns: int  # of a program, a power of two
     element_size: int
     weighted: bool
-    processors: int
-    lanes: int = 32  # threads of a warp; 64 on most AMD GPUs
+    sm_count: int
+    warp_size: int = 32  # threads of a warp; 64 on most AMD GPUs
     may_overlap: bool = False  # segments, each of which may then be as long as all rows
     summed: bool = False  # tokens are added as they are
 
@@ -85,14 +85,14 @@ def max_columns(element_size: int) -> int:
     return 512 if element_size == 8 else 4096
 
 
-def row_columns(width: int, element_size: int, lanes: int) -> int:
+def row_columns(width: int, element_size: int, warp_size: int) -> int:
     """Columns of a program for rows of this width: at least one whole load for every thread of a warp."""
-    return min(max(power_of_two(width), lanes * LOAD_BYTES // element_size), max_columns(element_size))
+    return min(max(power_of_two(width), warp_size * LOAD_BYTES // element_size), max_columns(element_size))
 
 
-def warps(leaves: int, columns: int, element_size: int, lanes: int) -> int:
+def warps(leaves: int, columns: int, element_size: int, warp_size: int) -> int:
     """One load of LOAD_BYTES a thread and row, as far as MOST_THREADS go."""
-    return max(1, min(MOST_THREADS, leaves * columns * element_size // LOAD_BYTES) // lanes)
+    return max(1, min(MOST_THREADS, leaves * columns * element_size // LOAD_BYTES) // warp_size)
 
 
 def registers(warps: int, shared: bool = True) -> int:
@@ -115,7 +115,7 @@ def is_wide(shape: Shape) -> bool:
     return shape.columns * shape.element_size > MOST_THREADS * LOAD_BYTES
 
 
-def rows(shape: Shape) -> int:
+def loads(shape: Shape) -> int:
     """Half a leaf where registers allow it, which spares short texts a wait; fewer where values are wide, or rows."""
     if shape.light and shape.element_size == 2 and shape.columns <= 1024:
         return 16
@@ -124,20 +124,20 @@ def rows(shape: Shape) -> int:
 
 def usual(shape: Shape, leaves: int, levels: int) -> Config:
     """Wide rows with weights have half of the threads, with all the registers there are."""
-    config = Config(leaves, levels, warps(leaves, shape.columns, shape.element_size, shape.lanes), rows(shape))
+    config = Config(leaves, levels, warps(leaves, shape.columns, shape.element_size, shape.warp_size), loads(shape))
     return halved(config) if shape.weighted and is_wide(shape) else config
 
 
 def halved(config: Config) -> Config:
     """Half of the threads, with all the registers there are."""
-    few = config.warps // 2
-    return replace(config, warps=few, registers=registers(few, shared=False))
+    num_warps = config.warps // 2
+    return replace(config, warps=num_warps, registers=registers(num_warps, shared=False))
 
 
 def deep(shape: Shape, leaves: int) -> int:
     """Levels of a large unit: eight groups, or four where many threads share the registers and need them."""
-    few = warps(leaves, shape.columns, shape.element_size, shape.lanes)
-    return 3 if shape.light or few * shape.lanes <= MOST_THREADS // 4 else 2
+    num_warps = warps(leaves, shape.columns, shape.element_size, shape.warp_size)
+    return 3 if shape.light or num_warps * shape.warp_size <= MOST_THREADS // 4 else 2
 
 
 def deepest(shape: Shape, leaves: int) -> int:
@@ -159,7 +159,7 @@ def whole(shape: Shape) -> Config:
 
 def one_token(shape: Shape) -> Config:
     """For modes that read one token."""
-    return Config(1, 0, warps(1, shape.columns, shape.element_size, shape.lanes), 1)
+    return Config(1, 0, warps(1, shape.columns, shape.element_size, shape.warp_size), 1)
 
 
 def heuristic(shape: Shape) -> Config:
@@ -178,12 +178,12 @@ def heuristic(shape: Shape) -> Config:
     while leaves > 1 and LEAF * (leaves - 1) >= shape.mean:
         leaves //= 2
     levels = deep(shape, leaves)
-    while levels > 0 and 4 * shape.units(LEAF * leaves << levels) < 3 * shape.processors:
+    while levels > 0 and 4 * shape.units(LEAF * leaves << levels) < 3 * shape.sm_count:
         levels -= 1
     return usual(shape, leaves, levels)
 
 
-def endless(shape: Shape) -> tuple[int, Config]:
+def single_program(shape: Shape) -> tuple[int, Config]:
     """Columns and a configuration for segments of any length in one piece: leaves for MOST_THREADS on 2 KB of a row,
     so that little of each level falls to a thread, and levels for a million tokens and more; half of the row and
     levels for any number where there may be so many. With weights half the threads, with all the registers there
@@ -192,7 +192,7 @@ def endless(shape: Shape) -> tuple[int, Config]:
     columns = min(shape.columns, row_bytes // shape.element_size)
     leaves = max(1, MOST_THREADS * LOAD_BYTES // (columns * shape.element_size))
     levels = 14 if shape.longest <= 1 << 20 else 24
-    config = Config(leaves, levels, warps(leaves, columns, shape.element_size, shape.lanes), 4)
+    config = Config(leaves, levels, warps(leaves, columns, shape.element_size, shape.warp_size), 4)
     return columns, halved(config) if shape.weighted else config
 
 
@@ -202,7 +202,7 @@ TILE_THREADS = 128
 # for. Left alone, ptxas takes up to twice as many to keep addresses. Fewer programs fit where so few registers will not
 # always do: for max, which compares rows with those of maxima (128 columns of bfloat16 take up to 168), and with a row
 # to a thread.
-SHARE_REGISTERS = 96
+SCATTER_REGISTERS = 96
 STRIP_BYTES = 2048  # of its widest row
 SEVERAL_ROWS = 16  # at most, where several segments may hold one: each row's own mask and weight take registers
 
@@ -216,20 +216,20 @@ def tile(width: int, element_size: int) -> tuple[int, int]:
 LEAST_CHUNK = 64  # rows
 
 
-def chunk(rows: int, strips: int, tile_rows: int, processors: int) -> int:
+def chunk(rows: int, strips: int, tile_rows: int, sm_count: int) -> int:
     """Rows of a program of the backward kernels: whole tiles, as many as leave 16 programs for every processor, or
     LEAST_CHUNK, as far as that leaves four. Many, since a program looks its segments up and reads their gradients once
     for all of them."""
 
     def each(per_processor: int) -> int:
-        return -(-rows // max(1, per_processor * processors // strips))
+        return -(-rows // max(1, per_processor * sm_count // strips))
 
     return max(1, -(-max(each(16), min(LEAST_CHUNK, each(4))) // tile_rows)) * tile_rows
 
 
 def scan(mean: int, weighted: bool) -> tuple[int, int]:
-    """Mask elements that `prepare` looks at in one go, eight a thread, and its threads: a program has a segment to
-    itself. Half as many where sums of weights take registers."""
+    """Mask elements that `segment_prologue` looks at in one go, eight a thread, and its threads: a program has a
+    segment to itself. Half as many where sums of weights take registers."""
     threads = 128 if mean <= 1024 else MOST_THREADS // 2 if weighted else MOST_THREADS
     return 8 * threads, threads
 
@@ -280,11 +280,13 @@ def candidates(shape: Shape) -> list[Config]:
         if leaves <= 4 * widest(shape):
             for levels in range(MAX_LEVELS + 1):
                 base = usual(shape, leaves, levels)
-                fewer, count = max(1, base.warps // 2), base.rows
-                for few in sorted({fewer, base.warps}):
-                    found += [replace(base, warps=few, rows=n) for n in sorted({max(1, count // 2), count, 2 * count})]
+                fewer, count = max(1, base.warps // 2), base.loads
+                for num_warps in sorted({fewer, base.warps}):
+                    found += [
+                        replace(base, warps=num_warps, loads=n) for n in sorted({max(1, count // 2), count, 2 * count})
+                    ]
                 for n in (max(1, count // 2), count):
-                    found.append(replace(base, rows=n, stages=3))
-                    if base.warps * shape.lanes == MOST_THREADS:
-                        found.append(replace(base, rows=n, registers=64))
+                    found.append(replace(base, loads=n, stages=3))
+                    if base.warps * shape.warp_size == MOST_THREADS:
+                        found.append(replace(base, loads=n, registers=64))
     return list(dict.fromkeys(found))

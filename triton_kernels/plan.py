@@ -11,7 +11,7 @@ from torch import Tensor
 from ..calls import NormalizeBackwardCall, PoolBackwardCall, PoolCall, accumulator
 from ..modes import MODES
 from . import backward, config
-from .arrive import TOTALS_BYTES
+from .arrival_tree import TOTALS_BYTES
 from .config import (
     LOAD_BYTES,
     Config,
@@ -19,11 +19,11 @@ from .config import (
     choose,
     deep,
     deepest,
-    endless,
     halved,
     one_token,
     registers,
     row_columns,
+    single_program,
     slug,
     warps,
 )
@@ -43,22 +43,22 @@ MIN_WORKSPACE = 64 << 20  # bytes; a larger workspace may have half as many as b
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceProperties:
     """What plans depend on."""
 
     name: str
-    processors: int
-    lanes: int = 32  # of a warp
+    sm_count: int
+    warp_size: int = 32
     # Whether a barrier waits for stores, which the arrival tree stands on: not in Triton's code for AMD GPUs.
     splits: bool = True
 
 
 @cache
-def device_of(device: torch.device) -> Device:
+def device_of(device: torch.device) -> DeviceProperties:
     if device.type != "cuda":
-        return Device("interpreter", 4)
+        return DeviceProperties("interpreter", 4)
     properties = torch.cuda.get_device_properties(device)
-    return Device(
+    return DeviceProperties(
         slug(properties.name), properties.multi_processor_count, properties.warp_size, torch.version.hip is None
     )
 
@@ -69,20 +69,20 @@ def vector(element_size: int, *lengths: int) -> int:
     return elements if all(n % elements == 0 for n in lengths) else 1
 
 
-def shape_of(call: PoolCall, width: int, device: Device) -> Shape:
+def shape_of(call: PoolCall, width: int, device: DeviceProperties) -> Shape:
     """What the choice of a configuration may depend on; `width` columns are used."""
     mean = call.rows if call.padded else -(-call.rows // call.batch)
     may_overlap = not call.padded and call.cu_seqlens is None
     element_size = call.hidden.element_size()
-    columns = row_columns(width, element_size, device.lanes)
+    columns = row_columns(width, element_size, device.warp_size)
     mode = MODES[call.mode]
     return Shape(
-        call.batch, call.rows, mean, columns, element_size, mode.takes_weights, device.processors, device.lanes,
+        call.batch, call.rows, mean, columns, element_size, mode.takes_weights, device.sm_count, device.warp_size,
         may_overlap, mode.only_adds,
     )  # fmt: skip
 
 
-def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
+def cut(call: PoolCall, width: int, device: DeviceProperties) -> tuple[int, Config]:
     """How many columns a program takes, and how the work is cut up otherwise."""
     shape = shape_of(call, width, device)
     if MODES[call.mode].one_token:
@@ -91,7 +91,7 @@ def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
     if shape.longest <= config.split:
         return shape.columns, config
     if not device.splits or -(-shape.longest // config.split) > MOST_UNITS:
-        return endless(shape)
+        return single_program(shape)
     usual = max(config.levels, deep(shape, config.leaves))
     if shape.may_overlap:
         # Each segment may be as long as all rows, and gets slots for that: larger units, fewer.
@@ -99,7 +99,7 @@ def cut(call: PoolCall, width: int, device: Device) -> tuple[int, Config]:
         while config.levels < deepest(shape, config.leaves) and _workspace(shape, config, width) > most:
             config = replace(config, levels=config.levels + 1)
         if _workspace(shape, config, width) > most:
-            return endless(shape)
+            return single_program(shape)
     if (shape.weighted or config.levels > usual) and config.warps > 4 and config.registers == 0:
         # Weights or many levels, and the arrival tree, take more registers than each of so many threads has.
         config = halved(config)
@@ -147,7 +147,7 @@ class PoolPlan:
 _COUNTER = torch.empty(0, dtype=torch.int32)  # what counters look like to the compiler
 
 
-def make_pool_plan(call: PoolCall, device: Device) -> PoolPlan:
+def make_pool_plan(call: PoolCall, device: DeviceProperties) -> PoolPlan:
     """For a call with at least one segment and one column."""
     mode = MODES[call.mode]
     hidden, mask, weights = call.hidden, call.mask, call.weights
@@ -159,24 +159,24 @@ def make_pool_plan(call: PoolCall, device: Device) -> PoolPlan:
 
     units = -(-rows // config.split)  # of a segment, at most
     whole = mode.one_token or units <= 1
-    most = MAX_PROGRAMS if call.padded else GUESSED_PROGRAMS * device.processors
+    most = MAX_PROGRAMS if call.padded else GUESSED_PROGRAMS * device.sm_count
     programs = 1 if whole else min(units, max(1, most // batch))
     slots = 0 if whole else rows // config.split + batch if cu else batch * units
     summed = accumulator(hidden.dtype)
     dtype = summed if call.normalize and strips > 1 else call.out_dtype or hidden.dtype
 
-    aligned = vector(element_size, width, row_stride, batch_stride)
+    vector_width = vector(element_size, width, row_stride, batch_stride)
     fixed = {
         "select": mode.select.value, "divisor": mode.divisor.value, "batch": batch, "rows": rows,
-        "dim": width // aligned, "programs": programs,
-        "batch_stride": batch_stride // aligned, "row_stride": row_stride // aligned,
+        "dim": width // vector_width, "programs": programs,
+        "batch_stride": batch_stride // vector_width, "row_stride": row_stride // vector_width,
         "mask_batch_stride": _batch_stride(mask), "token_stride": 0 if mask is None else mask.stride(-1),
         "weight_batch_stride": _batch_stride(weights), "weight_stride": 0 if weights is None else weights.stride(-1),
         "REDUCE": mode.reduce.value, "WEIGHTED": mode.takes_weights,
         "NORMALIZE": call.normalize and strips == 1, "CU": cu, "WHOLE": whole,
-        "VECTOR": aligned, "COLUMNS": columns, "LEAVES": config.leaves, "LEVELS": config.levels, "ROWS": config.rows,
-        "STAGES": config.stages,
-        "SCAN": min(MOST_SCAN, (16 if mode.one_token else 8) * device.lanes * config.warps),
+        "VECTOR": vector_width, "COLUMNS": columns, "LEAVES": config.leaves, "LEVELS": config.levels,
+        "LOADS": config.loads, "STAGES": config.stages,
+        "SCAN": min(MOST_SCAN, (16 if mode.one_token else 8) * device.warp_size * config.warps),
     }  # fmt: skip
     grid = (slots if cu and not whole else batch * programs, strips, 1)
     states = None if whole else (slots, width + strips * (TOTALS_BYTES.value // summed.itemsize))
@@ -185,7 +185,7 @@ def make_pool_plan(call: PoolCall, device: Device) -> PoolPlan:
     return PoolPlan(grid, (batch, width), dtype, summed, states, slots * strips, fixed, chosen)
 
 
-def plan_pool(call: PoolCall, device: Device) -> Launch:
+def plan_pool(call: PoolCall, device: DeviceProperties) -> Launch:
     """The launch that pools a call with at least one segment and one column. Rows that are cut into strips (its grid's
     second dimension) are not normalised, and then not rounded either."""
     return make_pool_plan(call, device).launch(call)
@@ -207,23 +207,25 @@ class Part:
         return Launch(self.kernel, self.grid, brought, self.fixed, self.options, programs=self.programs)
 
 
-def make_normalize_plan(x: Tensor, eps: float, width: int, device: Device) -> Part:
+def make_normalize_plan(x: Tensor, eps: float, width: int, device: DeviceProperties) -> Part:
     """For the first `width` columns of an x that is not empty."""
     element_size = x.element_size()
     outer_stride, inner_stride, inner = _two_strides(x)
-    columns = row_columns(width, element_size, device.lanes)
-    aligned = vector(element_size, width, outer_stride, inner_stride)
+    columns = row_columns(width, element_size, device.warp_size)
+    vector_width = vector(element_size, width, outer_stride, inner_stride)
     fixed = {
-        "eps": eps, "dim": width // aligned, "inner": inner,
-        "outer_stride": outer_stride // aligned, "inner_stride": inner_stride // aligned,
-        "VECTOR": aligned, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
+        "eps": eps, "dim": width // vector_width, "inner": inner,
+        "outer_stride": outer_stride // vector_width, "inner_stride": inner_stride // vector_width,
+        "VECTOR": vector_width, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
     }  # fmt: skip
-    few = warps(1, columns, element_size, device.lanes)
+    num_warps = warps(1, columns, element_size, device.warp_size)
     grid = (x.numel() // x.shape[-1], 1, 1)
-    return Part(normalize_kernel, grid, ("x", "out", "truncate_dims"), fixed, options(few, registers(few)))
+    return Part(normalize_kernel, grid, ("x", "out", "truncate_dims"), fixed, options(num_warps, registers(num_warps)))
 
 
-def plan_normalize(x: Tensor, eps: float, out: Tensor, device: Device, truncate_dims: Tensor | None = None) -> Launch:
+def plan_normalize(
+    x: Tensor, eps: float, out: Tensor, device: DeviceProperties, truncate_dims: Tensor | None = None
+) -> Launch:
     """The launch that normalises the first columns of x, as many as `out` has or truncate_dims say, into `out`; neither
     is empty."""
     return launch_normalize(make_normalize_plan(x, eps, out.shape[-1], device), x, out, truncate_dims)
@@ -238,30 +240,30 @@ def launch_normalize(part: Part, x: Tensor, out: Tensor, truncate_dims: Tensor |
     )
 
 
-def make_normalize_backward_plan(call: NormalizeBackwardCall, device: Device) -> Part:
+def make_normalize_backward_plan(call: NormalizeBackwardCall, device: DeviceProperties) -> Part:
     """For an x that is not empty."""
     x, element_size = call.normalize.x, call.normalize.x.element_size()
     dim, width = call.gradient.shape[-1], x.shape[-1]
     outer_stride, inner_stride, inner = _two_strides(x)
-    columns = row_columns(width, element_size, device.lanes)
-    aligned = vector(element_size, dim, width, outer_stride, inner_stride)
+    columns = row_columns(width, element_size, device.warp_size)
+    vector_width = vector(element_size, dim, width, outer_stride, inner_stride)
     fixed = {
-        "eps": call.normalize.eps, "dim": dim // aligned, "width": width // aligned, "inner": inner,
-        "outer_stride": outer_stride // aligned, "inner_stride": inner_stride // aligned,
-        "VECTOR": aligned, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
+        "eps": call.normalize.eps, "dim": dim // vector_width, "width": width // vector_width, "inner": inner,
+        "outer_stride": outer_stride // vector_width, "inner_stride": inner_stride // vector_width,
+        "VECTOR": vector_width, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
     }  # fmt: skip
-    few = warps(1, columns, element_size, device.lanes)
+    num_warps = warps(1, columns, element_size, device.warp_size)
     grid, names = (x.numel() // width, 1, 1), ("gradient", "x", "out", "truncate_dims")
-    return Part(normalize_backward_kernel, grid, names, fixed, options(few, registers(few)))
+    return Part(normalize_backward_kernel, grid, names, fixed, options(num_warps, registers(num_warps)))
 
 
-def plan_normalize_backward(call: NormalizeBackwardCall, device: Device) -> Launch:
+def plan_normalize_backward(call: NormalizeBackwardCall, device: DeviceProperties) -> Launch:
     """The launch that writes the gradient of an x that is not empty."""
     part, normalize = make_normalize_backward_plan(call, device), call.normalize
     return launch_normalize(part, normalize.x, call.output(), normalize.truncate_dims, gradient=call.gradient)
 
 
-def make_pool_backward_plan(call: PoolBackwardCall, device: Device) -> list[Part]:
+def make_pool_backward_plan(call: PoolBackwardCall, device: DeviceProperties) -> list[Part]:
     """For a call with at least one segment, row and column: the launches, one after another."""
     pool, gradient, hidden = call.pool, call.gradient, call.pool.hidden
     element_size, dim, width = hidden.element_size(), gradient.shape[1], hidden.shape[-1]
@@ -279,26 +281,27 @@ def make_pool_backward_plan(call: PoolBackwardCall, device: Device) -> list[Part
 
     def planned(kernel: Any, grid: tuple[int, int, int], threads: int, **more: Any) -> Part:
         values = {**shared, **more}
-        few = threads // device.lanes
-        most = registers(few, shared=False)
-        if kernel is backward.share_kernel and not several:
+        num_warps = threads // device.warp_size
+        most = registers(num_warps, shared=False)
+        if kernel is backward.scatter_gradient_kernel and not several:
             many = finds_maxima or values["COLUMNS"] * element_size <= LOAD_BYTES
-            most = registers(few) if many else config.SHARE_REGISTERS
+            most = registers(num_warps) if many else config.SCATTER_REGISTERS
         names = tuple(name for name in kernel.arg_names if name in _TENSORS)
         fixed = {name: values[name] for name in kernel.arg_names if name not in _TENSORS}
-        return Part(kernel, grid, names, fixed, options(few, most))
+        return Part(kernel, grid, names, fixed, options(num_warps, most))
 
-    def over_chunks(kernel: Any, width: int, aligned: int, **more: Any) -> Part:
+    def over_chunks(kernel: Any, width: int, vector_width: int, **more: Any) -> Part:
         columns, tile_rows = config.tile(width, element_size)
         if several:
             one_load = config.TILE_THREADS * LOAD_BYTES // (columns * element_size)
             tile_rows = min(tile_rows, max(config.SEVERAL_ROWS, one_load))
         strips = 1 if call.of == "weights" else -(-width // columns)
         total = batch * rows if padded else rows
-        each = config.chunk(total, strips, tile_rows, device.processors)
+        each = config.chunk(total, strips, tile_rows, device.sm_count)
         return planned(
-            kernel, (-(-total // each), strips, 1), config.TILE_THREADS, dim=dim // aligned, width=width // aligned,
-            chunk=each, WEIGHTED=mode.takes_weights, VECTOR=aligned, COLUMNS=columns, ROWS=tile_rows, **more,
+            kernel, (-(-total // each), strips, 1), config.TILE_THREADS,
+            dim=dim // vector_width, width=width // vector_width, chunk=each, WEIGHTED=mode.takes_weights,
+            VECTOR=vector_width, COLUMNS=columns, TILE_ROWS=tile_rows, **more,
         )  # fmt: skip
 
     columns, _ = config.tile(dim, element_size)
@@ -306,17 +309,17 @@ def make_pool_backward_plan(call: PoolBackwardCall, device: Device) -> list[Part
     size, threads = config.scan(rows if padded else -(-rows // batch), mode.takes_weights)
     parts = [
         planned(
-            backward.prepare_kernel, (batch, 1, 1), threads, dim=dim, COLUMNS=columns, LEVELS=levels, SCAN=size,
-            WEIGHTED=mode.takes_weights,
+            backward.segment_prologue_kernel, (batch, 1, 1), threads, dim=dim, COLUMNS=columns, LEVELS=levels,
+            SCAN=size, WEIGHTED=mode.takes_weights,
         )
     ]  # fmt: skip
     read = vector(element_size, dim, hidden.stride(-2), skew)
     strides = {"skew": skew // read, "row_stride": hidden.stride(-2) // read}
     if call.of == "weights":
-        return [*parts, over_chunks(backward.share_of_weights_kernel, dim, read, LEVELS=levels, **strides)]
+        return [*parts, over_chunks(backward.scatter_weight_gradient_kernel, dim, read, LEVELS=levels, **strides)]
     if finds_maxima:
         parts.append(over_chunks(backward.first_maximum_kernel, dim, read, **strides))
-    return [*parts, over_chunks(backward.share_kernel, width, vector(element_size, dim, width))]
+    return [*parts, over_chunks(backward.scatter_gradient_kernel, width, vector(element_size, dim, width))]
 
 
 def launch_parts(parts: list[Part], call: PoolBackwardCall) -> list[Launch]:
@@ -329,27 +332,27 @@ def launch_parts(parts: list[Part], call: PoolBackwardCall) -> list[Launch]:
         "mask": pool.mask, "weights": pool.weights,
         "starts": None if starts is None else starts.contiguous(),
         "ends": None if pool.ends is None else pool.ends.contiguous(),
-        "spans": gradient.new_empty(batch, 2, dtype=torch.int64), "divisors": gradient.new_empty(batch),
+        "segments": gradient.new_empty(batch, 2, dtype=torch.int64), "divisors": gradient.new_empty(batch),
         "products": gradient.new_empty(batch) if call.of == "weights" else None,
         "maxima": gradient.new_full(gradient.shape, backward.NEVER.value, dtype=torch.int32) if finds_maxima else None,
     }  # fmt: skip
     launches = []
     for part in parts:
         launch = part.launch(tensors)
-        if part.kernel is backward.prepare_kernel and call.of != "weights":
+        if part.kernel is backward.segment_prologue_kernel and call.of != "weights":
             launch.brought["result"] = None  # which is how it knows that nobody wants a product
         launches.append(launch)
     return launches
 
 
-def plan_pool_backward(call: PoolBackwardCall, device: Device) -> list[Launch]:
+def plan_pool_backward(call: PoolBackwardCall, device: DeviceProperties) -> list[Launch]:
     """The launches, one after another, of a call with at least one segment, row and column. The last has the gradient
     as its `out`."""
     return launch_parts(make_pool_backward_plan(call, device), call)
 
 
 _TENSORS = {"gradient", "result", "hidden", "out", "mask", "weights", "starts", "ends"}
-_TENSORS |= {"spans", "divisors", "products", "maxima"}
+_TENSORS |= {"segments", "divisors", "products", "maxima"}
 
 
 def _skew(per_token: Tensor | None, rows: int, padded: bool) -> int:

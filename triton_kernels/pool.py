@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ..constants import NORM_EPS as _NORM_EPS
-from .arrive import TOTALS_BYTES, arrive, clear
+from .arrival_tree import TOTALS_BYTES, clear, merge_last_block
 from .finish import divisor_of, normalize, quotient, round_to
 from .segment import (
     LAST,
@@ -35,10 +35,10 @@ NORM_EPS = tl.constexpr(_NORM_EPS)
 def add_tokens(
     hidden, mask, weights, row_stride, token_stride, weight_stride, first, begin, tokens, columns, inside,
     ACC: tl.constexpr, REDUCE: tl.constexpr, WEIGHTED: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr,
-    ROWS: tl.constexpr, STAGES: tl.constexpr,
+    LOADS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The state of `tokens` rows from `begin` on, whose segment's first real token is `first`, and the sum of their
-    weights. ROWS loads of a thread are in flight together; with STAGES > 1 those of the next steps too, on their way
+    weights. LOADS loads of a thread are in flight together; with STAGES > 1 those of the next steps too, on their way
     through shared memory."""
     leaf = tl.arange(0, LEAVES)
     steps = tl.minimum(tokens, LEAF)
@@ -47,8 +47,8 @@ def add_tokens(
     for group in range(groups):
         x = tl.full((LEAVES, columns.shape[0]), neutral(REDUCE), ACC)
         weight = tl.zeros((LEAVES, 1), ACC)
-        for some in tl.range(0, steps, ROWS, num_stages=STAGES):
-            for one in tl.static_range(ROWS):
+        for some in tl.range(0, steps, LOADS, num_stages=STAGES):
+            for one in tl.static_range(LOADS):
                 token = (group * LEAVES + leaf) * LEAF + some + one
                 real = token < tokens
                 if mask is not None:
@@ -73,7 +73,7 @@ def add_tokens(
 def reduce_unit(
     hidden, mask, weights, row_stride, token_stride, weight_stride, first, begin, end, columns, inside,
     ACC: tl.constexpr, REDUCE: tl.constexpr, WEIGHTED: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr,
-    ROWS: tl.constexpr, STAGES: tl.constexpr, SCAN: tl.constexpr,
+    LOADS: tl.constexpr, STAGES: tl.constexpr, SCAN: tl.constexpr,
 ):  # fmt: skip
     """The state of the tokens [begin, end), the number of real ones, the sum of their weights. Pointers are those of
     the sequence."""
@@ -85,12 +85,12 @@ def reduce_unit(
     if mask is None or count == tokens:
         x, weight = add_tokens(
             hidden, None, weights, row_stride, token_stride, weight_stride, first, begin, tokens, columns, inside,
-            ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, ROWS, STAGES,
+            ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, LOADS, STAGES,
         )  # fmt: skip
     else:
         x, weight = add_tokens(
             hidden, mask, weights, row_stride, token_stride, weight_stride, first, begin, tokens, columns, inside,
-            ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, ROWS, 1,
+            ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, LOADS, 1,
         )  # fmt: skip
     return x, count, weight
 
@@ -107,7 +107,7 @@ def pool_kernel(
     mask_batch_stride, token_stride, weight_batch_stride, weight_stride,
     REDUCE: tl.constexpr, WEIGHTED: tl.constexpr,
     NORMALIZE: tl.constexpr, CU: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr,
-    COLUMNS: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    COLUMNS: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, LOADS: tl.constexpr, STAGES: tl.constexpr,
     SCAN: tl.constexpr,
 ):  # fmt: skip
     """out [batch, dim]. `dim` and hidden's strides count VECTOR elements, which is how the compiler learns that rows
@@ -163,7 +163,7 @@ def pool_kernel(
     if WHOLE:
         x, count, weight = reduce_unit(
             hidden, mask, weights, row_step, token_stride, weight_stride, first, first, last, columns, inside,
-            ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, ROWS, STAGES, SCAN,
+            ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, LOADS, STAGES, SCAN,
         )  # fmt: skip
     else:
         units = tl.maximum(tl.cdiv(last - first, SPLIT), 1)  # nobody's tokens are zeros, and somebody writes them
@@ -176,9 +176,9 @@ def pool_kernel(
             x, count, weight = reduce_unit(
                 hidden, mask, weights, row_step, token_stride, weight_stride,
                 first, begin, tl.minimum(begin + SPLIT, last), columns, inside,
-                ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, ROWS, STAGES, SCAN,
+                ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, LOADS, STAGES, SCAN,
             )  # fmt: skip
-            x, count, weight, complete = arrive(
+            x, count, weight, complete = merge_last_block(
                 states, totals, stride, arrivals + strip, strips, base, unit, units, width, columns, x, count, weight,
                 REDUCE,
             )  # fmt: skip

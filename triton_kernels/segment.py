@@ -9,7 +9,7 @@ from ..modes import Select
 FIRST = tl.constexpr(Select.FIRST.value)
 LAST = tl.constexpr(Select.LAST.value)
 WAYS = tl.constexpr(512)  # segments told apart by one step of the search
-LANES = tl.constexpr(128)  # spans looked at in one go
+SEGMENTS_AT_ONCE = tl.constexpr(128)  # looked at for overlaps
 
 
 @triton.jit
@@ -154,32 +154,32 @@ def selected(first, last, select):
     return begin, tl.where(select == FIRST, tl.minimum(first + 1, last), last)
 
 
-# Spans: from the first to behind the last real token of each segment, [batch, 2], in rows of the whole of hidden.
+# `segments`: from the first to behind the last real token of each segment, [batch, 2], in rows of the whole of hidden.
 
 
 @triton.jit
-def span(spans, segment, there):
+def load_segment(segments, segment, there):
     """(0, 0) where the segment is not there."""
-    first = tl.load(spans + segment * 2, mask=there, other=0)
-    return first, tl.load(spans + segment * 2 + 1, mask=there, other=0)
+    first = tl.load(segments + segment * 2, mask=there, other=0)
+    return first, tl.load(segments + segment * 2 + 1, mask=there, other=0)
 
 
 @triton.jit
-def next_meeting(spans, low, high, begin, end):
+def next_overlap(segments, low, high, begin, end):
     """The first of the segments [low, high) that has tokens among the rows [begin, end), else `high`."""
     found = high
-    lane = tl.arange(0, LANES)
+    lane = tl.arange(0, SEGMENTS_AT_ONCE)
     while (low < high) & (found == high):
         segment = low + lane
-        first, last = span(spans, segment, segment < high)
-        meets = (tl.maximum(first, begin) < tl.minimum(last, end)) & (segment < high)
-        found = tl.min(tl.where(meets, segment, high), axis=0)
-        low += LANES
+        first, last = load_segment(segments, segment, segment < high)
+        overlaps = (tl.maximum(first, begin) < tl.minimum(last, end)) & (segment < high)
+        found = tl.min(tl.where(overlaps, segment, high), axis=0)
+        low += SEGMENTS_AT_ONCE
     return found
 
 
 @triton.jit
-def candidates(spans, starts, begin, end, batch, rows, PADDED: tl.constexpr, CU: tl.constexpr):
+def overlap_range(segments, starts, begin, end, batch, rows, PADDED: tl.constexpr, CU: tl.constexpr):
     """[low, high): no other segments have tokens among the rows [begin, end)."""
     if PADDED:
         low = begin // rows
@@ -190,11 +190,11 @@ def candidates(spans, starts, begin, end, batch, rows, PADDED: tl.constexpr, CU:
     else:
         low = batch.to(tl.int64)
         high = tl.zeros((), tl.int64)
-        lane = tl.arange(0, LANES)
-        for some in range(0, batch, LANES):
+        lane = tl.arange(0, SEGMENTS_AT_ONCE)
+        for some in range(0, batch, SEGMENTS_AT_ONCE):
             segment = some + lane
-            first, last = span(spans, segment, segment < batch)
-            meets = tl.maximum(first, begin) < tl.minimum(last, end)
-            low = tl.minimum(low, tl.min(tl.where(meets, segment, batch), axis=0))
-            high = tl.maximum(high, tl.max(tl.where(meets, segment + 1, 0), axis=0))
+            first, last = load_segment(segments, segment, segment < batch)
+            overlaps = tl.maximum(first, begin) < tl.minimum(last, end)
+            low = tl.minimum(low, tl.min(tl.where(overlaps, segment, batch), axis=0))
+            high = tl.maximum(high, tl.max(tl.where(overlaps, segment + 1, 0), axis=0))
     return low, high

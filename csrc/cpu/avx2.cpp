@@ -2,5 +2,5 @@
 #include "backward_impl.h"
 
 namespace fastpool::cpu {
-const Kernels kernels_avx2 = FASTPOOL_ISA::kernels("avx2");
+const IsaKernels kernels_avx2 = FASTPOOL_ISA::kernels("avx2");
 }

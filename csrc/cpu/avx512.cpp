@@ -2,5 +2,5 @@
 #include "backward_impl.h"
 
 namespace fastpool::cpu {
-const Kernels kernels_avx512 = FASTPOOL_ISA::kernels("avx512");
+const IsaKernels kernels_avx512 = FASTPOOL_ISA::kernels("avx512");
 }

@@ -1,5 +1,5 @@
 // The gradient of pooling on a CPU: each thread takes an even share of the output's rows, in address order, and sweeps
-// over the beginnings and ends of segments, so that it knows which of them cover the rows between two of these.
+// over the beginnings and ends of segments, so that it knows which of them overlap the rows between two of these.
 #include <algorithm>
 #include <cstring>
 #include <deque>
@@ -12,12 +12,12 @@ namespace fastpool::cpu {
 namespace {
 
 // Where segments begin and end among the output's rows.
-struct Plan {
+struct SortedSegments {
   const PoolBackwardCall& call;
   std::vector<Segment> segments;          // real tokens, within the sequence
   std::vector<int64_t> by_begin, by_end;  // numbers of the segments that have any
 
-  explicit Plan(const PoolBackwardCall& c) : call(c) {
+  explicit SortedSegments(const PoolBackwardCall& c) : call(c) {
     segments.reserve(static_cast<size_t>(call.pool.batch));
     for (int64_t b = 0; b < call.pool.batch; ++b) {
       const Segment tokens = select(call.pool.mode.select, segment_of(call.pool, b));
@@ -41,68 +41,70 @@ struct Plan {
   }
 };
 
-// The segments that cover a row, in their order, as it moves on.
-struct Covers {
-  const Plan& plan;
+// The segments that overlap a row, in their order, as it moves on.
+struct Overlaps {
+  const SortedSegments& sorted;
   const char* maxima;  // of all segments
-  std::vector<Cover> list;
+  std::vector<Overlap> list;
   std::deque<Buffer> buffers;
   std::vector<void*> spare;  // of the buffers
 
   void insert(int64_t b) {
-    if (spare.empty()) spare.push_back(buffers.emplace_back(plan.accumulator_row_bytes()).data);
-    Cover cover;
-    cover.segment = b, cover.origin = plan.origin(b), cover.tokens = plan.tokens(b);
-    cover.gradient = spare.back();
-    if (maxima != nullptr) cover.maxima = maxima + b * plan.accumulator_row_bytes();
+    if (spare.empty()) spare.push_back(buffers.emplace_back(sorted.accumulator_row_bytes()).data);
+    Overlap overlap;
+    overlap.segment = b, overlap.origin = sorted.origin(b), overlap.tokens = sorted.tokens(b);
+    overlap.gradient = spare.back();
+    if (maxima != nullptr) overlap.maxima = maxima + b * sorted.accumulator_row_bytes();
     spare.pop_back();
-    kernels().prepare(plan.call, cover);
-    list.insert(find(b), cover);
+    kernels().segment_prologue(sorted.call, overlap);
+    list.insert(find(b), overlap);
   }
   void erase(int64_t b) {
     spare.push_back(find(b)->gradient);
     list.erase(find(b));
   }
-  std::vector<Cover>::iterator find(int64_t b) {
-    return std::partition_point(list.begin(), list.end(), [&](const Cover& cover) { return cover.segment < b; });
+  std::vector<Overlap>::iterator find(int64_t b) {
+    return std::partition_point(list.begin(), list.end(), [&](const Overlap& overlap) { return overlap.segment < b; });
   }
 };
 
 // Rows [at, end) of the output.
-void sweep(const Plan& plan, const char* maxima, int64_t at, int64_t end, int64_t row_bytes) {
+void sweep(const SortedSegments& sorted, const char* maxima, int64_t at, int64_t end, int64_t row_bytes) {
   const Buffer row(row_bytes);
-  Covers covers{plan, maxima, {}, {}, {}};
-  for (const int64_t b : plan.by_begin)
-    if (plan.begin(b) < at && at < plan.end(b)) covers.insert(b);
+  Overlaps overlaps{sorted, maxima, {}, {}, {}};
+  for (const int64_t b : sorted.by_begin)
+    if (sorted.begin(b) < at && at < sorted.end(b)) overlaps.insert(b);
   // The next segments to begin and to end.
-  auto opening =
-      std::partition_point(plan.by_begin.begin(), plan.by_begin.end(), [&](int64_t b) { return plan.begin(b) < at; });
+  auto opening = std::partition_point(sorted.by_begin.begin(), sorted.by_begin.end(),
+                                      [&](int64_t b) { return sorted.begin(b) < at; });
   auto closing =
-      std::partition_point(plan.by_end.begin(), plan.by_end.end(), [&](int64_t b) { return plan.end(b) <= at; });
+      std::partition_point(sorted.by_end.begin(), sorted.by_end.end(), [&](int64_t b) { return sorted.end(b) <= at; });
   while (at < end) {
-    for (; opening != plan.by_begin.end() && plan.begin(*opening) == at; ++opening) covers.insert(*opening);
-    for (; closing != plan.by_end.end() && plan.end(*closing) == at; ++closing) covers.erase(*closing);
+    for (; opening != sorted.by_begin.end() && sorted.begin(*opening) == at; ++opening) overlaps.insert(*opening);
+    for (; closing != sorted.by_end.end() && sorted.end(*closing) == at; ++closing) overlaps.erase(*closing);
     int64_t next = end;
-    if (opening != plan.by_begin.end()) next = std::min(next, plan.begin(*opening));
-    if (closing != plan.by_end.end()) next = std::min(next, plan.end(*closing));
-    if (covers.list.empty())
-      std::memset(static_cast<char*>(plan.call.out) + at * row_bytes, 0, static_cast<size_t>((next - at) * row_bytes));
+    if (opening != sorted.by_begin.end()) next = std::min(next, sorted.begin(*opening));
+    if (closing != sorted.by_end.end()) next = std::min(next, sorted.end(*closing));
+    if (overlaps.list.empty())
+      std::memset(static_cast<char*>(sorted.call.out) + at * row_bytes, 0,
+                  static_cast<size_t>((next - at) * row_bytes));
     else
-      kernels().share(plan.call, covers.list.data(), static_cast<int64_t>(covers.list.size()), at, next, row.data);
+      kernels().scatter_gradient(sorted.call, overlaps.list.data(), static_cast<int64_t>(overlaps.list.size()), at,
+                                 next, row.data);
     at = next;
   }
 }
 
 // The maxima of every segment: a task is a segment, or a slice of its columns where there are few segments.
-void find_maxima(const Plan& plan, int64_t threads, const Parallel& parallel, char* maxima) {
-  const int64_t batch = plan.call.pool.batch, columns = padded_columns(plan.call.pool.dim);
+void find_maxima(const SortedSegments& sorted, int64_t threads, const Parallel& parallel, char* maxima) {
+  const int64_t batch = sorted.call.pool.batch, columns = padded_columns(sorted.call.pool.dim);
   const int64_t slices = batch >= threads ? 1 : threads, width = padded_columns((columns + slices - 1) / slices);
   spread(threads, batch * slices, parallel, [&](int64_t task) {
     const int64_t b = task / slices, from = task % slices * width, to = std::min(from + width, columns);
-    const Segment& tokens = plan.tokens(b);
-    if (tokens.end - tokens.begin > UINT32_MAX && plan.call.pool.dtype != DType::float64)
+    const Segment& tokens = sorted.tokens(b);
+    if (tokens.end - tokens.begin > UINT32_MAX && sorted.call.pool.dtype != DType::float64)
       throw std::runtime_error("fastpool.max: a segment with a gradient must have less than 2^32 tokens");
-    if (from < to) kernels().maxima(plan.call, b, tokens, from, to, maxima + b * plan.accumulator_row_bytes());
+    if (from < to) kernels().maxima(sorted.call, b, tokens, from, to, maxima + b * sorted.accumulator_row_bytes());
   });
 }
 
@@ -114,12 +116,12 @@ void pool_backward(const PoolBackwardCall& call, const Parallel& parallel) {
   const int64_t row_bytes = call.of_weights ? size_of(pool.weights.dtype) : call.width * size_of(pool.dtype);
   if (rows * row_bytes == 0) return;
   const int64_t threads = threads_for(rows * call.width * size_of(pool.dtype), parallel);
-  const Plan plan(call);
+  const SortedSegments sorted(call);
   const bool max = call.finds_maximum();
-  const Buffer maxima(max ? pool.batch * plan.accumulator_row_bytes() : 0);
-  if (max) find_maxima(plan, threads, parallel, maxima.data);
+  const Buffer maxima(max ? pool.batch * sorted.accumulator_row_bytes() : 0);
+  if (max) find_maxima(sorted, threads, parallel, maxima.data);
   spread(threads, threads, parallel, [&](int64_t t) {
-    sweep(plan, max ? maxima.data : nullptr, rows * t / threads, rows * (t + 1) / threads, row_bytes);
+    sweep(sorted, max ? maxima.data : nullptr, rows * t / threads, rows * (t + 1) / threads, row_bytes);
   });
 }
 

@@ -7,7 +7,7 @@
 
 namespace fastpool::FASTPOOL_ISA {
 
-using cpu::Cover;
+using cpu::Overlap;
 
 // Sum of the products of two rows over columns.
 template <class A, class T>
@@ -30,16 +30,16 @@ static A total_weight(const PoolCall& call, int64_t b, const Segment& tokens) {
 }
 
 template <class A>
-static void prepare_cover(const PoolBackwardCall& call, Cover& cover) {
+static void prologue_of(const PoolBackwardCall& call, Overlap& overlap) {
   const PoolCall& pool = call.pool;
-  const int64_t b = cover.segment, dim = pool.dim;
-  A* const x = static_cast<A*>(cover.gradient);
+  const int64_t b = overlap.segment, dim = pool.dim;
+  A* const x = static_cast<A*>(overlap.gradient);
   load_row(static_cast<const A*>(call.gradient) + b * dim, dim, x);
   Totals totals;
-  totals.count = count_real(pool.mask, b, cover.tokens.begin, cover.tokens.end - cover.tokens.begin);
-  if (pool.mode.takes_weights()) totals.weight = total_weight<A>(pool, b, cover.tokens);
+  totals.count = count_real(pool.mask, b, overlap.tokens.begin, overlap.tokens.end - overlap.tokens.begin);
+  if (pool.mode.takes_weights()) totals.weight = total_weight<A>(pool, b, overlap.tokens);
   divide(pool.mode, totals, x, padded_columns(dim));
-  if (call.of_weights) cover.of_result = dot(x, static_cast<const A*>(call.result) + b * dim, dim);
+  if (call.of_weights) overlap.of_result = dot(x, static_cast<const A*>(call.result) + b * dim, dim);
 }
 
 // A row of accumulators, by the vector.
@@ -51,8 +51,8 @@ struct Row {
   }
 };
 template <class A>
-FASTPOOL_INLINE Row<A> gradient_of(const Cover& cover) {
-  return {static_cast<const A*>(cover.gradient)};
+FASTPOOL_INLINE Row<A> gradient_of(const Overlap& overlap) {
+  return {static_cast<const A*>(overlap.gradient)};
 }
 
 // One row of a gradient: +0 and the shares of n segments, in their order, rounded once; zeros in columns that are not
@@ -98,23 +98,23 @@ FASTPOOL_INLINE void copy_row(const char* row, int64_t bytes, char* out) {
 // Rows [begin, end) of the gradient of hidden, all of them in the same n segments, where a token's share depends on its
 // weight at most.
 template <class T, class A, bool weighted>
-static void write_rows(const PoolBackwardCall& call, Cover* covers, int64_t n, int64_t begin, int64_t end, T* row) {
+static void write_rows(const PoolBackwardCall& call, Overlap* overlaps, int64_t n, int64_t begin, int64_t end, T* row) {
   const PoolCall& pool = call.pool;
   const int64_t row_bytes = call.width * sizeof(T);
   if constexpr (!weighted)
     write_row<A>(n, pool.dim, call.width, row,
-                 [&](int64_t k) __attribute__((always_inline)) { return gradient_of<A>(covers[k]); });
+                 [&](int64_t k) __attribute__((always_inline)) { return gradient_of<A>(overlaps[k]); });
   T* out = static_cast<T*>(call.out) + begin * call.width;
-  for (int64_t i = begin - covers[0].origin; i < end - covers[0].origin; ++i, out += call.width) {
-    if (!is_real(pool.mask, covers[0].segment, i)) {
+  for (int64_t i = begin - overlaps[0].origin; i < end - overlaps[0].origin; ++i, out += call.width) {
+    if (!is_real(pool.mask, overlaps[0].segment, i)) {
       std::memset(static_cast<void*>(out), 0, row_bytes);
     } else if constexpr (!weighted) {
       copy_row(reinterpret_cast<const char*>(row), row_bytes, reinterpret_cast<char*>(out));
     } else {
       for (int64_t k = 0; k < n; ++k)
-        covers[k].weight = weight_of<A>(pool, covers[k].segment, covers[k].tokens.begin, i);
+        overlaps[k].weight = weight_of<A>(pool, overlaps[k].segment, overlaps[k].tokens.begin, i);
       write_row<A>(n, pool.dim, call.width, out, [&](int64_t k) __attribute__((always_inline)) {
-        return [x = gradient_of<A>(covers[k]), weight = static_cast<A>(covers[k].weight)](int64_t c)
+        return [x = gradient_of<A>(overlaps[k]), weight = static_cast<A>(overlaps[k].weight)](int64_t c)
                    __attribute__((always_inline)) { return x(c) * weight; };
       });
     }
@@ -123,16 +123,16 @@ static void write_rows(const PoolBackwardCall& call, Cover* covers, int64_t n, i
 
 // Of a maximum: zeros, and a column of a segment's gradient goes to one of its rows.
 template <class T, class A>
-static void scatter_columns(const PoolBackwardCall& call, const Cover* covers, int64_t n, int64_t begin, int64_t end,
-                            T* row) {
+static void scatter_columns(const PoolBackwardCall& call, const Overlap* overlaps, int64_t n, int64_t begin,
+                            int64_t end, T* row) {
   using V = typename Vec<A>::type;
   const int64_t dim = call.pool.dim, width = call.width;
   T* const out = static_cast<T*>(call.out);
   std::memset(static_cast<void*>(out + begin * width), 0, (end - begin) * width * sizeof(T));
-  const auto first_row = [&](int64_t k) { return covers[k].origin + covers[k].tokens.begin; };
-  const auto maxima_of = [&](int64_t k) { return static_cast<const typename Vec<A>::word*>(covers[k].maxima); };
+  const auto first_row = [&](int64_t k) { return overlaps[k].origin + overlaps[k].tokens.begin; };
+  const auto maxima_of = [&](int64_t k) { return static_cast<const typename Vec<A>::word*>(overlaps[k].maxima); };
   for (int64_t k = 0; k < n; ++k) {
-    write_row<A>(1, dim, dim, row, [&](int64_t) __attribute__((always_inline)) { return gradient_of<A>(covers[k]); });
+    write_row<A>(1, dim, dim, row, [&](int64_t) __attribute__((always_inline)) { return gradient_of<A>(overlaps[k]); });
     const int64_t first = first_row(k);
     const auto* const maxima = maxima_of(k);
     for (int64_t c = 0; c < dim; ++c) {
@@ -142,7 +142,7 @@ static void scatter_columns(const PoolBackwardCall& call, const Cover* covers, i
         A total = 0;
         for (int64_t other = 0; other < n; ++other)
           if (first_row(other) + static_cast<int64_t>(maxima_of(other)[c]) == at)
-            total += gradient_of<A>(covers[other]).x[c];
+            total += gradient_of<A>(overlaps[other]).x[c];
         store_part(row + c, V{} + total, 1);
       }
       out[at * width + c] = row[c];
@@ -152,16 +152,17 @@ static void scatter_columns(const PoolBackwardCall& call, const Cover* covers, i
 
 // Likewise of weights, stored as W.
 template <class T, class A, class W>
-static void write_weights(const PoolBackwardCall& call, const Cover* covers, int64_t n, int64_t begin, int64_t end) {
+static void write_weights(const PoolBackwardCall& call, const Overlap* overlaps, int64_t n, int64_t begin,
+                          int64_t end) {
   using V = typename Vec<A>::type;
   const PoolCall& pool = call.pool;
   for (int64_t at = begin; at < end; ++at) {
-    const int64_t i = at - covers[0].origin, b = covers[0].segment;
+    const int64_t i = at - overlaps[0].origin, b = overlaps[0].segment;
     A total = 0;
     if (is_real(pool.mask, b, i)) {
       const T* x = static_cast<const T*>(pool.hidden) + b * pool.batch_stride + i * pool.row_stride;
       for (int64_t k = 0; k < n; ++k)
-        total += dot(gradient_of<A>(covers[k]).x, x, pool.dim) - static_cast<A>(covers[k].of_result);
+        total += dot(gradient_of<A>(overlaps[k]).x, x, pool.dim) - static_cast<A>(overlaps[k].of_result);
     }
     store_part(static_cast<W*>(call.out) + at, V{} + total, 1);
   }
@@ -239,11 +240,11 @@ static void normalize_rows_backward(const NormalizeBackwardCall& call, int64_t b
   }
 }
 
-static void prepare(const PoolBackwardCall& call, Cover& cover) {
+static void segment_prologue(const PoolBackwardCall& call, Overlap& overlap) {
   if (call.pool.dtype == DType::float64)
-    prepare_cover<double>(call, cover);
+    prologue_of<double>(call, overlap);
   else
-    prepare_cover<float>(call, cover);
+    prologue_of<float>(call, overlap);
 }
 
 static void maxima(const PoolBackwardCall& call, int64_t b, const Segment& tokens, int64_t from, int64_t to,
@@ -252,19 +253,20 @@ static void maxima(const PoolBackwardCall& call, int64_t b, const Segment& token
              [&](auto t, auto a) { find_maxima<decltype(t), decltype(a)>(call, b, tokens, from, to, first); });
 }
 
-static void share(const PoolBackwardCall& call, Cover* covers, int64_t n, int64_t begin, int64_t end, void* row) {
+static void scatter_gradient(const PoolBackwardCall& call, Overlap* overlaps, int64_t n, int64_t begin, int64_t end,
+                             void* row) {
   with_dtype(call.pool.dtype, [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
     if (call.of_weights) {
       with_dtype(call.pool.weights.dtype,
-                 [&](auto w, auto) { write_weights<T, A, decltype(w)>(call, covers, n, begin, end); });
+                 [&](auto w, auto) { write_weights<T, A, decltype(w)>(call, overlaps, n, begin, end); });
       return;
     }
     T* const r = static_cast<T*>(row);
-    if (call.finds_maximum()) return scatter_columns<T, A>(call, covers, n, begin, end, r);
-    if (call.pool.mode.takes_weights()) return write_rows<T, A, true>(call, covers, n, begin, end, r);
-    return write_rows<T, A, false>(call, covers, n, begin, end, r);
+    if (call.finds_maximum()) return scatter_columns<T, A>(call, overlaps, n, begin, end, r);
+    if (call.pool.mode.takes_weights()) return write_rows<T, A, true>(call, overlaps, n, begin, end, r);
+    return write_rows<T, A, false>(call, overlaps, n, begin, end, r);
   });
 }
 
@@ -275,8 +277,8 @@ static void normalize_backward(const NormalizeBackwardCall& call, int64_t begin,
   });
 }
 
-constexpr cpu::Kernels kernels(const char* name) {
-  return {name, reduce, combine, normalize, prepare, maxima, share, normalize_backward};
+constexpr cpu::IsaKernels kernels(const char* name) {
+  return {name, reduce, combine, normalize, segment_prologue, maxima, scatter_gradient, normalize_backward};
 }
 
 }  // namespace fastpool::FASTPOOL_ISA

@@ -7,7 +7,7 @@
 namespace fastpool::cpu {
 namespace {
 
-bool runs(const Kernels& kernels) {
+bool runs(const IsaKernels& kernels) {
   if (&kernels == &kernels_avx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && runs(kernels_avx2);
@@ -16,20 +16,20 @@ bool runs(const Kernels& kernels) {
   return true;
 }
 
-const Kernels* const kAll[] = {&kernels_avx512, &kernels_avx2, &kernels_portable};  // best first
+const IsaKernels* const kAll[] = {&kernels_avx512, &kernels_avx2, &kernels_portable};  // best first
 
-const Kernels* best() {
-  for (const Kernels* kernels : kAll)
+const IsaKernels* best() {
+  for (const IsaKernels* kernels : kAll)
     if (runs(*kernels)) return kernels;
   return &kernels_portable;
 }
 
-std::atomic<const Kernels*> in_use{nullptr};
+std::atomic<const IsaKernels*> in_use{nullptr};
 
 }  // namespace
 
-const Kernels& kernels() {
-  const Kernels* kernels = in_use.load(std::memory_order_relaxed);
+const IsaKernels& kernels() {
+  const IsaKernels* kernels = in_use.load(std::memory_order_relaxed);
   if (kernels == nullptr) in_use.store(kernels = best(), std::memory_order_relaxed);
   return *kernels;
 }
@@ -38,13 +38,13 @@ const char* isa() { return kernels().name; }
 
 std::vector<std::string> isas() {
   std::vector<std::string> names;
-  for (const Kernels* kernels : kAll)
+  for (const IsaKernels* kernels : kAll)
     if (runs(*kernels)) names.emplace_back(kernels->name);
   return names;
 }
 
 bool use_isa(const std::string& name) {
-  for (const Kernels* kernels : kAll) {
+  for (const IsaKernels* kernels : kAll) {
     if ((name.empty() || name == kernels->name) && runs(*kernels)) {
       in_use.store(kernels, std::memory_order_relaxed);
       return true;

@@ -4,6 +4,6 @@
 namespace fastpool::cpu {
 
 // The kernel file in use on this CPU.
-const Kernels& kernels();
+const IsaKernels& kernels();
 
 }  // namespace fastpool::cpu

@@ -13,12 +13,12 @@ struct Unit {
   int64_t partial;     // where its state goes in the workspace; -1 when it is the whole segment
 };
 
-// A segment that covers the rows of a gradient that are being written.
-struct Cover {
+// A segment that overlaps the rows of a gradient that are being written.
+struct Overlap {
   int64_t segment = 0, origin = 0;  // its number, and the row of the output where row 0 of its sequence is
   Segment tokens{};
   void* gradient = nullptr;      // [padded_columns], over the divisor
-  const void* maxima = nullptr;  // [padded_columns], as Kernels::maxima writes them
+  const void* maxima = nullptr;  // [padded_columns], as IsaKernels::maxima writes them
   double weight = 0;             // of the token that is being written
   double of_result = 0;          // sum of gradient * result over columns, for the gradient of weights
 };
@@ -26,7 +26,7 @@ struct Cover {
 // Workspace rows are this many columns apart, so that whole vectors can be read and written.
 FASTPOOL_INLINE int64_t padded_columns(int64_t dim) { return (dim + 15) / 16 * 16; }
 
-struct Kernels {
+struct IsaKernels {
   const char* name;
   // Reduces units; whole segments are finished into call.out, others leave a partial. Returns the bits of all values of
   // the mask that it has read, ORed together; 0 without a mask.
@@ -34,16 +34,17 @@ struct Kernels {
   // Merges `n` partials of one segment in the canonical tree and finishes it. Destroys the partials.
   void (*combine)(const PoolCall& call, int64_t segment, int64_t n, void* partials, Totals* totals);
   void (*normalize)(const NormalizeCall& call, int64_t begin, int64_t end, void* scratch);
-  // Fills in a cover's gradient, and what else all its tokens have in common.
-  void (*prepare)(const PoolBackwardCall& call, Cover& cover);
+  // Fills in an overlap's gradient, and what else all its tokens have in common.
+  void (*segment_prologue)(const PoolBackwardCall& call, Overlap& overlap);
   // Which token is the first maximum of segment b, for the columns [from, to), from a multiple of 16 on: its distance
   // from the first real token, an unsigned integer of the accumulator's size.
   void (*maxima)(const PoolBackwardCall& call, int64_t b, const Segment& tokens, int64_t from, int64_t to, void* first);
-  // Writes rows [begin, end), which n segments cover, one at least. `row` has room for a row of the output.
-  void (*share)(const PoolBackwardCall& call, Cover* covers, int64_t n, int64_t begin, int64_t end, void* row);
+  // Writes rows [begin, end), which n segments overlap, one at least. `row` has room for a row of the output.
+  void (*scatter_gradient)(const PoolBackwardCall& call, Overlap* overlaps, int64_t n, int64_t begin, int64_t end,
+                           void* row);
   void (*normalize_backward)(const NormalizeBackwardCall& call, int64_t begin, int64_t end, void* x, void* z);
 };
 
-extern const Kernels kernels_portable, kernels_avx2, kernels_avx512;
+extern const IsaKernels kernels_portable, kernels_avx2, kernels_avx512;
 
 }  // namespace fastpool::cpu

@@ -22,7 +22,7 @@ int64_t scratch_rows(int64_t rows) {
 
 bool pool(const PoolCall& call, const Parallel& parallel) {
   if (call.batch == 0 || call.dim == 0) return true;
-  const Kernels& kernel = kernels();
+  const IsaKernels& kernel = kernels();
   const int64_t row_bytes = call.dim * size_of(call.dtype);
   const int64_t columns = padded_columns(call.dim), accumulator = accumulator_size(call.dtype);
 

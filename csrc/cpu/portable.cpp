@@ -2,5 +2,5 @@
 #include "backward_impl.h"
 
 namespace fastpool::cpu {
-const Kernels kernels_portable = FASTPOOL_ISA::kernels("portable");
+const IsaKernels kernels_portable = FASTPOOL_ISA::kernels("portable");
 }

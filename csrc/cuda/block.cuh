@@ -6,7 +6,7 @@
 
 namespace fastpool::cuda {
 
-// All of a block's shared memory; Plan::shared says what stands where.
+// All of a block's shared memory; PoolPlan::shared says what stands where.
 extern __shared__ uint4 shared_memory[];
 
 template <class A>
@@ -16,7 +16,7 @@ struct Shared {
   uint32_t* words;  // a bit for each token of a leaf: whether it is real
   int *count, *last;
 
-  __device__ __forceinline__ explicit Shared(const Layout& at) {
+  __device__ __forceinline__ explicit Shared(const SharedLayout& at) {
     char* const base = reinterpret_cast<char*>(shared_memory);
     row = reinterpret_cast<A*>(base);
     slots = reinterpret_cast<A*>(base + at.slots);
@@ -48,7 +48,7 @@ FASTPOOL_KERNEL_INLINE int64_t clamped(int64_t row, const PoolCall& call) {
 // its units and at least one. The last b with v(b) <= p is looked for by a warp, 32 ways at a time. Values out of range
 // are clamped, so slots stay in range whatever cu_seqlens hold; where they decrease, a segment may be found by nobody,
 // and others be added up wrongly.
-FASTPOOL_KERNEL_INLINE Program find_program(const PoolCall& call, const Plan& plan) {
+FASTPOOL_KERNEL_INLINE Program find_program(const PoolCall& call, const PoolPlan& plan) {
   const int p = static_cast<int>(blockIdx.x);
   if (!plan.search) {
     const int units = static_cast<int>(plan.units), b = p / units;

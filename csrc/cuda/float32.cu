@@ -1,6 +1,6 @@
 #include "kernels.cuh"
 
 namespace fastpool::cuda {
-const Kernels kernels_float32 = {pool<float>, normalize<float>, prepare<float>, pool_backward<float>,
-                                 normalize_backward<float>};
+const DTypeKernels kernels_float32 = {pool<float>, normalize<float>, segment_prologue<float>, pool_backward<float>,
+                                      normalize_backward<float>};
 }

@@ -1,19 +1,19 @@
 // The CUDA kernels and their launches: included once by each dtype's file. A block reduces one unit; the last one to
 // arrive at a segment's root, or the only one, runs the epilogue.
 #pragma once
+#include "arrival_tree.cuh"
 #include "finish.cuh"
 #include "kernels.h"
 #include "leaves.cuh"
 #include "normalize.cuh"
-#include "prepare.cuh"
+#include "scatter_gradient.cuh"
 #include "segment.cuh"
-#include "share.cuh"
-#include "tree.cuh"
+#include "segment_prologue.cuh"
 
 namespace fastpool::cuda {
 
 // The columns of a block: all, or a strip of them.
-FASTPOOL_KERNEL_INLINE int strip_columns(const PoolCall& call, const Plan& plan) {
+FASTPOOL_KERNEL_INLINE int strip_columns(const PoolCall& call, const PoolPlan& plan) {
   const int64_t left = call.dim - blockIdx.y * plan.strip;
   return static_cast<int>(left < plan.strip ? left : plan.strip);
 }
@@ -34,7 +34,7 @@ FASTPOOL_KERNEL_INLINE void clear_around(const PoolCall& call, int64_t b) {
 
 template <class T, class S, int V>
 __global__ void __launch_bounds__(kThreads, 2)
-    reduce_kernel(const __grid_constant__ PoolCall call, const __grid_constant__ Plan plan,
+    reduce_kernel(const __grid_constant__ PoolCall call, const __grid_constant__ PoolPlan plan,
                   const __grid_constant__ Workspace workspace) {
   using A = typename AccumulatorOf<T>::type;
   const Shared<A> shared(plan.shared);
@@ -53,16 +53,16 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t column = blockIdx.y * plan.strip;
   const int columns = strip_columns(call, plan);
   const T* const rows = static_cast<const T*>(call.hidden) + int64_t{b} * call.batch_stride + column;
-  const Unit unit(plan, b, first, bounds.end, program.unit);
+  const BlockUnit unit(plan, b, first, bounds.end, program.unit);
   Totals totals = reduce_unit<S, V>(call, plan, unit, rows, columns, shared);
-  if (climb<S>(workspace, call.dim, columns, column, program.slot, program.unit, units, shared, totals))
+  if (merge_last_block<S>(workspace, call.dim, columns, column, program.slot, program.unit, units, shared, totals))
     finish(call, b, column, columns, totals, shared);
 }
 
 // Of a mode that looks at one token of a segment: a copy of it.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 4)
-    gather_kernel(const __grid_constant__ PoolCall call, const __grid_constant__ Plan plan) {
+    copy_token_kernel(const __grid_constant__ PoolCall call, const __grid_constant__ PoolPlan plan) {
   using A = typename AccumulatorOf<T>::type;
   const Shared<A> shared(plan.shared);
   const int64_t b = blockIdx.x, column = blockIdx.y * plan.strip;
@@ -102,44 +102,44 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, int sh
 }
 
 template <class T, int V>
-cudaError_t launch_pool(const PoolCall& call, const Plan& plan, const Workspace& workspace, cudaStream_t stream) {
+cudaError_t launch_pool(const PoolCall& call, const PoolPlan& plan, const Workspace& workspace, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(plan.programs), static_cast<unsigned>(plan.strips));
   const auto reduce = [&](auto kernel) {
     return launch(kernel, grid, plan.threads, plan.shared.bytes, stream, call, plan, workspace);
   };
   if (call.mode.one_token())
-    return launch(gather_kernel<T, V>, grid, plan.threads, plan.shared.bytes, stream, call, plan);
+    return launch(copy_token_kernel<T, V>, grid, plan.threads, plan.shared.bytes, stream, call, plan);
   return with_state(call.mode, [&](auto state) { return reduce(reduce_kernel<T, decltype(state), V>); });
 }
 
 template <class T>
-cudaError_t pool(const PoolCall& call, const Plan& plan, const Workspace& workspace, cudaStream_t stream) {
+cudaError_t pool(const PoolCall& call, const PoolPlan& plan, const Workspace& workspace, cudaStream_t stream) {
   return plan.vector == 1 ? launch_pool<T, 1>(call, plan, workspace, stream)
                           : launch_pool<T, 16 / sizeof(T)>(call, plan, workspace, stream);
 }
 
 template <class A>
-cudaError_t prepare(const PoolBackwardCall& call, const BackwardPlan& plan, const Prepared& prepared,
-                    cudaStream_t stream) {
-  return launch(prepare_kernel<A>, dim3(static_cast<unsigned>(call.pool.batch)), plan.preparing,
-                preparing_bytes<A>(plan), stream, call, plan, prepared);
+cudaError_t segment_prologue(const PoolBackwardCall& call, const BackwardPlan& plan, const Prologue& prologue,
+                             cudaStream_t stream) {
+  return launch(segment_prologue_kernel<A>, dim3(static_cast<unsigned>(call.pool.batch)), plan.prologue_threads,
+                prologue_bytes<A>(plan), stream, call, plan, prologue);
 }
 
 template <class T>
-cudaError_t pool_backward(const PoolBackwardCall& call, const BackwardPlan& plan, const Prepared& prepared,
+cudaError_t pool_backward(const PoolBackwardCall& call, const BackwardPlan& plan, const Prologue& prologue,
                           cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.strips));
-  const auto share = [&](auto kernel) {
+  const auto scatter = [&](auto kernel) {
     constexpr int shared = sizeof(TileMemory<typename AccumulatorOf<T>::type>);
-    return launch(kernel, grid, plan.threads, shared, stream, call, plan, prepared);
+    return launch(kernel, grid, plan.threads, shared, stream, call, plan, prologue);
   };
   constexpr int V = 16 / sizeof(T);
-  if (call.of_weights) return share(share_weights_kernel<T>);
+  if (call.of_weights) return scatter(scatter_weight_gradient_kernel<T>);
   if (call.finds_maximum()) {
-    const cudaError_t error = share(plan.vector == 1 ? find_maxima_kernel<T, 1> : find_maxima_kernel<T, V>);
+    const cudaError_t error = scatter(plan.vector == 1 ? find_maxima_kernel<T, 1> : find_maxima_kernel<T, V>);
     if (error != cudaSuccess) return error;
   }
-  return share(plan.vector == 1 ? share_kernel<T, 1> : share_kernel<T, V>);
+  return scatter(plan.vector == 1 ? scatter_gradient_kernel<T, 1> : scatter_gradient_kernel<T, V>);
 }
 
 // A block for each row, as long as there are so many, and threads for `columns`.

@@ -13,7 +13,7 @@ struct Counters {
   int64_t stale_count = 0;
 };
 
-// A slot per unit, and per strip where that says so; see tree.cuh.
+// A slot per unit, and per strip where that says so; see arrival_tree.cuh.
 struct Workspace {
   void* sums = nullptr;      // [slots, dim], of the accumulator
   Totals* totals = nullptr;  // [strips, slots]
@@ -42,32 +42,32 @@ struct RowGradients {
   void* out = nullptr;             // [rows, width]
 };
 
-// The segments that meet a tile, as numbers of the first and the last; those between need not. All bits set: none.
-struct Range {
+// The segments that overlap a tile, as numbers of the first and the last; those between need not. All bits set: none.
+struct OverlapRange {
   unsigned first;
   int last;
 };
 
 // What the launches of a gradient leave each other.
-struct Prepared {
-  Range* ranges = nullptr;               // [tiles], of packed input
+struct Prologue {
+  OverlapRange* ranges = nullptr;        // [tiles], of packed input
   unsigned long long* maxima = nullptr;  // [batch, dim], of max: the first row that holds it; all bits set: none
   void* gradient = nullptr;              // [batch, dim], over the divisor, of the accumulator
   Segment* segments = nullptr;           // [batch]: from the first real token on; of cls and last, their one token
   void* products = nullptr;              // [batch], for weights: the sum of gradient * result, of the accumulator
 };
 
-struct Kernels {
-  cudaError_t (*pool)(const PoolCall& call, const Plan& plan, const Workspace& workspace, cudaStream_t stream);
+struct DTypeKernels {
+  cudaError_t (*pool)(const PoolCall& call, const PoolPlan& plan, const Workspace& workspace, cudaStream_t stream);
   cudaError_t (*normalize)(const Rows& rows, cudaStream_t stream);
   // Of the accumulator's dtype alone.
-  cudaError_t (*prepare)(const PoolBackwardCall& call, const BackwardPlan& plan, const Prepared& prepared,
-                         cudaStream_t stream);
-  cudaError_t (*pool_backward)(const PoolBackwardCall& call, const BackwardPlan& plan, const Prepared& prepared,
+  cudaError_t (*segment_prologue)(const PoolBackwardCall& call, const BackwardPlan& plan, const Prologue& prologue,
+                                  cudaStream_t stream);
+  cudaError_t (*pool_backward)(const PoolBackwardCall& call, const BackwardPlan& plan, const Prologue& prologue,
                                cudaStream_t stream);
   cudaError_t (*normalize_backward)(const Rows& rows, const RowGradients& gradients, cudaStream_t stream);
 };
 
-extern const Kernels kernels_float16, kernels_bfloat16, kernels_float32, kernels_float64;
+extern const DTypeKernels kernels_float16, kernels_bfloat16, kernels_float32, kernels_float64;
 
 }  // namespace fastpool::cuda

@@ -1,6 +1,6 @@
 // The walk: the real tokens of one unit become one row of sums in shared memory.
 //
-// A thread owns `vector` columns and walks leaves. kRows loads of 16 bytes are on their way before the first is added
+// A thread owns `vector` columns and walks leaves. kLoads loads of 16 bytes are on their way before the first is added
 // (so the machine code has it, given the 128 registers that two blocks of 256 threads leave): 64 KB per multiprocessor
 // at best, where by Little's law some 25 to 32 KB hide the latency of an H200's memory (4.8 TB/s, 0.7 us, 132
 // multiprocessors). Leaves meet in a binary counter: slot k holds a sum of 2^k leaves. The slots are in shared memory,
@@ -10,7 +10,7 @@
 
 namespace fastpool::cuda {
 
-constexpr int kRows = 8;
+constexpr int kLoads = 8;
 
 // What a thread carries for its columns: their sums, and behind them, where states are weighted, the sum of weights,
 // which every thread adds up for itself.
@@ -39,11 +39,11 @@ struct Columns {
 };
 
 // A unit: rows [from, to) of a segment, its leaves dealt to the groups in runs of a power of two.
-struct Unit {
+struct BlockUnit {
   int64_t segment, first, from, to;
   int leaves, run;
 
-  __device__ __forceinline__ Unit(const Plan& plan, int64_t b, int64_t first_real, int64_t end, int64_t unit)
+  __device__ __forceinline__ BlockUnit(const PoolPlan& plan, int64_t b, int64_t first_real, int64_t end, int64_t unit)
       : segment(b), first(first_real), from(first_real + unit * plan.split) {
     to = end - from < plan.split ? end : from + plan.split;
     leaves = static_cast<int>((to - from + kLeaf - 1) / kLeaf);
@@ -55,7 +55,7 @@ struct Unit {
 
 // Which tokens of the next `per` leaves of every group's run are real, and their weights: a warp votes on each leaf.
 template <class A, class S>
-FASTPOOL_KERNEL_INLINE void stage(const PoolCall& call, const Plan& plan, const Unit& unit, int per, int begin,
+FASTPOOL_KERNEL_INLINE void stage(const PoolCall& call, const PoolPlan& plan, const BlockUnit& unit, int per, int begin,
                                   bool count, const Shared<A>& shared) {
 #pragma unroll 1
   for (int e = warp(); e < plan.groups * per; e += warps()) {
@@ -78,15 +78,15 @@ template <class S, int V, class T, class A>
 FASTPOOL_KERNEL_INLINE void add_leaf(const T* p, int64_t stride, uint32_t word, const A* weights,
                                      Columns<A, S, V>& state) {
 #pragma unroll 1
-  for (int j = 0; j < kLeaf && word >> j != 0; j += kRows) {
-    Word<T, V> token[kRows];
+  for (int j = 0; j < kLeaf && word >> j != 0; j += kLoads) {
+    Word<T, V> token[kLoads];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r, p += stride) {
+    for (int r = 0; r < kLoads; ++r, p += stride) {
       token[r] = neutral<S, T, V>();
       if (word >> (j + r) & 1) token[r] = load_word<V>(p);
     }
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kLoads; ++r) {
       const Pack<T, V> x = bit_cast<Pack<T, V>>(token[r]);
       A w{};
       if constexpr (S::weighted) w = weights[j + r];
@@ -99,8 +99,8 @@ FASTPOOL_KERNEL_INLINE void add_leaf(const T* p, int64_t stride, uint32_t word, 
 
 // The unit's sums into shared.row, and its totals.
 template <class S, int V, class T, class A>
-FASTPOOL_KERNEL_INLINE Totals reduce_unit(const PoolCall& call, const Plan& plan, const Unit& unit, const T* rows,
-                                          int dim, const Shared<A>& shared) {
+FASTPOOL_KERNEL_INLINE Totals reduce_unit(const PoolCall& call, const PoolPlan& plan, const BlockUnit& unit,
+                                          const T* rows, int dim, const Shared<A>& shared) {
   using C = Columns<A, S, V>;
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   const int group = thread / plan.columns, column = thread - group * plan.columns;

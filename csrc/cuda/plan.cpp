@@ -37,17 +37,17 @@ bool aligned(const PoolCall& call, int64_t bytes, int64_t more) {
   return (address(call.hidden) | call.row_stride * size | call.batch_stride * size | more) % bytes == 0;
 }
 
-Layout layout(const PoolCall& call, const Plan& plan) {
-  const bool gather = call.mode.one_token(), weighted = call.mode.takes_weights();
+SharedLayout shared_layout(const PoolCall& call, const PoolPlan& plan) {
+  const bool one_token = call.mode.one_token(), weighted = call.mode.takes_weights();
   const int64_t a = accumulator_size(call.dtype);
-  Layout at;
+  SharedLayout at;
   const auto take = [&](int64_t bytes) {
     const int start = at.bytes;
     at.bytes += static_cast<int>((bytes + 15) / 16 * 16);
     return start;
   };
   take((plan.strip + 3) / 4 * 4 * a);
-  const int64_t slots = gather ? 0 : std::max(plan.levels, plan.groups > 1 ? 1 : 0);
+  const int64_t slots = one_token ? 0 : std::max(plan.levels, plan.groups > 1 ? 1 : 0);
   at.slots = take(slots * (plan.vector + weighted) * plan.threads * a);
   at.weights = take(weighted ? kStage * kLeaf * a : 0);
   at.sums = take((kBlockSums + kCounterLevels) * a);
@@ -58,11 +58,11 @@ Layout layout(const PoolCall& call, const Plan& plan) {
 
 }  // namespace
 
-Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
-  const bool gather = call.mode.one_token();
+PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device) {
+  const bool one_token = call.mode.one_token();
   const int64_t a = accumulator_size(call.dtype);
   const int64_t rows = std::max<int64_t>(call.rows, 1);
-  Plan plan;
+  PoolPlan plan;
   const int64_t size = size_of(call.dtype);
   plan.vector = aligned(call, 16, call.dim * size) ? static_cast<int>(16 / size) : 1;
   plan.strip = std::min(call.dim, std::max<int64_t>(tuning.strip_bytes / a / 8 * 8, 8));
@@ -74,11 +74,11 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
   // shared memory than in the arrival tree.
   const int64_t mean = ceil_div(rows, std::max<int64_t>(call.batch, 1));
   const int64_t most = cu ? std::min<int64_t>(ceil_div(mean, kLeaf), kStage) : kStage;
-  const int64_t groups = gather ? 1 : power_of_two(std::min<int64_t>(tuning.threads / plan.columns, most));
+  const int64_t groups = one_token ? 1 : power_of_two(std::min<int64_t>(tuning.threads / plan.columns, most));
   const auto cut = [&](int64_t split) {
     plan.split = split;
     for (plan.split_shift = 0; int64_t{1} << plan.split_shift < split;) ++plan.split_shift;
-    const bool single = gather || rows <= split;
+    const bool single = one_token || rows <= split;
     plan.search = cu && !single;
     plan.units = single || cu ? 1 : ceil_div(rows, split);
     plan.programs = plan.search ? rows / split + call.batch : call.batch * plan.units;
@@ -87,7 +87,7 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
     plan.levels = 0;
     for (int64_t run = plan.groups; run < leaves; run *= 2) ++plan.levels;
     plan.threads = static_cast<int>(ceil_div(plan.columns * plan.groups, 32) * 32);
-    plan.shared = layout(call, plan);
+    plan.shared = shared_layout(call, plan);
     plan.totals = plan.partial() ? ceil_div(plan.programs * call.dim * a, 16) * 16 : 0;
     plan.bytes = plan.partial() ? plan.totals + plan.programs * plan.strips * static_cast<int64_t>(sizeof(Totals)) : 0;
   };
@@ -102,7 +102,7 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
     const bool whole =
         likely * row_bytes <= kShortBytes && rows * row_bytes <= kLongestWalkBytes && tokens * row_bytes < kSmallBytes;
     split = kLeaf * groups;
-    while (whole ? split < rows : split < kMaxSplit && tokens / (2 * split) >= chip.multiprocessors) split *= 2;
+    while (whole ? split < rows : split < kMaxSplit && tokens / (2 * split) >= device.sm_count) split *= 2;
   }
   cut(split);
   // Slots stand for what could be there, not for what is: starts and ends alone do not say how much they share.
@@ -115,7 +115,7 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
   while (too_many() && plan.split < kLargestSplit) {
     const int64_t before = plan.split;
     cut(2 * before);
-    if (plan.shared.bytes > chip.shared) {
+    if (plan.shared.bytes > device.shared) {
       cut(before);
       break;
     }
@@ -123,7 +123,7 @@ Plan make_plan(const PoolCall& call, bool cu, const Chip& chip) {
   return plan;
 }
 
-BackwardPlan make_plan(const PoolBackwardCall& call, const Chip& chip) {
+BackwardPlan make_plan(const PoolBackwardCall& call, const DeviceProperties& device) {
   const PoolCall& pool = call.pool;
   const bool max = call.finds_maximum(), weighted = pool.mode.takes_weights();
   const int64_t size = size_of(pool.dtype), a = accumulator_size(pool.dtype);
@@ -148,12 +148,12 @@ BackwardPlan make_plan(const PoolBackwardCall& call, const Chip& chip) {
   };
   cut(tuning.tile > 0 ? tuning.tile : kTile);
   while (tuning.tile == 0 && plan.tile > kSmallestTile &&
-         plan.blocks * plan.strips < kTilesPerMultiprocessor * chip.multiprocessors)
+         plan.blocks * plan.strips < kTilesPerMultiprocessor * device.sm_count)
     cut(plan.tile / 2);
 
   const int64_t tokens = pool.mask.data != nullptr || weighted ? pool.rows : 0;
   const int64_t warps = std::max(ceil_div(tokens, kWarpLeaves * kLeaf), ceil_div(pool.dim, 32 * kQuad));
-  plan.preparing = static_cast<int>(std::min<int64_t>(warps * 32, tokens > 0 ? kPreparingThreads : kThreads));
+  plan.prologue_threads = static_cast<int>(std::min<int64_t>(warps * 32, tokens > 0 ? kPrologueThreads : kThreads));
   const auto take = [&](int64_t bytes) {
     const int64_t start = plan.bytes;
     plan.bytes += ceil_div(bytes, 16) * 16;

@@ -16,20 +16,20 @@ constexpr int kQuad = 4;        // columns that a thread has at a time where it 
 constexpr int kWarpLeaves = 8;  // leaves that a warp reads at a time where only mask and weights matter
 
 // What a plan follows.
-struct Chip {
-  int multiprocessors = 0;
+struct DeviceProperties {
+  int sm_count = 0;
   int64_t shared = 0;  // bytes of shared memory that one block may have
 };
 
 // Where a block keeps what in its shared memory, in bytes. Its row of sums comes first.
-struct Layout {
+struct SharedLayout {
   int slots = 0, weights = 0, sums = 0, found = 0, words = 0, bytes = 0;
 };
 
 // A unit is a run of `split` tokens of one segment, counted from its first real token; a block reduces one. Its threads
 // stand in `groups` of `columns`: side by side along a row (or a piece of it, and then the next piece), `vector`
 // columns each; a group has its own aligned run of leaves.
-struct Plan {
+struct PoolPlan {
   int64_t split = kLeaf;  // kLeaf * 2^k
   int split_shift = 5;    // 2^split_shift is split
   int64_t units = 1;      // of a segment at most, where every segment has as many slots; see `search`
@@ -39,26 +39,26 @@ struct Plan {
   int strips = 1;         // more than one: the norm needs a second launch
   int vector = 1;         // columns that a thread loads at once
   int columns = 1, groups = 1, levels = 0, threads = 32;
-  Layout shared;
+  SharedLayout shared;
   bool partial() const { return search || units > 1; }
   // Where that is so, partial states in memory, in bytes: sums come first.
   int64_t totals = 0, bytes = 0;
 };
 
 // A gradient is written in tiles: rows of one sequence, or of packed input, by a strip of columns.
-constexpr int kTile = 64;                // rows, at most
-constexpr int kMeeting = 64;             // segments that meet a tile and are listed; where there are more, none is
-constexpr int kPreparingThreads = 1024;  // of a block that has a segment's mask to read, at most
+constexpr int kTile = 64;               // rows, at most
+constexpr int kListedOverlaps = 64;     // segments that overlap a tile and are listed; where there are more, none is
+constexpr int kPrologueThreads = 1024;  // of a block that has a segment's mask to read, at most
 
-// A block's threads stand as in a Plan; a group takes a row at a time.
+// A block's threads stand as in a PoolPlan; a group takes a row at a time.
 struct BackwardPlan {
   int tile = kTile;
   int64_t tiles = 0, blocks = 0;  // of a sequence, or of packed input; of all sequences
   int strips = 1;
   int vector = 1, columns = 1, groups = 1, threads = 32;
-  int preparing = 32;  // threads of a block that prepares a segment
-  bool quads = false;  // rows of hidden begin where four values may be loaded at once
-  // Where Prepared stands in its memory, in bytes; ranges come first. All bits before `gradient` are set beforehand.
+  int prologue_threads = 32;  // of a block that takes a segment
+  bool quads = false;         // rows of hidden begin where four values may be loaded at once
+  // Where Prologue stands in its memory, in bytes; ranges come first. All bits before `gradient` are set beforehand.
   int64_t maxima = 0, gradient = 0, segments = 0, products = 0, bytes = 0;
 };
 
@@ -75,7 +75,7 @@ struct Tuning {
 extern Tuning tuning;
 
 // `cu`: starts and ends are neighbours in cu_seqlens.
-Plan make_plan(const PoolCall& call, bool cu, const Chip& chip);
-BackwardPlan make_plan(const PoolBackwardCall& call, const Chip& chip);
+PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device);
+BackwardPlan make_plan(const PoolBackwardCall& call, const DeviceProperties& device);
 
 }  // namespace fastpool::cuda

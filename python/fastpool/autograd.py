@@ -78,7 +78,7 @@ class _Function(_SingleLevelFunction):
         return (ctx._autograd_function_id,)
 
 
-class _Once(_Function):
+class NoDoubleBackward(_Function):
     """A backward op whose own gradient is an error, when it is asked for."""
 
     @staticmethod
@@ -117,7 +117,7 @@ class _Pool(_Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.mode, ctx.truncate_dim, _, hidden, *rest = inputs
-        ctx.wish = dispatch.thread_wish()
+        ctx.requested = dispatch.thread_requested()
         mode, needed = MODES[ctx.mode], ctx.needs_input_grad[-len(_TENSORS) :]
         ctx.of = [name for name, needs in zip(_TENSORS, needed, strict=True) if needs]
         ctx.reads_hidden = any(mode.gradient_reads_hidden(of) for of in ctx.of)
@@ -131,7 +131,7 @@ class _Pool(_Function):
         *tensors, result = ctx.saved_tensors
         dtype = accumulator(tensors[0].dtype)
         gradient = gradient.to(dtype).contiguous()
-        with dispatch.as_in(ctx.wish):  # autograd may run this in a thread of its own
+        with dispatch.requesting(ctx.requested):  # autograd may run this in a thread of its own
             if ctx.reads_hidden:
                 result = (_pool(ctx.mode, ctx.truncate_dim, dtype, *tensors) if result is None else result).to(dtype)
             op = torch.ops.fastpool._pool_backward.default
@@ -154,14 +154,14 @@ class _Normalize(_Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, truncate_dims, ctx.eps, _ = inputs
-        ctx.wish = dispatch.thread_wish()
+        ctx.requested = dispatch.thread_requested()
         ctx.save_for_backward(x, truncate_dims)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, truncate_dims = ctx.saved_tensors
         gradient = gradient.to(accumulator(x.dtype)).contiguous()
-        with dispatch.as_in(ctx.wish):
+        with dispatch.requesting(ctx.requested):
             of_x = torch.ops.fastpool._l2_normalize_backward(gradient, x, ctx.eps, truncate_dims)
         return of_x, None, None, None, None
 
@@ -223,7 +223,7 @@ def _backward_kernel(name: str) -> Callable[..., Tensor]:
             said = (
                 args[0] if isinstance(args[0], str) else "l2_normalize"
             )  # the gradient of a mode begins with its name
-            return _record(_Once, op, f"fastpool.{said}", *args)
+            return _record(NoDoubleBackward, op, f"fastpool.{said}", *args)
         with below_autograd():
             return op(*args)
 

@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     aot.add_argument("--dtype", action="append", choices=_FLOATS, help="of the token states (all); may be repeated")
     aot.add_argument("--dim", metavar="H", action="append", type=_positive, help="hidden sizes (common ones)")
     aot.add_argument("--only", metavar="TEXT", default="", help="variants whose name holds this, as it is printed")
-    aot.add_argument("--every", action="store_true", help="in every spelling of a call, not the usual ones alone")
+    aot.add_argument("--every", action="store_true", help="in every input layout, not the usual ones alone")
     aot.add_argument("--jobs", metavar="N", type=_positive, default=os.cpu_count(), help="processes (%(default)s)")
     aot.set_defaults(run=_aot)
 

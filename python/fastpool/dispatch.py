@@ -31,31 +31,32 @@ def _known(name: str, source: str) -> str:
     return name
 
 
-_process_wish = os.environ.get("FASTPOOL_BACKEND") or "auto"  # an unknown name is every call's error, not the import's
+# An unknown name is every call's error, not the import's.
+_process_requested = os.environ.get("FASTPOOL_BACKEND") or "auto"
 _thread = threading.local()
 
 _validate = os.environ.get("FASTPOOL_VALIDATE", "0") not in ("", "0")
 
 
-_WISHES = {"auto": native.AUTOMATIC, "native": native.NATIVE}
+_NATIVE_CODES = {"auto": native.AUTOMATIC, "native": native.NATIVE}
 
 
 def start() -> None:
     """Loads what has to be loaded, once the ops are defined."""
     native.load()
-    native.redirect_process(_WISHES.get(_process_wish, native.OTHER))
+    native.override_process(_NATIVE_CODES.get(_process_requested, native.OTHER))
     native.set_validation(_validate)
 
 
-def thread_wish() -> str | None:
+def thread_requested() -> str | None:
     """The backend this thread asks for by itself."""
-    wishes: list[str] = getattr(_thread, "wishes", [])
-    return wishes[-1] if wishes else None
+    stack: list[str] = getattr(_thread, "requested", [])
+    return stack[-1] if stack else None
 
 
-def wish() -> str:
+def requested() -> str:
     """The backend this thread asks for, or "auto". Raises ValueError where FASTPOOL_BACKEND names none."""
-    return thread_wish() or _known(_process_wish, "FASTPOOL_BACKEND")
+    return thread_requested() or _known(_process_requested, "FASTPOOL_BACKEND")
 
 
 class backend:
@@ -65,7 +66,7 @@ class backend:
     ...     fastpool.mean(hidden, mask)
 
     A call that the backend cannot serve raises RuntimeError and says why. FASTPOOL_BACKEND does the same for a process.
-    The wish is the thread's, as torch.no_grad's is: coroutines that take turns in one thread share it, so do not await
+    It holds for the thread, as torch.no_grad does: coroutines that take turns in one thread share it, so do not await
     inside. Raises ValueError for an unknown name.
     """
 
@@ -73,26 +74,28 @@ class backend:
         self.name = _known(name, "fastpool.backend: name")
 
     def __enter__(self) -> "backend":
-        if not hasattr(_thread, "wishes"):
-            _thread.wishes = []
-        _thread.wishes.append(self.name)
+        if not hasattr(_thread, "requested"):
+            _thread.requested = []
+        _thread.requested.append(self.name)
         self._tell_native()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _thread.wishes.pop()
+        _thread.requested.pop()
         self._tell_native()
 
     @staticmethod
     def _tell_native() -> None:
-        native.redirect_thread(_WISHES.get(_thread.wishes[-1], native.OTHER) if _thread.wishes else native.INHERIT)
+        native.override_thread(
+            _NATIVE_CODES.get(_thread.requested[-1], native.OTHER) if _thread.requested else native.INHERIT
+        )
 
 
-def as_in(wish: str | None) -> AbstractContextManager[Any]:
-    """In this thread, calls take what `thread_wish` said in another."""
-    return nullcontext() if wish is None else backend(wish)
+def requesting(requested: str | None) -> AbstractContextManager[Any]:
+    """In this thread, calls take what `thread_requested` said in another."""
+    return nullcontext() if requested is None else backend(requested)
 
 
 def validate(on: bool = True) -> None:
@@ -152,7 +155,7 @@ def _fastest_first(tensor: Tensor) -> tuple[str, ...]:
 def choose(call: Call) -> ModuleType:
     """The backend for a checked call, chosen once for calls that look alike. Raises RuntimeError where the one asked
     for cannot serve it."""
-    asked = wish()
+    asked = requested()
     chosen: ModuleType | None = call.known.get(asked)
     if chosen is None:
         chosen = call.known[asked] = _choose(call, asked)
@@ -204,7 +207,7 @@ def explain_call(call: Call) -> Explanation:
     """Which backend a call takes, without running it. Raises what the call itself would raise for its arguments."""
     call.check()
     _check_values(call)
-    asked = wish()
+    asked = requested()
     reasons: dict[str, str] = {}
     taken: str | None = None
     order = _fastest_first(call.tensor)

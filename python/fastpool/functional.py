@@ -1,7 +1,7 @@
 """The functions people call: `fastpool.mean(hidden, mask)`.
 
-Each hands its arguments to `torch.ops.fastpool.<mode>`, after putting the two spellings that are Python's alone into
-the op's own: `lengths=` is another name for `ends=`, and a jagged nested tensor is packed rows with offsets.
+Each hands its arguments to `torch.ops.fastpool.<mode>`, after putting the two forms of input that are Python's alone
+into the op's own: `lengths=` is another name for `ends=`, and a jagged nested tensor is packed rows with offsets.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector p
     Input is padded or packed. Padded: hidden [B, S, H], real tokens told by any of mask [B, S], starts [B] and ends
     [B] (positions in the row; lengths [B] is another name for ends); without them every token is real. Packed: hidden
     [T, H] with cu_seqlens [B + 1], or with starts [B] and ends [B] (row numbers; segments may overlap, leave gaps,
-    stand in any order), and optionally mask [T]. A jagged nested tensor [B, *, H] is packed input too. No spelling
+    stand in any order), and optionally mask [T]. A jagged nested tensor [B, *, H] is packed input too. No layout
     copies tokens, and what stands outside a segment or behind a zero of the mask never reaches the result.
 
     Args:
@@ -43,7 +43,7 @@ _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector p
 
     Returns:
         [B, truncate_dim or H]. Sums, divisions and norms are float32 (float64 for float64 input), in one canonical
-        order (fastpool.reference), so a sequence's result has the same bits in every batch and spelling; it is rounded
+        order (fastpool.reference), so a sequence's result has the same bits in every batch and layout; it is rounded
         once. A segment without real tokens gives zeros. Gradients flow to hidden{weights_too}; what is no real token
         gets 0.
 

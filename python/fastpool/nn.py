@@ -47,7 +47,7 @@ class Pooling(torch.nn.Module):
         normalize: divide each vector by max(its L2 norm, 1e-12).
         out_dtype: of the result; hidden's dtype if not given.
 
-    Calls take the arguments of the functions, in every spelling that they know:
+    Calls take the arguments of the functions, in every layout that they know:
     `pooling(hidden, mask, cu_seqlens, weights, lengths=, starts=, ends=)`; weights go to the modes that take them.
 
     Returns:

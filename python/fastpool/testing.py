@@ -1,6 +1,6 @@
-"""Inputs and answers that tests share: ragged batches in every spelling, and the plainest float64 formula of each mode.
+"""Inputs and answers that tests share: ragged batches in every layout, and the plainest float64 formula of each mode.
 
-A `Sequence` is one text: its token states, which of them are real (holes), and weights. `SPELLINGS` turn a list of them
+A `Sequence` is one text: its token states, which of them are real (holes), and weights. `LAYOUTS` turn a list of them
 into the arguments of a pooling function, each in its own way, with NaN wherever no token is.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .calls import PoolCall
 from .dispatch import BACKENDS, backend
-from .modes import MODES, Divisor, Reduce, Select, Weight
+from .modes import MODES, Divisor, Reduce, Weight
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -59,7 +59,7 @@ def sequences(
         states = (torch.randn(n, width, generator=generator, dtype=torch.float64) + offset).to(dtype)
         real = torch.rand(n, generator=generator) > 0.4 if holes else torch.ones(n, dtype=torch.bool)
         if holes and n > 0:
-            real[0] = real[-1] = True  # padding is the spelling's affair
+            real[0] = real[-1] = True  # padding is the layout's affair
         made.append(Sequence(states, real, torch.rand(n, generator=generator) + 0.125))
     return made
 
@@ -109,7 +109,7 @@ def moved(value: Any, device: str | torch.device) -> Tensor:
     return memory.to(device).as_strided(value.shape, value.stride(), value.storage_offset())
 
 
-# ---- spellings: list of sequences -> arguments
+# ---- layouts: list of sequences -> arguments
 
 
 def _arguments(weighted: bool, weights: Tensor, **arguments: Any) -> dict[str, Any]:
@@ -238,21 +238,21 @@ def _nested(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Spelling:
+class Layout:
     make: Callable[[list[Sequence], bool], dict[str, Any]]
     holes: bool  # whether it can say which tokens inside a segment are not real
 
 
-SPELLINGS: dict[str, Spelling] = {
-    "padded_right_mask": Spelling(_padded_right_mask, True),
-    "padded_left_mask": Spelling(_padded_left_mask, True),
-    "padded_middle_strided": Spelling(_padded_middle_strided, True),
-    "padded_starts_ends": Spelling(_padded_starts_ends, True),
-    "padded_lengths": Spelling(_padded_lengths, False),
-    "packed": Spelling(_packed, False),
-    "packed_mask": Spelling(_packed_mask, True),
-    "packed_shuffled": Spelling(_packed_shuffled, True),
-    "nested": Spelling(_nested, False),
+LAYOUTS: dict[str, Layout] = {
+    "padded_right_mask": Layout(_padded_right_mask, True),
+    "padded_left_mask": Layout(_padded_left_mask, True),
+    "padded_middle_strided": Layout(_padded_middle_strided, True),
+    "padded_starts_ends": Layout(_padded_starts_ends, True),
+    "padded_lengths": Layout(_padded_lengths, False),
+    "packed": Layout(_packed, False),
+    "packed_mask": Layout(_packed_mask, True),
+    "packed_shuffled": Layout(_packed_shuffled, True),
+    "nested": Layout(_nested, False),
 }
 
 

@@ -14,7 +14,7 @@ from torch._inductor.utils import run_and_get_code
 import fastpool
 from fastpool.backends.native import LIBRARY
 from fastpool.modes import MODES
-from fastpool.testing import SPELLINGS, same_bits, sequences, variants
+from fastpool.testing import LAYOUTS, same_bits, sequences, variants
 
 HOST = Path(__file__).parents[1] / "cpp" / "aoti_host.cpp"
 
@@ -24,11 +24,11 @@ def _forgotten() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("spelling", [name for name in SPELLINGS if name != "nested"])
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "nested"])
 @pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_whole_graph_and_its_gradient(mode: str, weighted: bool, spelling: str) -> None:
+def test_whole_graph_and_its_gradient(mode: str, weighted: bool, layout: str) -> None:
     pool = getattr(fastpool, mode)
-    arguments = SPELLINGS[spelling].make(sequences([3, 0, 40], 12, torch.float32), weighted)
+    arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.float32), weighted)
     hidden = arguments.pop("hidden")
     compiled = torch.compile(
         lambda x: pool(x * 2, truncate_dim=6, normalize=True, **arguments), fullgraph=True, backend="aot_eager"

@@ -1,4 +1,4 @@
-"""Which backend, on whose wish, and why not another."""
+"""Which backend a call takes, who requested it, and why not another."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def test_auto_takes_native(served: list[str]) -> None:
     assert "fastpool.mean takes native" in str(explanation)
 
 
-def test_a_wish_reaches_functions_and_raw_ops(served: list[str]) -> None:
+def test_a_requested_backend_reaches_functions_and_raw_ops(served: list[str]) -> None:
     with fastpool.backend("reference"):
         fastpool.mean(HIDDEN)
         torch.ops.fastpool.max(HIDDEN)
@@ -56,14 +56,14 @@ def test_a_wish_reaches_functions_and_raw_ops(served: list[str]) -> None:
     assert served == ["mean", "max", "last"]
 
 
-def test_a_wish_ends_with_an_exception(served: list[str]) -> None:
+def test_a_requested_backend_ends_with_an_exception(served: list[str]) -> None:
     with pytest.raises(KeyError), fastpool.backend("reference"):
         raise KeyError
     fastpool.mean(HIDDEN)
     assert served == []
 
 
-def test_a_wish_is_its_threads_own(served: list[str]) -> None:
+def test_a_requested_backend_is_its_threads_own(served: list[str]) -> None:
     with fastpool.backend("reference"):
         thread = threading.Thread(target=lambda: fastpool.mean(HIDDEN))
         thread.start()
@@ -192,7 +192,7 @@ def test_what_a_backend_cannot_take_is_declined() -> None:
 
 
 def test_half_a_library_is_none() -> None:
-    """Without the module that carries wishes to the library, the library must not serve calls behind their back."""
+    """Without the module that tells the library which backend is requested, the library must not serve calls."""
     code = """
 class Blocker:
     def find_spec(self, name, path=None, target=None):

@@ -1,4 +1,4 @@
-"""Every mode, in every spelling, dtype and odd size, against the plain formula in float64."""
+"""Every mode, in every layout, dtype and odd size, against the plain formula in float64."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ import fastpool
 from fastpool.backends import native
 from fastpool.constants import LEAF, NORM_EPS, OVERFLOW_SCALES
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, SPELLINGS, cpu_backends, error, exact, sequences, variants
+from fastpool.testing import DTYPES, LAYOUTS, cpu_backends, error, exact, sequences, variants
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = [7, 0, 1, 31, 32, 33, 2, 64, 129, 300]
@@ -20,14 +20,14 @@ WIDTHS = [1, 3, 8, 17, 33, 129, 384]
 
 @pytest.mark.parametrize("backend", ["native", "reference"])  # test_triton compares with native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_matches_float64(mode: str, weighted: bool, spelling: str, dtype: torch.dtype, backend: str) -> None:
+def test_matches_float64(mode: str, weighted: bool, layout: str, dtype: torch.dtype, backend: str) -> None:
     pool = getattr(fastpool, mode)
     for width in WIDTHS if backend == "native" else (17, 129):
-        holes = SPELLINGS[spelling].holes
+        holes = LAYOUTS[layout].holes
         batch = sequences(LENGTHS, width, dtype, holes=holes, seed=width)
-        arguments = SPELLINGS[spelling].make(batch, weighted)
+        arguments = LAYOUTS[layout].make(batch, weighted)
         for normalize in (False, True):
             with fastpool.backend(backend):
                 result = pool(**arguments, normalize=normalize)
@@ -43,7 +43,7 @@ def test_matches_float64(mode: str, weighted: bool, spelling: str, dtype: torch.
 @pytest.mark.parametrize(("mode", "weighted"), variants())
 def test_dim_and_out_dtype(mode: str, weighted: bool, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
     batch = sequences([5, 40, 0], 50, dtype)
-    arguments = SPELLINGS["padded_right_mask"].make(batch, weighted)
+    arguments = LAYOUTS["padded_right_mask"].make(batch, weighted)
     for truncate_dim in (1, 20, 50):
         for normalize in (False, True):
             result = getattr(fastpool, mode)(

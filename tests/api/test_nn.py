@@ -14,7 +14,7 @@ import fastpool
 from fastpool.calls import accumulator
 from fastpool.modes import MODES
 from fastpool.nn import Normalize, Pooling
-from fastpool.testing import DTYPES, SPELLINGS, error, exact, same_bits, sequences
+from fastpool.testing import DTYPES, LAYOUTS, error, exact, same_bits, sequences
 
 ALL = tuple(MODES)
 OPTIONS = {"truncate_dim": 5, "normalize": True, "out_dtype": torch.float32}
@@ -26,11 +26,11 @@ def function(mode: str, arguments: dict[str, Any], **more: Any) -> torch.Tensor:
     return getattr(fastpool, mode)(**used, **more)
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mode", ALL)
-def test_one_mode_is_its_function(mode: str, spelling: str) -> None:
-    batch = sequences([3, 0, 40], 12, torch.bfloat16, holes=SPELLINGS[spelling].holes)
-    arguments = SPELLINGS[spelling].make(batch, MODES[mode].takes_weights)
+def test_one_mode_is_its_function(mode: str, layout: str) -> None:
+    batch = sequences([3, 0, 40], 12, torch.bfloat16, holes=LAYOUTS[layout].holes)
+    arguments = LAYOUTS[layout].make(batch, MODES[mode].takes_weights)
     for options in ({}, OPTIONS):
         expected = getattr(fastpool, mode)(**arguments, **options)
         assert same_bits(Pooling(mode, **options)(**arguments), expected)
@@ -43,8 +43,8 @@ def test_one_mode_is_its_function(mode: str, spelling: str) -> None:
 def test_several_modes(truncate_dim: int | None, normalize: bool, dtype: torch.dtype) -> None:
     """All columns of all modes, unrounded; then `truncate_dim`, then `normalize`, then one rounding."""
     batch = sequences([3, 1, 40], 12, dtype, holes=True)
-    for spelling in ("padded_left_mask", "packed_shuffled"):
-        arguments = SPELLINGS[spelling].make(batch, True)
+    for layout in ("padded_left_mask", "packed_shuffled"):
+        arguments = LAYOUTS[layout].make(batch, True)
         unrounded = torch.cat([function(mode, arguments, out_dtype=accumulator(dtype)) for mode in ALL], -1)[
             :, :truncate_dim
         ]
@@ -71,9 +71,9 @@ def test_several_modes_round_once() -> None:
     assert Pooling(("sum", "max"), out_dtype=torch.bfloat16)(hidden).eq(1 + 2**-7).all()
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_several_modes_in_every_spelling(spelling: str) -> None:
-    arguments = SPELLINGS[spelling].make(sequences([3, 0, 40], 12, torch.float32), True)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_several_modes_in_every_layout(layout: str) -> None:
+    arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.float32), True)
     expected = torch.cat([function(mode, arguments) for mode in ALL], -1)
     assert same_bits(Pooling(ALL)(**arguments), expected)
 

@@ -14,18 +14,16 @@ import fastpool
 from fastpool.arguments import OPS
 from fastpool.calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.modes import MODES
-from fastpool.testing import SPELLINGS, sequences, variants
+from fastpool.testing import LAYOUTS, sequences, variants
 
-OP_SPELLINGS = [
-    name for name in SPELLINGS if name not in ("padded_lengths", "nested")
-]  # the ops have no such arguments
+OP_LAYOUTS = [name for name in LAYOUTS if name not in ("padded_lengths", "nested")]  # the ops have no such arguments
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-@pytest.mark.parametrize("spelling", OP_SPELLINGS)
+@pytest.mark.parametrize("layout", OP_LAYOUTS)
 @pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_opcheck(mode: str, weighted: bool, spelling: str, recorded: bool) -> None:
-    arguments = SPELLINGS[spelling].make(sequences([3, 0, 40], 12, torch.float32), weighted)
+def test_opcheck(mode: str, weighted: bool, layout: str, recorded: bool) -> None:
+    arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.float32), weighted)
     # Poison is compared with itself here, and NaN never equals: where it goes is other tests' affair.
     arguments = {name: x.nan_to_num(7.0) if x.is_floating_point() else x for name, x in arguments.items()}
     for name in ("hidden", "weights"):
@@ -36,10 +34,10 @@ def test_opcheck(mode: str, weighted: bool, spelling: str, recorded: bool) -> No
         torch.library.opcheck(getattr(torch.ops.fastpool, mode).default, (hidden,), {**arguments, **more})
 
 
-@pytest.mark.parametrize("spelling", OP_SPELLINGS)
+@pytest.mark.parametrize("layout", OP_LAYOUTS)
 @pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_opcheck_backward(mode: str, weighted: bool, spelling: str) -> None:
-    arguments = SPELLINGS[spelling].make(sequences([3, 0, 40], 12, torch.bfloat16), weighted)
+def test_opcheck_backward(mode: str, weighted: bool, layout: str) -> None:
+    arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.bfloat16), weighted)
     result = getattr(fastpool, mode)(**arguments, out_dtype=torch.float32)
     given = [arguments.get(name) for name in ("hidden", "mask", "cu_seqlens", "weights", "starts", "ends")]
     for of in ("hidden", "weights") if weighted else ("hidden",):
@@ -108,10 +106,10 @@ def test_fakes_and_meta_of_dims() -> None:
 
 def test_inputs_are_left_alone() -> None:
     batch = sequences([5, 9], 16, torch.float32, holes=True)
-    for spelling in SPELLINGS.values():
-        if not spelling.holes:
+    for layout in LAYOUTS.values():
+        if not layout.holes:
             continue
-        arguments = spelling.make(batch, weighted=True)
+        arguments = layout.make(batch, weighted=True)
         before = {name: value.clone() for name, value in arguments.items()}
         fastpool.weighted_mean(**arguments, normalize=True)
         for name, value in arguments.items():

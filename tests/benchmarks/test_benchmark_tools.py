@@ -22,7 +22,7 @@ from benchmarks.providers import LAYOUTS, PEERS, ours
 from benchmarks.record import load
 
 ROOT = Path(__file__).parents[2]
-MASK, PACKED = (ours("native", spelling) for spelling in ("mask", "packed"))
+MASK, PACKED = (ours("native", input_layout) for input_layout in ("mask", "packed"))
 NAMES = {"cpu": [MASK, PACKED], "cuda": [ours(b, s) for b in ("triton", "native") for s in ("mask", "packed")]}
 CASE = "queries B32 H384 fp32"
 

@@ -86,7 +86,7 @@ import sys, torch
 from fastpool.triton_kernels import aot, backward, normalize, plan, pool
 from fastpool.calls import PoolCall
 
-device, hidden, x = plan.Device("test", 132), torch.zeros(4, 50, 64), torch.zeros(4, 64)
+device, hidden, x = plan.DeviceProperties("test", 132), torch.zeros(4, 50, 64), torch.zeros(4, 64)
 launches = {
     "mean": plan.plan_pool(PoolCall("mean", hidden), device),
     "l2_normalize": plan.plan_normalize(x, 1e-12, x, device),
@@ -117,7 +117,8 @@ try:
     else:
         aot.compile_variant(aot.Variant("", one, ()), aot.parse_target("cuda:90"))
 except Stopped:
-    kernels = (pool.pool_kernel, normalize.normalize_kernel, backward.prepare_kernel, backward.share_kernel)
+    kernels = (pool.pool_kernel, normalize.normalize_kernel)
+    kernels += (backward.segment_prologue_kernel, backward.scatter_gradient_kernel)
     print(*(kernel.cache_key for kernel in kernels))
 """
 

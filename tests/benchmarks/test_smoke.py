@@ -17,13 +17,13 @@ from fastpool import dispatch
 from fastpool.backends import native
 from fastpool.backends import triton as triton_backend
 from fastpool.modes import MODES
-from fastpool.testing import SPELLINGS
+from fastpool.testing import LAYOUTS
 
 
 def test_the_smoke_test_knows_every_mode_and_passes_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert {shape.mode for shape in gpu_smoke.SHAPES} == set(MODES)
     assert len(gpu_smoke.SHAPES) == 13
-    assert {shape.spelling for shape in gpu_smoke.SHAPES} <= set(SPELLINGS)
+    assert {shape.layout for shape in gpu_smoke.SHAPES} <= set(LAYOUTS)
     assert gpu_smoke.main(["bits", "repeat", "--device", "cpu", "--backends", "native"]) == 0
     printed = capsys.readouterr().out
     assert "0 wrong" in printed

@@ -43,7 +43,7 @@ enum class Layout { padded, cu, starts_ends };
 struct Case {
   PoolCall call;
   Layout layout;
-  Chip chip;
+  DeviceProperties device;
   std::string words() const {
     const auto n = [](int64_t value) { return std::to_string(value); };
     return std::string(call.mode.name) + " of dtype " + n(static_cast<int>(call.dtype)) +
@@ -51,7 +51,7 @@ struct Case {
             : layout == Layout::cu   ? ", cu_seqlens"
                                      : ", starts and ends") +
            ", batch " + n(call.batch) + ", rows " + n(call.rows) + ", dim " + n(call.dim) + ", row stride " +
-           n(call.row_stride) + ", multiprocessors " + n(chip.multiprocessors) + ", shared " + n(chip.shared);
+           n(call.row_stride) + ", sm_count " + n(device.sm_count) + ", shared " + n(device.shared);
   }
 };
 
@@ -80,12 +80,12 @@ Case draw_case() {
   if (!padded || draw(0, 3) == 0) call.starts.data = something;
   if (drawn.layout == Layout::starts_ends || (padded && coin())) call.ends.data = something;
   if (coin()) call.mask.data = something;
-  drawn.chip = {static_cast<int>(draw(1, 200)), one_of<int64_t>({99 << 10, 163 << 10, 227 << 10})};
+  drawn.device = {static_cast<int>(draw(1, 200)), one_of<int64_t>({99 << 10, 163 << 10, 227 << 10})};
   return drawn;
 }
 
 // Slots of segments with random bounds, many of them empty, follow each other and end before `programs`.
-void check_slots(const Plan& plan, const Case& at) {
+void check_slots(const PoolPlan& plan, const Case& at) {
   std::vector<int64_t> cu(static_cast<size_t>(at.call.batch) + 1);
   for (int64_t& bound : cu) bound = coin() ? draw(0, at.call.rows) : draw(0, at.call.rows) / plan.split * plan.split;
   if (coin()) cu.back() = at.call.rows;
@@ -102,8 +102,8 @@ void check_slots(const Plan& plan, const Case& at) {
 
 void check_plan(const Case& at) {
   const PoolCall& call = at.call;
-  const bool gather = call.mode.one_token();
-  const Plan plan = make_plan(call, at.layout == Layout::cu, at.chip);
+  const bool one_token = call.mode.one_token();
+  const PoolPlan plan = make_plan(call, at.layout == Layout::cu, at.device);
   const int64_t rows = std::max<int64_t>(call.rows, 1), accumulator = accumulator_size(call.dtype);
 
   demand(plan.threads >= kWarp && plan.threads <= kThreads && plan.threads % kWarp == 0, "threads", at);
@@ -112,13 +112,13 @@ void check_plan(const Case& at) {
   demand(plan.strips >= 1 && plan.strips <= kMaxStrips, "strips", at);
   demand(plan.strips * plan.strip >= call.dim && (plan.strips - 1) * plan.strip < call.dim, "strips and columns", at);
   demand(plan.vector == 1 || (plan.strip % plan.vector == 0 && call.dim % plan.vector == 0), "vector", at);
-  demand(plan.shared.bytes <= at.chip.shared, "shared memory", at);
+  demand(plan.shared.bytes <= at.device.shared, "shared memory", at);
 
   demand(plan.split % kLeaf == 0 && power_of_two(plan.split / kLeaf), "a unit is a power of two of leaves", at);
   const int64_t leaves = ceil_div(std::min(plan.split, rows), kLeaf);
-  demand(gather || int64_t{plan.groups} << plan.levels >= leaves, "levels of the binary counter", at);
+  demand(one_token || int64_t{plan.groups} << plan.levels >= leaves, "levels of the binary counter", at);
   demand(!plan.search || at.layout == Layout::cu, "only cu_seqlens are searched", at);
-  demand(gather || plan.search || plan.units * plan.split >= rows, "units do not reach all rows", at);
+  demand(one_token || plan.search || plan.units * plan.split >= rows, "units do not reach all rows", at);
   const bool slots_for_all =
       plan.search ? plan.programs >= rows / plan.split + call.batch : plan.programs == call.batch * plan.units;
   demand(slots_for_all, "programs", at);
@@ -148,10 +148,11 @@ void check_backward_plan(const Case& at) {
   call.gradient = call.result = at.call.hidden;
   call.out = const_cast<void*>(at.call.hidden);
   const PoolCall& pool = call.pool;
-  const BackwardPlan plan = make_plan(call, at.chip);
+  const BackwardPlan plan = make_plan(call, at.device);
 
   demand(plan.threads >= kWarp && plan.threads <= kThreads && plan.threads % kWarp == 0, "threads", at);
-  demand(plan.preparing >= kWarp && plan.preparing <= kMaxThreads && plan.preparing % kWarp == 0, "preparing", at);
+  demand(plan.prologue_threads >= kWarp && plan.prologue_threads <= kMaxThreads && plan.prologue_threads % kWarp == 0,
+         "threads of the prologue", at);
   demand(plan.columns * plan.groups <= plan.threads, "groups have no room in the block", at);
   demand(plan.strips >= 1 && plan.strips <= kMaxStrips, "strips", at);
   if (!call.of_weights) {
@@ -171,10 +172,10 @@ void check_backward_plan(const Case& at) {
   const int64_t places[] = {0, plan.maxima, plan.gradient, plan.segments, plan.products, plan.bytes};
   int64_t needed = 0;
   for (int i = 0; i < 5; ++i) {
-    demand(places[i] % 16 == 0 && places[i] + sizes[i] <= places[i + 1], "memory of what is prepared", at);
+    demand(places[i] % 16 == 0 && places[i] + sizes[i] <= places[i + 1], "memory of the prologue", at);
     needed += sizes[i];
   }
-  demand(plan.bytes < needed + 5 * 16, "more memory than what is prepared", at);
+  demand(plan.bytes < needed + 5 * 16, "more memory than the prologue needs", at);
 }
 
 }  // namespace

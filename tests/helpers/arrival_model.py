@@ -1,4 +1,4 @@
-"""The arrival tree as two backends climb it, and the counters that launches use in turn, for weak_memory.py.
+"""The arrival tree as two backends go up in it, and the counters that launches use in turn, for weak_memory.py.
 
 A state is a number of real tokens, one for each unit that has any, and sums for each thread: the tuple of units that
 were merged into them, so that a wrong read shows in the result. Nodes have two children here, blocks few threads: the
@@ -18,7 +18,8 @@ WRONG = ("unwritten",)
 
 @dataclass(frozen=True)
 class Tree:
-    """csrc/cuda/tree.cuh, triton_kernels/arrive.py, or what is left of them without a part: one whose field is False.
+    """csrc/cuda/arrival_tree.cuh, triton_kernels/arrival_tree.py, or what is left of them without a part: one whose
+    field is False.
 
     `empty`: units without real tokens, whose totals say it all: their sums are neither written nor read.
     """
@@ -28,13 +29,13 @@ class Tree:
     acquire: bool = True
     before_count: bool = True  # the barriers, by what follows or precedes them
     after_count: bool = True
-    after_gather: bool = True
+    after_merge: bool = True
     only_real: bool = True
 
     # Which thread's columns a thread reads, counted from its own.
     reads_of: ClassVar[int] = 0
 
-    def climb(
+    def merge_last_block(
         self,
         unit: int,
         units: int,
@@ -68,7 +69,7 @@ class Tree:
                     yield Barrier()
                 if not (yield Load(("last", launch, unit), unwritten=False)):
                     return None
-                yield from self.before_gather()
+                yield from self.before_merge()
                 totals = []
                 for slot in slots:
                     totals.append((yield Load(("total", owner, slot), unwritten=99)))
@@ -76,12 +77,12 @@ class Tree:
                 for slot, count in zip(slots, totals, strict=True):
                     if count > 0 or not self.only_real:
                         x += yield Load(("sums", launch, slot, (thread + self.reads_of) % threads), unwritten=WRONG)
-                if self.after_gather:
+                if self.after_merge:
                     yield Barrier()
             width, depth = width * FAN, depth + 1
         return x if total == len(x) else WRONG
 
-    def before_gather(self) -> Iterator[Instruction]:
+    def before_merge(self) -> Iterator[Instruction]:
         return iter(())
 
 
@@ -93,18 +94,20 @@ class CudaTree(Tree):
 @dataclass(frozen=True)
 class TritonTree(Tree):
     """Loads and stores of a state may be laid out differently. The barrier after the count is Triton's own: one thread
-    executes an atomic operation and tells the others through shared memory. arrive.py asks for one more."""
+    executes an atomic operation and tells the others through shared memory. arrival_tree.py asks for one more."""
 
     one_more: bool = True
     reads_of: ClassVar[int] = 1
 
-    def before_gather(self) -> Iterator[Instruction]:
+    def before_merge(self) -> Iterator[Instruction]:
         return iter([Barrier()] if self.one_more else [])
 
 
 def split_launch(tree: Tree, units: int, threads: int = 2) -> Launch:
     """A segment of so many units, a block each."""
-    return Launch([[partial(tree.climb, unit, units, i, threads) for i in range(threads)] for unit in range(units)])
+    return Launch(
+        [[partial(tree.merge_last_block, unit, units, i, threads) for i in range(threads)] for unit in range(units)]
+    )
 
 
 def launch_in_strips(tree: Tree, units: int, share_totals: bool = False) -> Launch:
@@ -114,7 +117,7 @@ def launch_in_strips(tree: Tree, units: int, share_totals: bool = False) -> Laun
     totals_of = "all" if share_totals else None
     return Launch(
         [
-            [partial(tree.climb, unit, units, 0, 1, strip, strip, totals_of)]
+            [partial(tree.merge_last_block, unit, units, 0, 1, strip, strip, totals_of)]
             for strip in range(2)
             for unit in range(units)
         ]
@@ -158,7 +161,7 @@ def counting_launch(
     def program(unit: int) -> Generator[Instruction, Any, Any]:
         for place in range(there.index(unit), counters.number, len(there)):
             yield Clear(("counter", counters.clears, place))
-        return (yield from CudaTree().climb(unit, units, 0, 1, launch=number, counters=counters.counts))
+        return (yield from CudaTree().merge_last_block(unit, units, 0, 1, launch=number, counters=counters.counts))
 
     blocks: list[list[Program]] = [[partial(program, unit)] for unit in there]
     return Launch(blocks, after)

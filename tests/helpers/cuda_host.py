@@ -56,8 +56,8 @@ class Host:
         self.c.cuda_host_control.restype = ctypes.POINTER(Control)
         self.control: Control = self.c.cuda_host_control().contents
         # By their names in C++: this library has its own copy of csrc/native.cpp.
-        self.redirect_process = self.c._ZN8fastpool6native16redirect_processEi
-        self.redirect_thread = self.c._ZN8fastpool6native15redirect_threadEi
+        self.override_process = self.c._ZN8fastpool6native16override_processEi
+        self.override_thread = self.c._ZN8fastpool6native15override_threadEi
         self.set_direct = self.c._ZN8fastpool6native10set_directEb
         self.set_validation = self.c._ZN8fastpool6native14set_validationEb
         self.set_python = self.c._ZN8fastpool6native10set_pythonEb

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastpool import testing
-from fastpool.testing import DTYPES, SPELLINGS, same_bits, sequences
+from fastpool.testing import DTYPES, LAYOUTS, same_bits, sequences
 
 DEVICE = "cuda"
 BACKENDS = ("triton", "native")
@@ -29,7 +29,7 @@ def all_moved(arguments: dict[str, Any], device: str | None = None) -> dict[str,
 
 
 class Case(NamedTuple):
-    spelling: str
+    layout: str
     lengths: list[int]
     width: int
     holes: bool
@@ -38,18 +38,18 @@ class Case(NamedTuple):
 def batches(
     shapes: Sequence[tuple[list[int], int]], mode: str, weighted: bool, dtype: torch.dtype
 ) -> Iterator[tuple[Case, dict[str, Any]]]:
-    """Cases and their arguments: each shape (lengths, width) in the spellings whose turn it is, with holes and
+    """Cases and their arguments: each shape (lengths, width) in the layouts whose turn it is, with holes and
     without.
 
-    Over all modes and dtypes, every spelling comes with every mode and with every dtype. It does not come with every
+    Over all modes and dtypes, every layout comes with every mode and with every dtype. It does not come with every
     pair of them, which would be four times as many programs, each a second or two of Triton's compiler. Modes that
     Triton compiles alike come with the same."""
     turn = {"max": 1, "cls": 1, "last": 1, "weighted_mean": 2}.get(mode, 0) + weighted - DTYPES.index(dtype)
-    for name in list(SPELLINGS)[turn % len(DTYPES) :: len(DTYPES)]:
+    for name in list(LAYOUTS)[turn % len(DTYPES) :: len(DTYPES)]:
         for lengths, width in shapes:
-            for holes in (False, True) if SPELLINGS[name].holes else (False,):
+            for holes in (False, True) if LAYOUTS[name].holes else (False,):
                 batch = sequences(lengths, width, dtype, holes=holes)
-                yield Case(name, lengths, width, holes), SPELLINGS[name].make(batch, weighted)
+                yield Case(name, lengths, width, holes), LAYOUTS[name].make(batch, weighted)
 
 
 # ---- graphs

@@ -1,4 +1,4 @@
-"""What modules of sentence-transformers give through fastpool: their answers in every spelling, and where they differ.
+"""What modules of sentence-transformers give through fastpool: their answers in every layout, and where they differ.
 
 Every row of the table in docs/sentence-transformers.md has its test under "Where results differ".
 """

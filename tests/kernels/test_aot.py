@@ -48,8 +48,8 @@ def test_compiles_for_gpus_that_are_not_there(only: str, wide: set[tuple[str, ..
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, total = done.stdout.splitlines()
     count = 0
-    for target, lanes in (("cuda:90", 32), ("hip:gfx942", 64)):
-        variants = aot.variants([torch.float64], [1024], lanes, splits=lanes == 32)
+    for target, warp_size in (("cuda:90", 32), ("hip:gfx942", 64)):
+        variants = aot.variants([torch.float64], [1024], warp_size, splits=warp_size == 32)
         expected = [variant for variant in variants if only in variant.name]
         count += len(expected)
         mine = [line.split("  ") for line in lines if line.startswith(target)]
@@ -67,7 +67,7 @@ def test_compiles_for_gpus_that_are_not_there(only: str, wide: set[tuple[str, ..
     ("dim", "only"),
     [
         wide("64", "last(padded, int64 mask)"),
-        wide("128", "share max(padded, int64 mask)"),
+        wide("128", "scatter_gradient max(padded, int64 mask)"),
         wide("2048", "mean(packed, int64 mask, starts, ends) bfloat16 columns=2048 leaves=1 levels=4"),
         wide("4096", "max(packed, int64 mask, starts, ends) bfloat16 columns=4096 leaves=1 levels=3"),
     ],
@@ -80,13 +80,13 @@ def test_what_takes_the_most_registers_does_not_spill(dim: str, only: str, tmp_p
 
 
 def drawn_calls(dtype: torch.dtype, dim: int, count: int) -> Iterator[PoolCall]:
-    """In every mode and spelling; masks and indices as `variants` has them."""
+    """In every mode and layout; masks and indices as `variants` has them."""
     drawn = random.Random(dim)
     for _ in range(count):
         batch, rows = int(2 ** drawn.uniform(0, 12)), 2 ** drawn.uniform(-12, 16)
-        mode, spelled = drawn.choice(list(MODES.values())), drawn.choice(aot.SPELLINGS)
+        mode, layout = drawn.choice(list(MODES.values())), drawn.choice(aot.LAYOUTS)
         normalize, weighted = drawn.random() < 0.5, mode.takes_weights and drawn.random() < 0.5
-        yield aot.make_call(mode.name, dtype, dim, (batch, rows), spelled, normalize, weighted)
+        yield aot.make_call(mode.name, dtype, dim, (batch, rows), layout, normalize, weighted)
 
 
 @cache
@@ -104,7 +104,7 @@ def test_every_choice_of_the_heuristic_is_compiled(dtype: torch.dtype, dim: int)
     """Batches drawn at random come to no program that is not among the variants."""
     drawn = random.Random(dim)
     for call in drawn_calls(dtype, dim, 500):
-        launch = aot.plan_pool(call, aot.Device("test", drawn.choice(aot.PROCESSORS)))
+        launch = aot.plan_pool(call, aot.DeviceProperties("test", drawn.choice(aot.SM_COUNTS)))
         assert aot.key_of(launch) in compiled(dtype, dim), call
 
 
@@ -117,11 +117,11 @@ def test_every_choice_for_gradients_is_compiled(dtype: torch.dtype, dim: int) ->
         gradient = torch.empty(call.batch, dim, dtype=accumulator(dtype), device="meta")
         of = "weights" if call.weights is not None and drawn.random() < 0.5 else "hidden"
         backward = PoolBackwardCall(call, gradient, gradient, of)
-        for launch in aot.plan_pool_backward(backward, aot.Device("test", drawn.choice(aot.PROCESSORS))):
+        for launch in aot.plan_pool_backward(backward, aot.DeviceProperties("test", drawn.choice(aot.SM_COUNTS))):
             assert aot.key_of(launch) in compiled(dtype, dim), call
 
 
-def test_usual_spellings_come_to_every_configuration() -> None:
+def test_usual_layouts_come_to_every_configuration() -> None:
     """The others differ in what is given, not in what is compiled in."""
 
     def configurations(every: bool) -> set[object]:
@@ -149,7 +149,7 @@ def test_a_wrong_variant_is_an_exit_status_of_1(capsys: pytest.CaptureFixture[st
     assert total == f"{len(lines)} variants, {len(lines)} wrong"
 
 
-def test_every_spelling_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_layout_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(triton_backend, "INTERPRETED", False)  # nothing is compiled here
     monkeypatch.setattr(aot, "run", lambda *arguments: asked.append(arguments) or 0)

@@ -101,13 +101,13 @@ def test_right_in_every_interleaving(tree: type[Tree], empty: frozenset[int]) ->
         TritonTree(acquire=False),
         TritonTree(before_count=False),
         TritonTree(after_count=False),
-        TritonTree(after_gather=False),
+        TritonTree(after_merge=False),
         TritonTree(EMPTY, only_real=False),
         CudaTree(release=False),
         CudaTree(acquire=False),
         CudaTree(before_count=False),
         CudaTree(after_count=False),
-        CudaTree(EMPTY, after_gather=False),
+        CudaTree(EMPTY, after_merge=False),
         CudaTree(EMPTY, only_real=False),
     ],
     ids=changed,
@@ -117,14 +117,14 @@ def test_wrong_without(tree: Tree) -> None:
 
 
 def test_one_barrier_is_redundant_in_triton() -> None:
-    """The one that arrive.py asks for before it gathers: Triton's own stands there already."""
+    """The one that arrival_tree.py asks for before it merges: Triton's own stands there already."""
     assert not list(wrong_outcomes(TritonTree(one_more=False), units=3))
 
 
 def test_cuda_needs_its_last_barrier_for_empty_units() -> None:
     """Without it a thread may read the total of the next state where a child's was. Where no unit is empty, it takes
     the same sums all the same; `test_wrong_without` has one that is."""
-    assert not list(wrong_outcomes(CudaTree(after_gather=False), units=3))
+    assert not list(wrong_outcomes(CudaTree(after_merge=False), units=3))
 
 
 @pytest.mark.parametrize("share_totals", [False, True])

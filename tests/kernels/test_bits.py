@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import fastpool
 from fastpool.backends import native
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, SPELLINGS, Sequence, same_bits, sequences, special_values, variants
+from fastpool.testing import DTYPES, LAYOUTS, Sequence, same_bits, sequences, special_values, variants
 
 LENGTHS = [1, 40, 0, 700, 33, 64, 5, 2000, 96, 31]
 
@@ -26,18 +26,18 @@ def alone(mode: str, sequence: Sequence, weighted: bool, normalize: bool) -> tor
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_spellings_batches_and_threads(mode: str, weighted: bool, dtype: torch.dtype, threads: int) -> None:
+def test_layouts_batches_and_threads(mode: str, weighted: bool, dtype: torch.dtype, threads: int) -> None:
     for holes in (False, True):
         batch = sequences(LENGTHS, 200, dtype, holes=holes)
         torch.set_num_threads(1)
         expected = torch.stack([alone(mode, sequence, weighted, normalize=True) for sequence in batch])
         torch.set_num_threads(threads)
-        for name, spelling in SPELLINGS.items():
-            if holes and not spelling.holes:
+        for name, layout in LAYOUTS.items():
+            if holes and not layout.holes:
                 continue
-            result = getattr(fastpool, mode)(**spelling.make(batch, weighted), normalize=True)
+            result = getattr(fastpool, mode)(**layout.make(batch, weighted), normalize=True)
             assert same_bits(result, expected), name
-            reordered = getattr(fastpool, mode)(**spelling.make(batch[::-1], weighted), normalize=True)
+            reordered = getattr(fastpool, mode)(**layout.make(batch[::-1], weighted), normalize=True)
             assert same_bits(reordered, expected.flip(0)), name
 
 
@@ -46,7 +46,7 @@ def test_spellings_batches_and_threads(mode: str, weighted: bool, dtype: torch.d
 def test_instruction_sets(mode: str, weighted: bool, dtype: torch.dtype) -> None:
     assert native.info is not None
     batch = sequences(LENGTHS, 133, dtype, holes=True)
-    arguments = SPELLINGS["padded_left_mask"].make(batch, weighted)
+    arguments = LAYOUTS["padded_left_mask"].make(batch, weighted)
     for out_dtype in DTYPES:
         results = []
         for isa in native.info.isas():
@@ -97,11 +97,11 @@ def test_float64_rounds_once(dtype: torch.dtype) -> None:
 @st.composite
 def _cases(draw: st.DrawFn) -> tuple[list[Sequence], str, bool, str, dict[str, object]]:
     mode, weighted = draw(st.sampled_from(variants()))
-    name = draw(st.sampled_from(sorted(SPELLINGS)))
+    name = draw(st.sampled_from(sorted(LAYOUTS)))
     dtype = draw(st.sampled_from(DTYPES))
     width = draw(st.integers(1, 300))
     lengths = draw(st.lists(st.integers(0, 260), min_size=1, max_size=6))
-    holes = SPELLINGS[name].holes and draw(st.booleans())
+    holes = LAYOUTS[name].holes and draw(st.booleans())
     batch = sequences(lengths, width, dtype, holes=holes, seed=draw(st.integers(0, 10**6)))
     more = {
         "normalize": draw(st.booleans()),
@@ -115,7 +115,7 @@ def _cases(draw: st.DrawFn) -> tuple[list[Sequence], str, bool, str, dict[str, o
 @given(_cases())
 def test_native_is_the_reference_bit_for_bit(case: tuple[list[Sequence], str, bool, str, dict[str, object]]) -> None:
     batch, mode, weighted, name, more = case
-    arguments = SPELLINGS[name].make(batch, weighted)
+    arguments = LAYOUTS[name].make(batch, weighted)
     with fastpool.backend("reference"):
         expected = getattr(fastpool, mode)(**arguments, **more)
     for threads in (1, 2):
@@ -233,9 +233,9 @@ def test_special_values(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["mean", "last", "max", "weighted_mean"])
 def test_concurrent_callers(mode: str) -> None:
-    """Threads with batches, backends and wishes of their own do not disturb each other."""
+    """Threads with batches and requested backends of their own do not disturb each other."""
     batches = [sequences([5, 300, 1500, seed], 96, torch.bfloat16, seed=seed) for seed in range(4)]
-    inputs = [SPELLINGS["packed"].make(batch, False) for batch in batches]
+    inputs = [LAYOUTS["packed"].make(batch, False) for batch in batches]
     pool = getattr(fastpool, mode)
     expected = [pool(**arguments) for arguments in inputs]
     wrong: list[str] = []

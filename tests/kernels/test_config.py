@@ -30,9 +30,9 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_choices_are_sound(shape: Shape) -> None:
     for chosen in (config.heuristic(shape), *config.candidates(shape)):
-        for number in (chosen.leaves, chosen.warps, chosen.rows):
+        for number in (chosen.leaves, chosen.warps, chosen.loads):
             assert number == config.power_of_two(number)
-        assert config.LEAF % chosen.rows == 0
+        assert config.LEAF % chosen.loads == 0
         assert 0 <= chosen.levels <= config.MAX_LEVELS
         assert 1 <= chosen.warps <= 16
         assert chosen.split == config.LEAF * chosen.leaves * 2**chosen.levels
@@ -108,26 +108,26 @@ def test_the_tuners_short_list_is_near_the_heuristic(shape: Shape) -> None:
         changed = {name for name, value in asdict(one).items() if value != getattr(usual, name)}
         assert len(changed - {"warps"}) <= 1, one
         assert changed != {"warps", "levels"}
-        assert changed != {"warps", "rows"}
+        assert changed != {"warps", "loads"}
     assert {one.levels for one in near} == {one.levels for one in config.candidates(shape)}
-    assert {one.rows for one in near} == {one.rows for one in config.candidates(shape)}
+    assert {one.loads for one in near} == {one.loads for one in config.candidates(shape)}
 
 
 def test_the_tuner_plans_what_it_will_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every configuration of the short list becomes a launch, for tensors without data; the choice is given back."""
     planned: list[Launch] = []
     monkeypatch.setattr(Launch, "run", lambda one: planned.append(one))
-    monkeypatch.setattr(run, "device_of", lambda device: plan.Device("test", 132))
+    monkeypatch.setattr(run, "device_of", lambda device: plan.DeviceProperties("test", 132))
     before = plan.choose
     tune.plan_calls(tune.SHORT_LIST, tune.near)
     assert plan.choose is before
     wanted = 0
     for case in tune.SHORT_LIST:
         _, shape = tune.shape_of(case, "cuda")
-        configs = {(one.leaves, one.levels, one.rows, one.warps) for one in tune.near(shape)}
+        configs = {(one.leaves, one.levels, one.loads, one.warps) for one in tune.near(shape)}
         wanted += 1 + len(tune.near(shape))
         seen = {
-            (*(one.arguments[name] for name in ("LEAVES", "LEVELS", "ROWS")), one.options["num_warps"])
+            (*(one.arguments[name] for name in ("LEAVES", "LEVELS", "LOADS")), one.options["num_warps"])
             for one in planned
             if one.arguments["COLUMNS"] == shape.columns and one.arguments["batch"] == case.batch
         }
@@ -150,7 +150,7 @@ def test_weights_have_registers_for_meeting(mode: str, width: int, warps: int, r
     """In large programs of which several share a segment; one alone needs no more than others."""
     for rows, alone in ((100_000, False), (32, True)):
         hidden = torch.empty(4, rows, width, dtype=torch.bfloat16, device="meta")
-        launch = plan.plan_pool(PoolCall(mode, hidden), plan.Device("test", 132))
+        launch = plan.plan_pool(PoolCall(mode, hidden), plan.DeviceProperties("test", 132))
         assert launch.arguments["WHOLE"] == alone
         threads = width // 8 if alone else 32 * warps
         assert launch.options["num_warps"] == threads // 32
@@ -167,7 +167,7 @@ def test_units_grow_as_far_as_registers_go(mode: str, levels: set[int]) -> None:
     for batch, rows, width in product((4, 16, 64, 256), (8192, 32768, 131072), (64, 384, 1024, 2048)):
         hidden = torch.empty(rows, width, dtype=torch.bfloat16, device="meta")
         index = torch.empty(batch, dtype=torch.int64, device="meta")
-        launch = plan.plan_pool(PoolCall(mode, hidden, starts=index, ends=index), plan.Device("test", 132))
+        launch = plan.plan_pool(PoolCall(mode, hidden, starts=index, ends=index), plan.DeviceProperties("test", 132))
         if not launch.arguments["WHOLE"]:
             found.add(launch.arguments["LEVELS"])
             threads = width // 8
@@ -185,7 +185,7 @@ def test_a_workspace_stays_small(batch: int, rows: int, width: int) -> None:
     hidden = torch.empty(rows, width, dtype=torch.bfloat16, device="meta")
     index = torch.empty(batch, dtype=torch.int64, device="meta")
     call = PoolCall("mean", hidden, starts=index, ends=index)
-    planned = plan.plan_pool(call, plan.Device("test", 132))
+    planned = plan.plan_pool(call, plan.DeviceProperties("test", 132))
     states = planned.arguments["states"]
     held = 0 if states is None else states.numel() * 4
     assert held <= max(plan.MIN_WORKSPACE, hidden.numel())

@@ -59,13 +59,13 @@ def test_nothing_spills(cuobjdump: str) -> None:
         said(cuobjdump, "--dump-resource-usage", LIBRARY),
     )
     assert native.info is not None
-    # Per dtype: three families, a gather, and for gradients the shares and the maxima, each with wide loads and with
+    # Per dtype: three families, one token, and for gradients the shares and the maxima, each with wide loads and with
     # narrow ones; the gradient of weights; the norm and its gradient. Per accumulator what prepares gradients.
     assert len(kernels) == (4 * (2 * 6 + 3) + 2) * len(native.info.cuda_architectures.split(","))
     for name, registers, stack, local in kernels:
         assert (int(stack), int(local)) == (0, 0), name
         # Two blocks of 256 threads on a multiprocessor, four of those that are all latency; of some in float64 three.
-        three = re.search("(normalize_backward|share_weights)_kernelId", name)
+        three = re.search("(normalize_backward|scatter_weight_gradient)_kernelId", name)
         most = 128 if "reduce_kernel" in name else 80 if three else 64
         assert int(registers) <= most, name
 
@@ -101,7 +101,7 @@ def test_gradients_are_written_16_bytes_at_a_time(cuobjdump: str) -> None:
     stores = {
         name: [op for op in code if op.startswith(("STG", "ST."))]
         for name, code in machine_code(cuobjdump).items()
-        if re.search(r"share_kernelI\w*Li(2|4|8)E", name)
+        if re.search(r"scatter_gradient_kernelI\w*Li(2|4|8)E", name)
     }
     assert len(stores) == 4
     for name, found in stores.items():

@@ -21,7 +21,7 @@ import fastpool
 from fastpool import dispatch
 from fastpool.backends.native import LIBRARY
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, SPELLINGS, same_bits, sequences, special_values, variants
+from fastpool.testing import DTYPES, LAYOUTS, same_bits, sequences, special_values, variants
 
 LENGTHS = [1, 40, 0, 33, 300, 64, 31]
 
@@ -30,15 +30,15 @@ SPLITS = (0, 32, 64, 128, 256, 512, 1024)
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_spellings(host: Host, mode: str, weighted: bool, dtype: torch.dtype) -> None:
+def test_layouts(host: Host, mode: str, weighted: bool, dtype: torch.dtype) -> None:
     chosen = random.Random(f"{mode} {weighted} {dtype}")
     for holes in (False, True):
         for width in (chosen.choice((72, 136)), chosen.choice((77, 203))):  # rows of whole 16-byte pieces, and not
             batch = sequences(LENGTHS, width, dtype, holes=holes)
-            for name, spelling in SPELLINGS.items():
-                if holes and not spelling.holes:
+            for name, layout in LAYOUTS.items():
+                if holes and not layout.holes:
                     continue
-                arguments = spelling.make(batch, weighted)
+                arguments = layout.make(batch, weighted)
                 more = {
                     "normalize": chosen.random() < 0.5,
                     "truncate_dim": chosen.choice((None, 1, 8, 50, width)),
@@ -256,7 +256,7 @@ def test_norm_overflows(host: Host, mode: str) -> None:
 
 
 def test_who_turns_to_python(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wishes, validation and size decide, as csrc/native.h has them; not where Python has already decided."""
+    """The requested backend, validation and size decide, as csrc/native.h has them, unless Python decided already."""
     inherit, own, other, automatic = -1, 0, 1, 2
     hidden = torch.ones(1, 4, 8)  # 128 bytes
     asked: list[str] = []
@@ -278,8 +278,8 @@ def test_who_turns_to_python(host: Host, monkeypatch: pytest.MonkeyPatch) -> Non
         (other, automatic, False, 128, True),
         (own, other, False, NEVER, True),
     ):
-        host.redirect_process(of_process)
-        host.redirect_thread(of_thread)
+        host.override_process(of_process)
+        host.override_thread(of_thread)
         host.set_validation(validate)
         host.set_python_from(device, python_from)
         for is_direct in (False, True):
@@ -292,8 +292,8 @@ def test_who_turns_to_python(host: Host, monkeypatch: pytest.MonkeyPatch) -> Non
             expected = ["fastpool.mean", "fastpool.l2_normalize"] * 2 if turns and not is_direct else []
             assert asked == expected, (of_process, of_thread, validate, python_from, is_direct)
             asked.clear()
-    host.redirect_process(automatic)
-    host.redirect_thread(inherit)
+    host.override_process(automatic)
+    host.override_thread(inherit)
     host.set_validation(False)
     host.set_direct(False)
     host.set_python_from(device, NEVER)
@@ -320,11 +320,11 @@ def test_python_is_asked_where_it_is() -> None:
     to."""
     code = """
 import ctypes, sys, torch
-redirecting = ctypes.CDLL(sys.argv[1])._ZN8fastpool6native11redirectingEil
-redirecting.argtypes, redirecting.restype = [ctypes.c_int, ctypes.c_int64], ctypes.c_bool
-print([redirecting(device, 2**40) for device in (-1, 0, 1, 127)])
+goes_through_python = ctypes.CDLL(sys.argv[1])._ZN8fastpool6native19goes_through_pythonEil
+goes_through_python.argtypes, goes_through_python.restype = [ctypes.c_int, ctypes.c_int64], ctypes.c_bool
+print([goes_through_python(device, 2**40) for device in (-1, 0, 1, 127)])
 import fastpool
-print([redirecting(device, 0) for device in (-1, 0, 1, 127)])
+print([goes_through_python(device, 0) for device in (-1, 0, 1, 127)])
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FASTPOOL_")}
     done = subprocess.run([sys.executable, "-c", code, str(LIBRARY)], capture_output=True, text=True, env=environment)

@@ -13,7 +13,7 @@ import sys, torch
 sys.path.insert(0, sys.argv[1])
 from helpers import cuda_host
 from fastpool.calls import accumulator
-from fastpool.testing import DTYPES, SPELLINGS, sequences, variants
+from fastpool.testing import DTYPES, LAYOUTS, sequences, variants
 host = cuda_host.Host(cuda_host.Path(sys.argv[2]))
 calls = 0
 def run(i, mode, arguments):
@@ -34,7 +34,7 @@ for dtype in DTYPES:
         batch = sequences([1, 40, 0, 300, 33], width, dtype)
         for name in ("packed", "padded_lengths"):
             for mode, weighted in variants():
-                run(i, mode, SPELLINGS[name].make(batch, weighted))
+                run(i, mode, LAYOUTS[name].make(batch, weighted))
         x = torch.randn(3, width).to(dtype)
         gradient = torch.ones(3, width // 2 + 1, dtype=accumulator(dtype))
         for cuts in (None, torch.tensor([0, -9, width // 2]), torch.tensor([width, 2**31 - 1, 1]).int()):

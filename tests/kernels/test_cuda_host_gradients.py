@@ -11,7 +11,7 @@ from torch import Tensor
 import fastpool
 from fastpool.calls import accumulator
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, SPELLINGS, bits, same_bits, sequences, special_values, variants
+from fastpool.testing import DTYPES, LAYOUTS, bits, same_bits, sequences, special_values, variants
 
 LENGTHS = [1, 40, 0, 33, 70]
 TILES = (0, 1, 7, 32, 64)
@@ -51,15 +51,15 @@ def check(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_spellings(host: Host, mode: str, weighted: bool, dtype: torch.dtype) -> None:
+def test_layouts(host: Host, mode: str, weighted: bool, dtype: torch.dtype) -> None:
     chosen = random.Random(f"{mode} {weighted} {dtype}")
     for holes in (False, True):
         for width in (chosen.choice((24, 72)), chosen.choice((21, 77))):  # rows of whole 16-byte pieces, and not
             batch = sequences(LENGTHS, width, dtype, holes=holes)
-            for spelling in SPELLINGS.values():
-                if holes and not spelling.holes:
+            for layout in LAYOUTS.values():
+                if holes and not layout.holes:
                     continue
-                arguments = spelling.make(batch, weighted)
+                arguments = layout.make(batch, weighted)
                 if weighted:
                     arguments["weights"] = arguments["weights"].to(chosen.choice(DTYPES))
                 truncate_dim = chosen.choice((None, None, 1, 8, 16, 20))

@@ -37,7 +37,7 @@ def temporaries(host: Host, mode: str, arguments: dict[str, Any], **more: Any) -
     return host.control.allocated - before - result.nbytes
 
 
-def spellings(lengths: list[int], width: int, dtype: torch.dtype = torch.float32) -> Iterator[dict[str, Any]]:
+def layouts(lengths: list[int], width: int, dtype: torch.dtype = torch.float32) -> Iterator[dict[str, Any]]:
     """The same texts: padded, with cu_seqlens, with starts and ends."""
     generator = torch.Generator().manual_seed(2)
     rows = torch.randn(sum(lengths), width, generator=generator).to(dtype)
@@ -55,7 +55,7 @@ def spellings(lengths: list[int], width: int, dtype: torch.dtype = torch.float32
 def test_tiny_batches_are_one_kernel(host: Host, mode: str) -> None:
     """Without memory besides, unless texts may overlap: then each might be as long as all, and is split."""
     for lengths in ([16] * 32, [3, 0, 16, 9]):
-        for arguments in spellings(lengths, 384, torch.bfloat16):
+        for arguments in layouts(lengths, 384, torch.bfloat16):
             assert spent(host, mode, arguments, normalize=True) == (1, 0), arguments.keys()
             if "starts" not in arguments:
                 assert temporaries(host, mode, arguments, normalize=True) == 0, arguments.keys()
@@ -64,14 +64,14 @@ def test_tiny_batches_are_one_kernel(host: Host, mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_split_batches_are_one_kernel(host: Host, mode: str) -> None:
     """From a stream's first call on. cls and last are never split."""
-    for arguments in spellings([500, 2000, 0, 33], 64):
+    for arguments in layouts([500, 2000, 0, 33], 64):
         for split in (32, 0):
             host.tune(split)
             assert spent(host, mode, arguments, normalize=True) == (1, 0), arguments.keys()
 
 
 def test_a_norm_over_strips_is_a_second_kernel(host: Host) -> None:
-    for arguments in spellings([100, 70], 72):
+    for arguments in layouts([100, 70], 72):
         host.tune(split=32, strip=128)  # 32 columns
         assert spent(host, "mean", arguments) == (1, 0)
         assert spent(host, "mean", arguments, normalize=True) == (2, 0)
@@ -195,7 +195,7 @@ def test_temporaries(host: Host, dtype: torch.dtype) -> None:
     share of hidden."""
     size = 8 if dtype == torch.float64 else 4  # of the accumulator
     for batch, rows, width in ((32, 16, 96), (1, 1, 4096), (4, 40, 128)):
-        for arguments in spellings([rows] * batch, width, dtype):
+        for arguments in layouts([rows] * batch, width, dtype):
             if "starts" in arguments:
                 continue
             assert temporaries(host, "mean", arguments, normalize=True) == 0, (batch, rows, width)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastpool.modes import MODES
-from fastpool.testing import SPELLINGS
+from fastpool.testing import LAYOUTS
 
 
 @pytest.mark.parametrize("backend", [name for name in digests.here() if name != "triton"])
@@ -23,8 +23,8 @@ def test_every_mode_on_record_has_all_its_digests() -> None:
     expected = {name for name, _ in digests.cases() if re.split(",| of ", name)[0] in {*on_record, "l2_normalize"}}
     assert set(known) == expected
     for mode in on_record:
-        for spelling in SPELLINGS:
-            assert f"{mode}, float32, {spelling}" in known
+        for layout in LAYOUTS:
+            assert f"{mode}, float32, {layout}" in known
 
 
 def test_another_bit_is_another_digest() -> None:

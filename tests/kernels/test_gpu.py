@@ -26,7 +26,7 @@ import fastpool
 from benchmarks.gpu import Gpu
 from benchmarks.targets import allowance
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, SPELLINGS, same_bits, sequences, special_values, variants
+from fastpool.testing import DTYPES, LAYOUTS, same_bits, sequences, special_values, variants
 
 pytestmark = MARKS
 
@@ -57,7 +57,7 @@ def test_what_is_expected_is_right() -> None:
     """All others compare with the CPU's kernels, and this machine's CPU may take some that no other one has taken."""
     for mode, weighted in variants():
         for dtype in DTYPES:
-            arguments = SPELLINGS["padded_left_mask"].make(sequences([70, 1, 0, 200], 67, dtype, holes=True), weighted)
+            arguments = LAYOUTS["padded_left_mask"].make(sequences([70, 1, 0, 200], 67, dtype, holes=True), weighted)
             with fastpool.backend("reference"):
                 right = getattr(fastpool, mode)(**arguments, normalize=True)
             assert same_bits(expected(mode, arguments, normalize=True), right), (mode, weighted, dtype)
@@ -75,21 +75,21 @@ def test_bits_are_the_cpus(backend: str, mode: str, weighted: bool, dtype: torch
 @pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_options(backend: str, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
-    arguments = SPELLINGS["packed_mask"].make(sequences([70, 5, 1000], 130, dtype, holes=True), False)
+    arguments = LAYOUTS["packed_mask"].make(sequences([70, 5, 1000], 130, dtype, holes=True), False)
     for more in ({"truncate_dim": 77}, {"truncate_dim": 64, "normalize": True}, {}):
         result = pool("mean", arguments, out_dtype=out_dtype, **more)
         assert same_bits(result.cpu(), expected("mean", arguments, out_dtype=out_dtype, **more)), more
 
 
-@pytest.mark.parametrize("spelling", ["padded_right_mask", "padded_lengths", "packed", "packed_shuffled"])
-def test_a_batch_does_not_matter(backend: str, spelling: str) -> None:
+@pytest.mark.parametrize("layout", ["padded_right_mask", "padded_lengths", "packed", "packed_shuffled"])
+def test_a_batch_does_not_matter(backend: str, layout: str) -> None:
     """A sequence alone, first, last and among hundreds: other splits, other grids, the same bits."""
     for n in (30, 333, 4000):
         one, *others = sequences([n] + [i % 90 for i in range(300)], 384, torch.bfloat16)
-        alone = expected("mean", SPELLINGS["packed"].make([one], False), normalize=True)[0]
+        alone = expected("mean", LAYOUTS["packed"].make([one], False), normalize=True)[0]
         for before, after in ((0, 0), (0, 300), (300, 0), (7, 2)):
             batch = [*others[:before], one, *others[before : before + after]]
-            result = pool("mean", SPELLINGS[spelling].make(batch, False), normalize=True)
+            result = pool("mean", LAYOUTS[layout].make(batch, False), normalize=True)
             assert same_bits(result[before].cpu(), alone), (n, before, after)
 
 
@@ -155,7 +155,7 @@ def test_dims_are_one_launch_and_nobody_waits(backend: str) -> None:
 
 @pytest.mark.sanitized
 def test_rows_wider_than_a_program(backend: str) -> None:
-    arguments = SPELLINGS["packed"].make(sequences([300, 3], 20_000, torch.bfloat16), False)
+    arguments = LAYOUTS["packed"].make(sequences([300, 3], 20_000, torch.bfloat16), False)
     assert same_bits(pool("mean", arguments, normalize=True).cpu(), expected("mean", arguments, normalize=True))
 
 
@@ -176,7 +176,7 @@ def test_more_than_2_31_elements(backend: str) -> None:
     ends = starts + torch.tensor([300, 5000, 40])
     for b, sequence in enumerate(batch):
         hidden[b, starts[b] : ends[b]] = sequence.states.to(DEVICE)
-    means = expected("mean", SPELLINGS["packed"].make(batch, False))
+    means = expected("mean", LAYOUTS["packed"].make(batch, False))
     assert same_bits(fastpool.mean(hidden, starts=starts.to(DEVICE), ends=ends.to(DEVICE)).cpu(), means)
     base = torch.arange(3) * rows
     bounds = {"starts": (base + starts).to(DEVICE), "ends": (base + ends).to(DEVICE)}
@@ -232,8 +232,8 @@ def test_a_graph_sees_new_lengths(backend: str, mode: str, layout: str) -> None:
 def test_work_goes_to_the_current_stream(backend: str) -> None:
     """What is queued there before a call is seen by it, however late; the default stream is not involved."""
     for arguments in (
-        SPELLINGS["padded_right_mask"].make(sequences([9, 70], 64, torch.float32), False),
-        SPELLINGS["packed"].make(sequences([5000, 3], 64, torch.float32), False),
+        LAYOUTS["padded_right_mask"].make(sequences([9, 70], 64, torch.float32), False),
+        LAYOUTS["packed"].make(sequences([5000, 3], 64, torch.float32), False),
     ):
         on_gpu = all_moved(arguments)
         fastpool.mean(**on_gpu, normalize=True)
@@ -249,10 +249,10 @@ def test_work_goes_to_the_current_stream(backend: str) -> None:
         assert same_bits(result.cpu(), expected("mean", arguments, normalize=True))
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_nobody_waits(backend: str, mode: str, weighted: bool, spelling: str) -> None:
-    arguments = all_moved(SPELLINGS[spelling].make(sequences([1, 700, 0, 33], 96, torch.bfloat16), weighted))
+def test_nobody_waits(backend: str, mode: str, weighted: bool, layout: str) -> None:
+    arguments = all_moved(LAYOUTS[layout].make(sequences([1, 700, 0, 33], 96, torch.bfloat16), weighted))
     call: Callable[[], Tensor] = partial(getattr(fastpool, mode), **arguments, normalize=True)
     call()
     assert not waits(call)
@@ -260,8 +260,8 @@ def test_nobody_waits(backend: str, mode: str, weighted: bool, spelling: str) ->
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_another_device_than_the_current_one(backend: str) -> None:
-    for spelling in ("padded_right_mask", "packed"):
-        arguments = SPELLINGS[spelling].make(sequences([9, 3000], 64, torch.bfloat16), False)
+    for layout in ("padded_right_mask", "packed"):
+        arguments = LAYOUTS[layout].make(sequences([9, 3000], 64, torch.bfloat16), False)
         result = pool("mean", arguments, "cuda:1", normalize=True)
         assert (result.device.index, torch.cuda.current_device()) == (1, 0)
         assert same_bits(result.cpu(), expected("mean", arguments, normalize=True))
@@ -280,16 +280,16 @@ def launches(mode: str, arguments: dict[str, Any]) -> int:
 @pytest.mark.parametrize("mode", ["mean", "max", "last", "weighted_mean"])
 def test_a_small_call_is_one_launch(backend: str, mode: str) -> None:
     batch = sequences([64, 3, 20, 0, 50, 61, 1, 32], 384, torch.bfloat16)
-    for spelling in ("padded_right_mask", "padded_lengths", "padded_starts_ends", "packed"):
-        assert launches(mode, SPELLINGS[spelling].make(batch, False)) == 1, spelling
+    for layout in ("padded_right_mask", "padded_lengths", "padded_starts_ends", "packed"):
+        assert launches(mode, LAYOUTS[layout].make(batch, False)) == 1, layout
 
 
 @pytest.mark.parametrize("mode", ["cls", "last"])
 def test_a_token_of_a_long_text_is_one_launch(backend: str, mode: str) -> None:
     """Nothing is split where one token is all there is to find."""
     batch = sequences([9000, 3, 700], 384, torch.bfloat16)
-    for spelling in ("padded_left_mask", "packed"):
-        assert launches(mode, SPELLINGS[spelling].make(batch, False)) == 1, spelling
+    for layout in ("padded_left_mask", "packed"):
+        assert launches(mode, LAYOUTS[layout].make(batch, False)) == 1, layout
 
 
 @pytest.mark.parametrize("mode", ["mean", "last"])
@@ -320,7 +320,7 @@ def test_compile(backend: str) -> None:
 
 
 def test_auto_takes_a_kernel() -> None:
-    arguments = SPELLINGS["padded_left_mask"].make(sequences([9, 700], 64, torch.float16), False)
+    arguments = LAYOUTS["padded_left_mask"].make(sequences([9, 700], 64, torch.float16), False)
     found = fastpool.explain(**all_moved(arguments))
     assert found.backend in BACKENDS
     assert found.reasons["reference"] == f"{found.backend} comes first"

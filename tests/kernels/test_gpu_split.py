@@ -16,20 +16,20 @@ from torch import Tensor
 
 import fastpool
 from benchmarks.gpu import Gpu
-from fastpool.testing import SPELLINGS, same_bits, sequences
+from fastpool.testing import LAYOUTS, same_bits, sequences
 
 pytestmark = MARKS
 
 # Few counters and many, in turn: more than the call before had, and fewer. Something of each is split.
 LENGTHS = ([5000, 1, 3000, 700], [20_000, 40, 0, 9000], [3000], [700, 33, 64] * 12, [2500, 2500])
-LAYOUTS = ("packed", "padded_lengths", "packed_shuffled")
+SPLIT_LAYOUTS = ("packed", "padded_lengths", "packed_shuffled")
 
 
 class Split:
     """A batch on the GPU, and its means by the CPU."""
 
-    def __init__(self, spelling: str, lengths: list[int], seed: int = 0) -> None:
-        arguments = SPELLINGS[spelling].make(sequences(lengths, 256, torch.bfloat16, seed=seed), False)
+    def __init__(self, layout: str, lengths: list[int], seed: int = 0) -> None:
+        arguments = LAYOUTS[layout].make(sequences(lengths, 256, torch.bfloat16, seed=seed), False)
         with fastpool.backend("native"):
             self.expected = fastpool.mean(**arguments, normalize=True)
         self.arguments: dict[str, Any] = all_moved(arguments)
@@ -47,9 +47,9 @@ def warm(*calls: Split) -> None:
     torch.cuda.synchronize()
 
 
-@pytest.mark.parametrize("spelling", LAYOUTS)
-def test_calls_of_any_size_follow_each_other(backend: str, spelling: str) -> None:
-    calls = [Split(spelling, lengths) for lengths in LENGTHS]
+@pytest.mark.parametrize("layout", SPLIT_LAYOUTS)
+def test_calls_of_any_size_follow_each_other(backend: str, layout: str) -> None:
+    calls = [Split(layout, lengths) for lengths in LENGTHS]
     order = random.Random(0).choices(calls, k=100)
     for call, result in [(call, call()) for call in order]:
         assert call.is_right(result)
@@ -72,7 +72,7 @@ def test_many_streams_at_once(backend: str) -> None:
 
 def test_graphs_on_other_streams_beside_eager_calls(backend: str) -> None:
     """A graph may be replayed on any stream, and runs beside what is called where it was captured."""
-    calls = [Split(spelling, lengths) for spelling, lengths in zip(LAYOUTS, LENGTHS, strict=False)]
+    calls = [Split(layout, lengths) for layout, lengths in zip(SPLIT_LAYOUTS, LENGTHS, strict=False)]
     warm(*calls)
     graphs = [(call, *captured(call), torch.cuda.Stream()) for call in calls]
     torch.cuda.synchronize()
@@ -173,10 +173,10 @@ def test_no_row_is_as_the_memory_was(backend: str) -> None:
 
 
 @pytest.mark.sanitized
-@pytest.mark.parametrize("spelling", LAYOUTS)
-def test_split_and_merged(backend: str, spelling: str) -> None:
+@pytest.mark.parametrize("layout", SPLIT_LAYOUTS)
+def test_split_and_merged(backend: str, layout: str) -> None:
     """A few, for tools that look at every access."""
-    call = Split(spelling, [700, 3, 0, 300])
+    call = Split(layout, [700, 3, 0, 300])
     for _ in range(3):
         assert call.is_right(call())
 
@@ -250,10 +250,10 @@ def test_after_a_launch_that_failed(backend: str) -> None:
 # ---- what a split call costs
 
 
-@pytest.mark.parametrize("spelling", LAYOUTS)
-def test_a_split_call_is_one_launch(backend: str, spelling: str) -> None:
+@pytest.mark.parametrize("layout", SPLIT_LAYOUTS)
+def test_a_split_call_is_one_launch(backend: str, layout: str) -> None:
     """Once its stream has counters. In a graph it is two: there they are the call's own, and cleared each time."""
-    calls = [Split(spelling, lengths) for lengths in LENGTHS]
+    calls = [Split(layout, lengths) for lengths in LENGTHS]
     for _ in range(2):  # there are two buffers, and each grows
         warm(*calls)
     gpu = Gpu()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fastpool
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, SPELLINGS, cpu_backends, gradients, same_bits, sequences, special_values, variants
+from fastpool.testing import DTYPES, LAYOUTS, cpu_backends, gradients, same_bits, sequences, special_values, variants
 
 OTHERS = [name for name in cpu_backends() if name not in ("reference", "triton")]  # test_triton_gradients has its own
 LENGTHS = [7, 0, 1, 33, 70]
@@ -38,13 +38,13 @@ def of(backend: str, function: Callable[..., Tensor], arguments: dict[str, Any],
         return gradients(function, arguments, gradient, **more)
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_gradcheck(mode: str, weighted: bool, spelling: str) -> None:
+def test_gradcheck(mode: str, weighted: bool, layout: str) -> None:
     """NaN in padding must not show, although gradcheck nudges it too."""
     pool = getattr(fastpool, mode)
-    holes = SPELLINGS[spelling].holes
-    arguments = SPELLINGS[spelling].make(sequences([3, 0, 5], 4, torch.float64, holes=holes), weighted)
+    holes = LAYOUTS[layout].holes
+    arguments = LAYOUTS[layout].make(sequences([3, 0, 5], 4, torch.float64, holes=holes), weighted)
     hidden = arguments.pop("hidden")
     leaf = (hidden.values() if hidden.is_nested else hidden).detach().requires_grad_()
     weights = arguments.pop("weights").double().detach().requires_grad_() if weighted else None
@@ -81,13 +81,13 @@ def test_gradcheck_dims() -> None:
 
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_same_bits(mode: str, weighted: bool, spelling: str, dtype: torch.dtype, backend: str) -> None:
+def test_same_bits(mode: str, weighted: bool, layout: str, dtype: torch.dtype, backend: str) -> None:
     pool = getattr(fastpool, mode)
     for width in (16, 33):
-        batch = sequences(LENGTHS, width, dtype, holes=SPELLINGS[spelling].holes, seed=width)
-        arguments = SPELLINGS[spelling].make(batch, weighted)
+        batch = sequences(LENGTHS, width, dtype, holes=LAYOUTS[layout].holes, seed=width)
+        arguments = LAYOUTS[layout].make(batch, weighted)
         for more in MORE:
             expected = of("reference", pool, arguments, **more)
             for got, right in zip(of(backend, pool, arguments, **more), expected, strict=True):
@@ -99,7 +99,7 @@ def test_same_bits(mode: str, weighted: bool, spelling: str, dtype: torch.dtype,
 @pytest.mark.parametrize(("mode", "weighted"), variants())
 def test_matches_float64(mode: str, weighted: bool, dtype: torch.dtype) -> None:
     """The gradient is that of float64 arithmetic on the same numbers, rounded."""
-    arguments = SPELLINGS["packed_shuffled"].make(sequences([300, 2, 40], 20, dtype, holes=True), weighted)
+    arguments = LAYOUTS["packed_shuffled"].make(sequences([300, 2, 40], 20, dtype, holes=True), weighted)
     wide = {**arguments, "hidden": arguments["hidden"].double()}
     if weighted:
         wide["weights"] = wide["weights"].double()
@@ -122,17 +122,17 @@ def test_a_sequence_has_the_same_gradient_in_every_batch(mode: str, weighted: bo
     own = {"weights": one.weights[None]} if weighted else {}
     alone = gradients(pool, {"hidden": one.states[None], **own}, gradient, normalize=True)
     others = sequences([3, 90, 200], 24, dtype, seed=6)
-    for spelling in SPELLINGS:
+    for layout in LAYOUTS:
         for place in range(4):
-            arguments = SPELLINGS[spelling].make([*others[:place], one, *others[place:]], weighted)
+            arguments = LAYOUTS[layout].make([*others[:place], one, *others[place:]], weighted)
             every = torch.ones(4, 24, dtype=dtype)
             every[place] = gradient
             got = gradients(pool, arguments, every, normalize=True)
             hidden = arguments["hidden"]
             tokens = (hidden.values() if hidden.is_nested else hidden).reshape(-1, 24)
-            rows = (tokens == one.states[:, None]).all(-1).int().argmax(1)  # where the spelling has put them
+            rows = (tokens == one.states[:, None]).all(-1).int().argmax(1)  # where the layout has put them
             for mine, found in zip(alone, (got[0].reshape(-1, 24), *(x.reshape(-1) for x in got[1:])), strict=True):
-                assert same_bits(found[rows], mine[0].to(found.dtype)), (spelling, place)
+                assert same_bits(found[rows], mine[0].to(found.dtype)), (layout, place)
 
 
 @pytest.mark.parametrize("backend", cpu_backends())

@@ -30,7 +30,7 @@ def test_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(checked) == 1
 
 
-def test_chosen_once_for_each_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chosen_once_for_each_requested_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = []
     choose = dispatch._choose
     monkeypatch.setattr(dispatch, "_choose", lambda call, asked: (chosen.append(asked), choose(call, asked))[1])

@@ -18,11 +18,11 @@ from fastpool.triton_kernels.launch import _MODULES, Launch  # likewise
 
 from fastpool.calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.modes import MODES
-from fastpool.testing import SPELLINGS, sequences
+from fastpool.testing import LAYOUTS, sequences
 
 # What allocates or looks at memory and puts nothing on a device.
 FREE = {"empty", "new_empty", "empty_like", "empty_strided", "view", "as_strided", "select", "detach", "slice"}
-DEVICE = plan.Device("test", 132)
+DEVICE = plan.DeviceProperties("test", 132)
 
 
 class Counted(TorchDispatchMode):
@@ -58,27 +58,27 @@ def call_of(mode: str, arguments: dict[str, Any], **more: Any) -> PoolCall:
     return PoolCall(mode, **arguments, **more)
 
 
-SPELLED = [name for name in SPELLINGS if name != "nested"]
+OP_LAYOUTS = [name for name in LAYOUTS if name != "nested"]
 
 
-@pytest.mark.parametrize("spelling", SPELLED)
+@pytest.mark.parametrize("layout", OP_LAYOUTS)
 @pytest.mark.parametrize("mode", MODES)
-def test_a_small_call_is_one_launch(mode: str, spelling: str, counted: Counted) -> None:
+def test_a_small_call_is_one_launch(mode: str, layout: str, counted: Counted) -> None:
     """Queries, packed or padded: many, and some a little longer. Where they may overlap, each might be as long as all,
     and may be split."""
     for lengths in ([9] * 32, [1, 9, 0, 60, 33, 5, 64, 40]):
-        arguments = SPELLINGS[spelling].make(sequences(lengths, 384, torch.bfloat16), False)
+        arguments = LAYOUTS[layout].make(sequences(lengths, 384, torch.bfloat16), False)
         counted.kernels.clear()
         counted.others.clear()
         run.pool(call_of(mode, arguments, normalize=True))
         (launch,) = counted.kernels
-        if spelling == "packed_shuffled" and not launch.arguments["WHOLE"]:
+        if layout == "packed_shuffled" and not launch.arguments["WHOLE"]:
             assert set(counted.others) <= {"clone", "zeros", "zero_", "fill_"}
         else:
             assert launch.counters == 0
             assert launch.arguments["states"] is None
             # starts and ends of a view may have to be copied.
-            assert set(counted.others) <= {"clone"}, spelling
+            assert set(counted.others) <= {"clone"}, layout
 
 
 @pytest.mark.parametrize("mode", ["cls", "last"])

@@ -56,11 +56,11 @@ def draw_call(drawn: random.Random) -> PoolCall:
     return PoolCall(mode, hidden, normalize=drawn.random() < 0.5, **given)
 
 
-def drawn_calls(seed: int) -> Iterator[tuple[PoolCall, aot.Device, random.Random]]:
+def drawn_calls(seed: int) -> Iterator[tuple[PoolCall, aot.DeviceProperties, random.Random]]:
     drawn = random.Random(seed)
     for _ in range(CALLS):
-        processors = drawn.choice([1, 20, 132, 148, 304])
-        yield draw_call(drawn), aot.Device("drawn", processors, splits=drawn.random() < 0.9), drawn
+        sm_count = drawn.choice([1, 20, 132, 148, 304])
+        yield draw_call(drawn), aot.DeviceProperties("drawn", sm_count, splits=drawn.random() < 0.9), drawn
 
 
 def is_power_of_two(number: int) -> bool:
@@ -74,12 +74,13 @@ def check_launch(launch: Any, width: int) -> None:
     assert launch.grid[2] == 1
     assert launch.options["num_warps"] in (1, 2, 4, 8, 16)
     constants = launch.arguments
-    for name in ("COLUMNS", "LEAVES", "ROWS", "SCAN", "VECTOR"):
+    for name in ("COLUMNS", "LEAVES", "LOADS", "TILE_ROWS", "SCAN", "VECTOR"):
         assert is_power_of_two(constants.get(name, 1)), name
     for name in ("batch", "rows", "dim", "width", "programs", "chunk"):
         assert constants.get(name, 0) in INT32, name
     assert width % constants.get("VECTOR", 1) == 0
-    assert constants["COLUMNS"] * max(constants.get("LEAVES", 1), constants.get("ROWS", 1)) <= 1 << 20  # Triton's limit
+    side_by_side = max(constants.get("LEAVES", 1), constants.get("TILE_ROWS", 1))
+    assert constants["COLUMNS"] * side_by_side <= 1 << 20  # Triton's limit
 
 
 def check_slots(cu_seqlens: list[int], split: int, slots: int) -> None:
@@ -139,20 +140,20 @@ def test_gradient_plans_are_sound(seed: int) -> None:
         gradient = meta(call.batch, dim, dtype=accumulator(call.hidden.dtype))
         of = "weights" if call.weights is not None and drawn.random() < 0.5 else "hidden"
         try:
-            prepare, *others = aot.plan_pool_backward(PoolBackwardCall(call, gradient, gradient, of), device)
-            assert prepare.grid == (call.batch, 1, 1)
+            prologue, *others = aot.plan_pool_backward(PoolBackwardCall(call, gradient, gradient, of), device)
+            assert prologue.grid == (call.batch, 1, 1)
             assert others
             total = call.batch * call.rows if call.padded else call.rows
-            for launch in (prepare, *others):
+            for launch in (prologue, *others):
                 check_launch(launch, dim)
             for launch in others:
                 columns, chunk = launch.arguments["COLUMNS"], launch.arguments["chunk"]
                 assert launch.grid[0] * chunk >= total > (launch.grid[0] - 1) * chunk
-                assert chunk % launch.arguments["ROWS"] == 0
+                assert chunk % launch.arguments["TILE_ROWS"] == 0
                 written = dim if of == "weights" or launch is not others[-1] else width
                 strips = launch.grid[1]
                 assert strips == 1 if of == "weights" else columns * strips >= written > columns * (strips - 1)
-                assert launch.grid[0] * strips <= max(16 * device.processors, strips)
+                assert launch.grid[0] * strips <= max(16 * device.sm_count, strips)
             assert others[-1].arguments["out"].shape == getattr(call, of).shape
         except AssertionError as error:
             raise AssertionError(f"{described(call)} on {device}") from error

@@ -14,13 +14,13 @@ import torch
 import fastpool
 from fastpool import known
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, SPELLINGS, Target, same_bits, sequences, special_values, variants
+from fastpool.testing import DTYPES, LAYOUTS, Target, same_bits, sequences, special_values, variants
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
 import triton  # after the skip
 import triton.language as tl  # likewise
-from fastpool.triton_kernels import arrive, launch, plan, pool, segment  # likewise
+from fastpool.triton_kernels import arrival_tree, launch, plan, pool, segment  # likewise
 from fastpool.triton_kernels.config import Config  # likewise
 from triton.runtime import interpreter  # likewise
 
@@ -37,11 +37,11 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
     """Has every call cut up like this, instead of as the heuristic would."""
 
     def to(leaves: int, levels: int, warps: int = 1, programs: int | None = None, columns: int | None = None) -> None:
-        monkeypatch.setattr(plan, "choose", lambda shape, device: Config(leaves, levels, warps, rows=8))
+        monkeypatch.setattr(plan, "choose", lambda shape, device: Config(leaves, levels, warps, loads=8))
         if programs is not None:
             monkeypatch.setattr(plan, "MAX_PROGRAMS", programs)
         if columns is not None:
-            monkeypatch.setattr(plan, "row_columns", lambda width, element_size, lanes: columns)
+            monkeypatch.setattr(plan, "row_columns", lambda width, element_size, warp_size: columns)
         known.forget()
 
     return to
@@ -54,39 +54,39 @@ def assert_native_bits(mode: str, arguments: dict[str, Any], what: object = None
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_spellings(mode: str, weighted: bool, spelling: str, dtype: torch.dtype, cut: Cut) -> None:
-    """Whole segments and split ones, with holes where the spelling has them."""
+def test_layouts(mode: str, weighted: bool, layout: str, dtype: torch.dtype, cut: Cut) -> None:
+    """Whole segments and split ones, with holes where the layout has them."""
     cut(1, 0)
-    batch = sequences([40, 1, 0], 20, dtype, holes=SPELLINGS[spelling].holes)
-    assert_native_bits(mode, SPELLINGS[spelling].make(batch, weighted), normalize=True, truncate_dim=17)
+    batch = sequences([40, 1, 0], 20, dtype, holes=LAYOUTS[layout].holes)
+    assert_native_bits(mode, LAYOUTS[layout].make(batch, weighted), normalize=True, truncate_dim=17)
 
 
 @pytest.mark.parametrize(("leaves", "levels"), [(1, 0), (1, 2), (2, 0), (2, 1), (4, 0), (4, 3)])
 @pytest.mark.parametrize(
-    ("mode", "weighted", "spelling"),
+    ("mode", "weighted", "layout"),
     [("mean", False, "padded_left_mask"), ("max", False, "packed_mask"), ("weighted_mean", True, "packed_shuffled")],
 )
-def test_cuts(mode: str, weighted: bool, spelling: str, leaves: int, levels: int, cut: Cut) -> None:
+def test_cuts(mode: str, weighted: bool, layout: str, leaves: int, levels: int, cut: Cut) -> None:
     """Segments of one unit up to a dozen, so that nodes of the arrival tree have children in every number."""
     cut(leaves, levels)
     batch = sequences([1, 160, 32, 0, 300, 97], 24, torch.float32, holes=True)
-    assert_native_bits(mode, SPELLINGS[spelling].make(batch, weighted))
+    assert_native_bits(mode, LAYOUTS[layout].make(batch, weighted))
 
 
 def test_deep_tree(cut: Cut) -> None:
     """More units than one node's children have children: three depths of the tree."""
     cut(1, 0)
     batch = sequences([32 * 8 * 8 + 5], 16, torch.float32)
-    assert_native_bits("sum", SPELLINGS["padded_lengths"].make(batch, False))
+    assert_native_bits("sum", LAYOUTS["padded_lengths"].make(batch, False))
 
 
 @triton.jit
 def keep_and_find(counts, kept, found):
     at = tl.arange(0, 8)
-    tl.store(kept + at, arrive.as_bits(tl.load(counts + at), kept.dtype.element_ty))
-    tl.store(found + at, arrive.from_bits(tl.load(kept + at)))
+    tl.store(kept + at, arrival_tree.as_bits(tl.load(counts + at), kept.dtype.element_ty))
+    tl.store(found + at, arrival_tree.from_bits(tl.load(kept + at)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -101,8 +101,8 @@ def test_counts_are_kept_to_the_bit(dtype: torch.dtype) -> None:
 
 @needs_interpreter
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("spelling", ["padded_right_mask", "packed"])
-def test_order_of_arrival(spelling: str, seed: int, cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("layout", ["padded_right_mask", "packed"])
+def test_order_of_arrival(layout: str, seed: int, cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that come in another order merge in the same one."""
     builder = interpreter.interpreter_builder
     order = list(range(64))
@@ -119,15 +119,15 @@ def test_order_of_arrival(spelling: str, seed: int, cut: Cut, monkeypatch: pytes
     cut(1, 0)
     batch = sequences([320, 90, 3, 260], 8, torch.float32)
     for mode in ("sum", "max"):
-        assert_native_bits(mode, SPELLINGS[spelling].make(batch, False))
+        assert_native_bits(mode, LAYOUTS[layout].make(batch, False))
     assert 20 < programs <= len(order)
 
 
 def test_fewer_programs_than_units(cut: Cut) -> None:
     cut(1, 0, programs=5)
     batch = sequences([200, 90, 3], 8, torch.float32, holes=True)
-    for spelling in ("padded_right_mask", "packed_shuffled"):
-        assert_native_bits("mean", SPELLINGS[spelling].make(batch, False))
+    for layout in ("padded_right_mask", "packed_shuffled"):
+        assert_native_bits("mean", LAYOUTS[layout].make(batch, False))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -137,8 +137,8 @@ def test_rows_wider_than_a_program(dtype: torch.dtype, cut: Cut) -> None:
     cut(1, 0, columns=64)
     batch = sequences([300, 0, 7], 200, dtype, holes=True)
     for mode, normalize in (("mean", True), ("max", False), ("weighted_mean", True)):
-        assert_native_bits(mode, SPELLINGS["packed_mask"].make(batch, False), normalize=normalize)
-        assert_native_bits(mode, SPELLINGS["packed_mask"].make(batch, False), normalize=normalize, truncate_dim=64)
+        assert_native_bits(mode, LAYOUTS["packed_mask"].make(batch, False), normalize=normalize)
+        assert_native_bits(mode, LAYOUTS["packed_mask"].make(batch, False), normalize=normalize, truncate_dim=64)
 
 
 @pytest.mark.parametrize("mode", ["mean", "max"])
@@ -155,7 +155,7 @@ def test_search_among_many_segments(cut: Cut, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(segment, "WAYS", tl.constexpr(4))
     cut(1, 0)
     batch = sequences([3, 0, 0, 40, 1, 65, 0, 32, 31, 33, 2, 0, 5, 0, 0, 0, 100, 0], 8, torch.float32)
-    assert_native_bits("mean", SPELLINGS["packed"].make(batch, False))
+    assert_native_bits("mean", LAYOUTS["packed"].make(batch, False))
 
 
 @pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
@@ -195,7 +195,7 @@ def test_l2_normalize(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> No
     x = (torch.randn(4, 3, 70, dtype=torch.float64, generator=generator) * 3).to(dtype)
     huge = x.double().sign().to(dtype) * (6e4 if dtype == torch.float16 else 3e38)
     for columns in (128, 16):  # in one piece, and tile by tile
-        monkeypatch.setattr(plan, "row_columns", lambda width, element_size, lanes, columns=columns: columns)
+        monkeypatch.setattr(plan, "row_columns", lambda width, element_size, warp_size, columns=columns: columns)
         for view in (x, x.transpose(0, 1), x[0, 0], x[:, :, 3:50], huge, x.expand(2, 4, 3, 70).permute(2, 0, 1, 3)):
             for more in ({}, {"truncate_dim": 33, "eps": 20.0}):
                 expected = Target("native", "cpu").run(fastpool.l2_normalize, view, **more)
@@ -211,7 +211,7 @@ def test_l2_normalize_dims(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) 
     truncate_dims = torch.tensor([[64, 9, 33, 1], [0, 64, 16, 17], [63, 32, 8, 15]]).T
     x = torch.where(torch.arange(80) < truncate_dims[..., None], x, torch.nan)
     for columns in (128, 16):
-        monkeypatch.setattr(plan, "row_columns", lambda width, element_size, lanes, columns=columns: columns)
+        monkeypatch.setattr(plan, "row_columns", lambda width, element_size, warp_size, columns=columns: columns)
         for view, index in (
             (x, truncate_dims),
             (x.transpose(0, 1), truncate_dims.T.int()),
@@ -326,7 +326,7 @@ def test_known_programs_are_launched_alike(monkeypatch: pytest.MonkeyPatch) -> N
 
     def launched(hidden: torch.Tensor, **more: Any) -> launch.Launch:
         call = PoolCall("mean", hidden, **more)
-        planned = plan.plan_pool(call, plan.Device("test", 132))
+        planned = plan.plan_pool(call, plan.DeviceProperties("test", 132))
         assert list(planned.arguments) == list(pool.pool_kernel.arg_names)
         planned.kernel = kernel
         planned._run(device)

@@ -11,7 +11,7 @@ from torch import Tensor
 import fastpool
 from fastpool.calls import PoolBackwardCall, PoolCall, accumulator
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, SPELLINGS, Target, gradients, same_bits, sequences, special_values, variants
+from fastpool.testing import DTYPES, LAYOUTS, Target, gradients, same_bits, sequences, special_values, variants
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
@@ -64,35 +64,35 @@ def assert_reference_bits(mode: str, arguments: dict[str, Any], what: object = N
     assert same_bits(TRITON.run(both, **arguments), REFERENCE.run(both, **arguments)), what
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_spellings(mode: str, weighted: bool, spelling: str, cut: Cut) -> None:
-    """Tiles that segments share and segments of several, with holes where the spelling has them; fewer columns than
+def test_layouts(mode: str, weighted: bool, layout: str, cut: Cut) -> None:
+    """Tiles that segments share and segments of several, with holes where the layout has them; fewer columns than
     hidden has."""
     cut(16, 4, tiles=3)
-    dtype = DTYPES[(list(SPELLINGS).index(spelling) + list(MODES).index(mode)) % len(DTYPES)]
-    batch = sequences([40, 1, 0, 9], 20, dtype, holes=SPELLINGS[spelling].holes)
-    assert_reference_bits(mode, SPELLINGS[spelling].make(batch, weighted), truncate_dim=17)
+    dtype = DTYPES[(list(LAYOUTS).index(layout) + list(MODES).index(mode)) % len(DTYPES)]
+    batch = sequences([40, 1, 0, 9], 20, dtype, holes=LAYOUTS[layout].holes)
+    assert_reference_bits(mode, LAYOUTS[layout].make(batch, weighted), truncate_dim=17)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("mode", "weighted"), [("mean_sqrt_len", False), ("max", False), ("weighted_mean", True)])
 def test_dtypes(mode: str, weighted: bool, dtype: torch.dtype) -> None:
     """As the heuristic cuts."""
-    for spelling in ("padded_left_mask", "packed_shuffled"):
+    for layout in ("padded_left_mask", "packed_shuffled"):
         batch = sequences([40, 0, 3], 24, dtype, holes=True)
-        assert_reference_bits(mode, SPELLINGS[spelling].make(batch, weighted), normalize=True, out_dtype=torch.float32)
+        assert_reference_bits(mode, LAYOUTS[layout].make(batch, weighted), normalize=True, out_dtype=torch.float32)
 
 
 @pytest.mark.parametrize(("columns", "rows", "tiles"), [(8, 2, 1), (16, 1, 7), (32, 8, 2), (32, 64, 1)])
 @pytest.mark.parametrize(
-    ("mode", "weighted", "spelling"),
+    ("mode", "weighted", "layout"),
     [("mean", False, "packed"), ("max", False, "padded_middle_strided"), ("weighted_mean", True, "packed_shuffled")],
 )
-def test_cuts(mode: str, weighted: bool, spelling: str, columns: int, rows: int, tiles: int, cut: Cut) -> None:
+def test_cuts(mode: str, weighted: bool, layout: str, columns: int, rows: int, tiles: int, cut: Cut) -> None:
     cut(columns, rows, tiles)
-    batch = sequences([1, 40, 0, 0, 13], 24, torch.float32, holes=SPELLINGS[spelling].holes)
-    assert_reference_bits(mode, SPELLINGS[spelling].make(batch, weighted))
+    batch = sequences([1, 40, 0, 0, 13], 24, torch.float32, holes=LAYOUTS[layout].holes)
+    assert_reference_bits(mode, LAYOUTS[layout].make(batch, weighted))
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -100,19 +100,21 @@ def test_total_weight_of_many_leaves(weighted: bool, cut: Cut) -> None:
     """Groups of two leaves in the binary counter."""
     cut(8, 64, scan=64)
     batch = sequences([32 * 13 + 5], 8, torch.float32, holes=True)
-    assert_reference_bits("weighted_mean", SPELLINGS["padded_left_mask"].make(batch, weighted))
+    assert_reference_bits("weighted_mean", LAYOUTS["padded_left_mask"].make(batch, weighted))
 
 
 STARTS, ENDS = [0, 30, 5, 5, 50, 17, 3], [60, 33, 20, 5, 41, 55, 58]  # overlap, out of order, empty, backwards
 
 
-@pytest.mark.parametrize("lanes", [pytest.param(2, marks=needs_interpreter), 128])
+@pytest.mark.parametrize("at_once", [pytest.param(2, marks=needs_interpreter), 128])
 @pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_overlapping_segments(mode: str, weighted: bool, lanes: int, cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token's shares are added up in the order of segments, however many spans are looked at in one go; rows of no
+def test_overlapping_segments(
+    mode: str, weighted: bool, at_once: int, cut: Cut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token's shares are added up in the order of segments, however many segments are looked at in one go; rows of no
     segment are 0."""
-    if lanes != segment.LANES.value:
-        monkeypatch.setattr(segment, "LANES", tl.constexpr(lanes))
+    if at_once != segment.SEGMENTS_AT_ONCE.value:
+        monkeypatch.setattr(segment, "SEGMENTS_AT_ONCE", tl.constexpr(at_once))
     cut(16, 4, tiles=4)
     (one,) = sequences([64], 20, torch.float32, holes=True)
     starts, ends = torch.tensor(STARTS), torch.maximum(torch.tensor(ENDS), torch.tensor(STARTS))
@@ -124,11 +126,11 @@ def test_overlapping_segments(mode: str, weighted: bool, lanes: int, cut: Cut, m
 def test_search_among_many_segments(cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which many are empty."""
     monkeypatch.setattr(segment, "WAYS", tl.constexpr(4))
-    monkeypatch.setattr(segment, "LANES", tl.constexpr(2))
+    monkeypatch.setattr(segment, "SEGMENTS_AT_ONCE", tl.constexpr(2))
     cut(8, 2, tiles=4)
     batch = sequences([3, 0, 0, 20, 1, 5, 0, 2, 1, 3, 2, 0, 5, 0, 0, 0, 10, 0], 8, torch.float32)
     for mode in ("mean", "last"):
-        assert_reference_bits(mode, SPELLINGS["packed"].make(batch, False))
+        assert_reference_bits(mode, LAYOUTS["packed"].make(batch, False))
 
 
 def test_first_maximum() -> None:
@@ -233,7 +235,7 @@ def test_weights_of_any_dtype(weights_dtype: torch.dtype, cut: Cut) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [128, 16])  # in one piece, and tile by tile
 def test_l2_normalize(columns: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "row_columns", lambda width, element_size, lanes: columns)
+    monkeypatch.setattr(plan, "row_columns", lambda width, element_size, warp_size: columns)
     x = torch.randn(2, 2, 70, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(dtype)
     huge = x.double().sign().to(dtype) * (6e4 if dtype == torch.float16 else 3e38)
     special = special_values(6, 1, 60).to(dtype)
@@ -254,7 +256,7 @@ def test_l2_normalize(columns: int, dtype: torch.dtype, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("columns", [128, 16])  # in one piece, and tile by tile
 def test_l2_normalize_dims(columns: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind them neither x nor the gradient shows."""
-    monkeypatch.setattr(plan, "row_columns", lambda width, element_size, lanes: columns)
+    monkeypatch.setattr(plan, "row_columns", lambda width, element_size, warp_size: columns)
     x = torch.randn(4, 3, 80, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(dtype)
     x[0, 0], x[1, 1] = 6e4 if dtype == torch.float16 else 3e38, 0.0
     truncate_dims = torch.tensor([[64, 9, 33, 1], [0, 64, 16, 17], [63, 32, 8, 15]]).T
@@ -274,7 +276,7 @@ def test_l2_normalize_dims(columns: int, dtype: torch.dtype, monkeypatch: pytest
 
 def test_arguments_stand_in_the_kernels_order() -> None:
     """A program that is known is launched with the values alone."""
-    device = plan.Device("test", 132)
+    device = plan.DeviceProperties("test", 132)
     calls = [backward_call("max", torch.zeros(2, 5, 8))]
     calls += [
         backward_call("weighted_mean", torch.zeros(2, 5, 8), of, weights=torch.ones(2, 5)) for of in (False, True)
@@ -282,8 +284,8 @@ def test_arguments_stand_in_the_kernels_order() -> None:
     planned = [one for call in calls for one in plan.plan_pool_backward(call, device)]
     x = torch.zeros(2, 8)
     planned.append(plan.plan_normalize_backward(fastpool.ops.call_of("_l2_normalize_backward", x, x, 1e-12), device))
-    kernels = (backward.prepare_kernel, backward.first_maximum_kernel, backward.share_kernel)
-    kernels += (backward.share_of_weights_kernel, normalize.normalize_backward_kernel)
+    kernels = (backward.segment_prologue_kernel, backward.first_maximum_kernel, backward.scatter_gradient_kernel)
+    kernels += (backward.scatter_weight_gradient_kernel, normalize.normalize_backward_kernel)
     assert {one.kernel for one in planned} == set(kernels)
     for one in planned:
         assert list(one.arguments) == list(one.kernel.arg_names)

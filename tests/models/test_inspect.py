@@ -40,7 +40,7 @@ def folder(
     return root
 
 
-def answers(root: Path) -> dict[str, engines.Answer]:
+def answers(root: Path) -> dict[str, engines.EngineReport]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         found = engines.answers(Folder(root), PoolingConfig.from_pretrained(root))

@@ -27,7 +27,7 @@ info: ModuleType | None = None  # fastpool._native, once the library is loaded
 _why_not: str | None = "the native library has not been loaded"
 _why_not_cuda: str | None = "the CUDA library has not been loaded"
 
-INHERIT, NATIVE, OTHER, AUTOMATIC = -1, 0, 1, 2  # wishes, as in csrc/native.h
+INHERIT, NATIVE, OTHER, AUTOMATIC = -1, 0, 1, 2  # requested backends, as in csrc/native.h
 NEVER = 2**63 - 1  # bytes
 
 
@@ -114,16 +114,16 @@ def _direct(call: Call) -> Tensor:
 pool = pool_backward = l2_normalize = l2_normalize_backward = _direct
 
 
-def redirect_process(wish: int) -> None:
-    """What threads without a wish of their own ask for."""
+def override_process(requested: int) -> None:
+    """The backend of threads that have not requested one themselves, as one of these codes."""
     if info is not None:
-        info.redirect_process(wish)
+        info.override_process(requested)
 
 
-def redirect_thread(wish: int) -> None:
+def override_thread(requested: int) -> None:
     """What this thread asks for."""
     if info is not None:
-        info.redirect_thread(wish)
+        info.override_thread(requested)
 
 
 def set_validation(on: bool) -> None:

@@ -1,4 +1,4 @@
-"""One description of every input spelling, and the checks that every backend relies on.
+"""One description of every input layout, and the checks that every backend relies on.
 
 A segment is the rows [start, end) of one sequence in a view [rows, H]. Padded [B, S, H] and packed [T, H] input differ
 only in where start and end come from. csrc/arguments.cpp checks the same things without words: where it refuses an
@@ -170,7 +170,7 @@ class PoolCall:
             )
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """starts [B] and ends [B], int64, whatever the spelling; clamped to [0, rows]."""
+        """starts [B] and ends [B], int64, whatever the layout; clamped to [0, rows]."""
         if self.cu_seqlens is not None:
             starts, ends = self.cu_seqlens[:-1].long(), self.cu_seqlens[1:].long()
         else:

@@ -78,7 +78,7 @@ class PoolingConfig:
     ) -> Tensor:
         """Token states to vectors, as the model wants it.
 
-        Takes the spellings of fastpool.mean and the like. Where `include_prompt` is False, the prompt is no part of
+        Takes the input layouts of fastpool.mean and the like. Where `include_prompt` is False, the prompt is no part of
         the vector: hand over `starts`, for each row the position of the first token behind the prompt (in packed
         input its row number, with `ends`); without it, nothing is left out, which is right for texts without prompt.
         Weights of weighted_mean then keep counting from the prompt, as in sentence-transformers.

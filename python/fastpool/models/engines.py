@@ -20,7 +20,7 @@ _NEW = {
 
 
 @dataclass(frozen=True)
-class Answer:
+class EngineReport:
     """One engine's."""
 
     engine: str
@@ -51,7 +51,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Own:
+class EngineDefault:
     """What an engine does without a setting. Where it gives no sentence vectors, `pooling` has no modes."""
 
     pooling: PoolingConfig
@@ -100,19 +100,19 @@ def _unknown(model: Model, pooling: Document) -> str:
 # the modules gave.
 
 
-def _sentence_transformers(model: Model) -> Own:
+def _sentence_transformers(model: Model) -> EngineDefault:
     wanted = model.wanted
     if not model.folder.has("modules.json"):
         causal = (wanted.architecture or "").endswith("ForCausalLM")
         causal = causal and model.transformer.get("is_causal", bool) is not False
-        return Own(
+        return EngineDefault(
             replace(wanted, modes=("last" if causal else "mean",), normalize=False, dense=(), include_prompt=True),
             ("modules.json is missing: it takes lasttoken for causal LMs, mean for all others",),
         )
     if wanted.normalize and wanted.truncate_dim is not None:
         note = "it normalises, then truncates, and does not normalise again; encode(normalize_embeddings=True) does"
-        return Own(replace(wanted, normalize=False), (note,))
-    return Own(wanted)
+        return EngineDefault(replace(wanted, normalize=False), (note,))
+    return EngineDefault(wanted)
 
 
 def _sentence_transformers_setting(model: Model, own: PoolingConfig) -> str | None:
@@ -151,7 +151,7 @@ def _vllm_default(model: Model) -> tuple[str, tuple[str, ...]]:
     return "cls", (note,)
 
 
-def _vllm(model: Model) -> Own:
+def _vllm(model: Model) -> EngineDefault:
     default, notes = _vllm_default(model)
     pooling = model.module("Pooling", _OLD, _NEW["Pooling"])
     known = model.wanted.dense if model.module("Dense", _OLD, _NEW["Dense"]) else ()
@@ -159,7 +159,7 @@ def _vllm(model: Model) -> Own:
     plain = replace(model.wanted, modes=(default,), normalize=True, truncate_dim=None, dense=dense, include_prompt=True)
     if pooling is None:
         note = "no Pooling module that it knows in modules.json: the architecture decides, and vectors are normalised"
-        return Own(plain, (note, *notes))
+        return EngineDefault(plain, (note, *notes))
     normalize = model.module("Normalize", _OLD, _NEW["Normalize"], _VLLM_NORMALIZE) is not None
     mode: str | None = None
     for key, value in pooling.values.items():  # the last key that it knows wins
@@ -168,8 +168,8 @@ def _vllm(model: Model) -> Own:
             mode = {"mean": "mean", "cls": "cls", "lasttoken": "last"}.get(word, mode)
     if mode is None:
         note = f"{_unknown(model, pooling)}: the architecture decides"
-        return Own(replace(plain, normalize=normalize), (note, *notes))
-    return Own(replace(plain, modes=(mode,), normalize=normalize))
+        return EngineDefault(replace(plain, normalize=normalize), (note, *notes))
+    return EngineDefault(replace(plain, modes=(mode,), normalize=normalize))
 
 
 def _vllm_setting(model: Model, own: PoolingConfig) -> str | None:
@@ -185,7 +185,7 @@ def _vllm_setting(model: Model, own: PoolingConfig) -> str | None:
 _SGLANG_CLS = ("BertModel", "Contriever", "XLMRobertaModel", "Lfm2BidirectionalModel")
 
 
-def _sglang(model: Model) -> Own:
+def _sglang(model: Model) -> EngineDefault:
     architecture = model.wanted.architecture or ""
     embedding_gemma = architecture == "Gemma3TextModel" and is_bidirectional(model.transformer)
     dense = model.wanted.dense if embedding_gemma and model.module("Dense", _OLD) else ()
@@ -196,7 +196,9 @@ def _sglang(model: Model) -> Own:
     else:
         mode = "last"
     plain = replace(model.wanted, modes=(mode,), normalize=True, truncate_dim=None, dense=dense, include_prompt=True)
-    return Own(plain, ("the architecture decides; it reads no pooling configuration and has no option for one",))
+    return EngineDefault(
+        plain, ("the architecture decides; it reads no pooling configuration and has no option for one",)
+    )
 
 
 def _sglang_setting(model: Model, own: PoolingConfig) -> str | None:
@@ -212,7 +214,7 @@ _TEI_MODES = {"mean": "mean", "cls": "cls", "last": "last-token"}
 _TEI_MODULES = tuple(_OLD + name for name in ("Dense", "Normalize", "Pooling", "Transformer"))
 
 
-def _tei(model: Model) -> Own:
+def _tei(model: Model) -> EngineDefault:
     known = all(module.type in _TEI_MODULES for module in model.folder.modules() or [])
     dense = tuple(replace(layer, residual=False) for layer in model.wanted.dense) if known else ()
     plain = replace(model.wanted, modes=(), normalize=True, truncate_dim=None, dense=dense, include_prompt=True)
@@ -220,16 +222,20 @@ def _tei(model: Model) -> Own:
     refuses = "it refuses to start without --pooling"
     if not model.folder.has("1_Pooling/config.json"):
         if "bert" in (model.transformer.get("model_type", str) or "").lower():
-            return Own(replace(plain, modes=("cls",)), ("1_Pooling/config.json is missing: cls it is", *notes))
-        return Own(plain, (f"1_Pooling/config.json is missing: {refuses}",))
+            return EngineDefault(
+                replace(plain, modes=("cls",)), ("1_Pooling/config.json is missing: cls it is", *notes)
+            )
+        return EngineDefault(plain, (f"1_Pooling/config.json is missing: {refuses}",))
     pooling = model.folder.document("1_Pooling/config.json")
     flags = pooling.values
     if not {"pooling_mode_cls_token", "pooling_mode_mean_tokens"} <= set(flags):
-        return Own(plain, (f"it needs pooling_mode_cls_token and pooling_mode_mean_tokens: {refuses}", *notes))
+        return EngineDefault(
+            plain, (f"it needs pooling_mode_cls_token and pooling_mode_mean_tokens: {refuses}", *notes)
+        )
     for key in ("pooling_mode_cls_token", "pooling_mode_mean_tokens", "pooling_mode_lasttoken"):
         if flags.get(key):
-            return Own(replace(plain, modes=(POOLING_FLAGS[key],)), notes)
-    return Own(plain, (f"{_unknown(model, pooling)}: {refuses}", *notes))
+            return EngineDefault(replace(plain, modes=(POOLING_FLAGS[key],)), notes)
+    return EngineDefault(plain, (f"{_unknown(model, pooling)}: {refuses}", *notes))
 
 
 def _tei_setting(model: Model, own: PoolingConfig) -> str | None:
@@ -260,21 +266,23 @@ def _llama_dense(model: Model) -> bool:
     return not any(layer.bias or layer.residual or layer.activation != "Identity" for layer in dense)
 
 
-def _llama(model: Model) -> Own:
+def _llama(model: Model) -> EngineDefault:
     plain = replace(model.wanted, modes=(), normalize=True, truncate_dim=None, dense=(), include_prompt=True)
     pooling = model.module("Pooling", _OLD)
     if pooling is None:
-        return Own(plain, ("the converter finds no Pooling module of the older type: token vectors without --pooling",))
+        return EngineDefault(
+            plain, ("the converter finds no Pooling module of the older type: token vectors without --pooling",)
+        )
     family = model.transformer.get("model_type", str)
     if family in _LLAMA_WITHOUT:
-        return Own(plain, (f"the converter writes no pooling for {family}: token vectors without --pooling",))
+        return EngineDefault(plain, (f"the converter writes no pooling for {family}: token vectors without --pooling",))
     notes = (f"the converter leaves Dense layers out without {_LLAMA_DENSE}",) if _llama_dense(model) else ()
     for key in ("pooling_mode_mean_tokens", "pooling_mode_cls_token", "pooling_mode_lasttoken"):
         if key not in pooling.values:
-            return Own(plain, (f"the converter fails: {pooling.name} has no {key}", *notes))
+            return EngineDefault(plain, (f"the converter fails: {pooling.name} has no {key}", *notes))
         if pooling.values[key]:
-            return Own(replace(plain, modes=(POOLING_FLAGS[key],)), notes)
-    return Own(plain, (f"in the converter, {_unknown(model, pooling)}", *notes))
+            return EngineDefault(replace(plain, modes=(POOLING_FLAGS[key],)), notes)
+    return EngineDefault(plain, (f"in the converter, {_unknown(model, pooling)}", *notes))
 
 
 def _llama_setting(model: Model, own: PoolingConfig) -> str | None:
@@ -287,7 +295,9 @@ def _llama_setting(model: Model, own: PoolingConfig) -> str | None:
     return mode and (f"convert_hf_to_gguf.py {_LLAMA_DENSE}; " if converted else "") + server
 
 
-_ENGINES: tuple[tuple[str, str, Callable[[Model], Own], Callable[[Model, PoolingConfig], str | None]], ...] = (
+_ENGINES: tuple[
+    tuple[str, str, Callable[[Model], EngineDefault], Callable[[Model, PoolingConfig], str | None]], ...
+] = (
     ("sentence-transformers", "6.2.0", _sentence_transformers, _sentence_transformers_setting),
     ("vLLM", "0.33.0", _vllm, _vllm_setting),
     ("SGLang", "0.5.23", _sglang, _sglang_setting),
@@ -296,11 +306,13 @@ _ENGINES: tuple[tuple[str, str, Callable[[Model], Own], Callable[[Model, Pooling
 )
 
 
-def answers(folder: Folder, wanted: PoolingConfig) -> list[Answer]:
+def answers(folder: Folder, wanted: PoolingConfig) -> list[EngineReport]:
     """Every engine's answer, in the order of the table above."""
     model, found = Model(folder, wanted), []
     for engine, version, decide, setting in _ENGINES:
         own = decide(model)
         differs = bool(_differences(own.pooling, wanted))
-        found.append(Answer(engine, version, setting(model, own.pooling), describe(own.pooling), differs, own.notes))
+        found.append(
+            EngineReport(engine, version, setting(model, own.pooling), describe(own.pooling), differs, own.notes)
+        )
     return found

@@ -64,15 +64,15 @@ struct Fiber {
   int64_t before = 0;
 };
 
-struct Meeting {
+struct Barrier {
   int arrived = 0;
-  int64_t count = 0;  // meetings so far
+  int64_t count = 0;  // times that all have reached it
   uint64_t values[2][32] = {};
 };
 
 std::vector<Fiber> fibers;
-std::vector<Meeting> warps;
-Meeting block;
+std::vector<Barrier> warps;
+Barrier block;
 void* scheduler = nullptr;
 const void* scheduler_stack = nullptr;
 size_t scheduler_size = 0;
@@ -108,15 +108,15 @@ void begin(Fiber& fiber) {
   fiber.at = reinterpret_cast<void*>(top - 48);
 }
 
-void wait(Meeting& meeting, int all) {
-  if (++meeting.arrived == all) {
-    meeting.arrived = 0;
-    ++meeting.count;
+void wait(Barrier& barrier, int all) {
+  if (++barrier.arrived == all) {
+    barrier.arrived = 0;
+    ++barrier.count;
     return;
   }
   Fiber& fiber = fibers[running];
-  fiber.waits_for = &meeting.count;
-  fiber.before = meeting.count;
+  fiber.waits_for = &barrier.count;
+  fiber.before = barrier.count;
   to_scheduler();
 }
 
@@ -138,7 +138,7 @@ bool advance(unsigned t) {
 // lanes.
 void run_block(std::vector<unsigned>& of_block) {
   block = {};
-  std::fill(warps.begin(), warps.end(), Meeting{});
+  std::fill(warps.begin(), warps.end(), Barrier{});
   for (unsigned t = 0; t < blockDim.x; ++t) begin(fibers[t]);
   unsigned lanes[32];
   for (unsigned i = 0; i < 32; ++i) lanes[i] = i;
@@ -164,8 +164,8 @@ void run_block(std::vector<unsigned>& of_block) {
 void barrier() { wait(block, static_cast<int>(blockDim.x)); }
 
 const uint64_t* exchange(uint64_t value) {
-  Meeting& warp = warps[running / 32];
-  uint64_t* const values = warp.values[warp.count & 1];  // the next meeting but one comes after all have read
+  Barrier& warp = warps[running / 32];
+  uint64_t* const values = warp.values[warp.count & 1];  // the next time but one comes after all have read
   values[running % 32] = value;
   wait(warp, 32);
   return values;

@@ -1,4 +1,4 @@
-// Gradients of tokens: a block takes a tile of the output, and adds up the shares of all segments that meet it, in
+// Gradients of tokens: a block takes a tile of the output, and adds up the shares of all segments that overlap it, in
 // their order. Rows of no segment get zeros in the same pass, so that the gradient is written once.
 #pragma once
 #include "finish.cuh"
@@ -7,17 +7,17 @@
 namespace fastpool::cuda {
 
 // Rows [from, to) of a tile, which belong to a segment that begins at row `first` of its sequence.
-struct Meeting {
+struct Overlap {
   int64_t first;
   int segment, from, to;
 };
 
 template <class A>
 struct TileMemory {
-  Meeting meetings[kMeeting];
+  Overlap overlaps[kListedOverlaps];
   A weights[kTile];
   uint32_t words[kTile / 32];  // a bit for each row: whether it is real
-  int meetings_found;
+  int overlaps_found;
 };
 
 // A block's tile: rows [begin, begin + rows) of sequence b.
@@ -26,18 +26,18 @@ struct Tile {
   TileMemory<A>& memory;
   const Segment* segments;
   int64_t b = 0, begin;
-  int rows, first, last;  // and the numbers of segments that may meet it
-  int meetings;           // as many do, or where they are too many to be listed, may
+  int rows, first, last;  // and the numbers of segments that may overlap it
+  int overlaps;           // as many do, or where they are too many to be listed, may
 
-  __device__ __forceinline__ Tile(const PoolBackwardCall& call, const BackwardPlan& plan, const Prepared& prepared)
-      : memory(*reinterpret_cast<TileMemory<A>*>(shared_memory)), segments(prepared.segments) {
+  __device__ __forceinline__ Tile(const PoolBackwardCall& call, const BackwardPlan& plan, const Prologue& prologue)
+      : memory(*reinterpret_cast<TileMemory<A>*>(shared_memory)), segments(prologue.segments) {
     const PoolCall& pool = call.pool;
     int64_t tile = blockIdx.x;
     if (call.padded) {
       b = tile / plan.tiles, tile -= b * plan.tiles;
       first = last = static_cast<int>(b);
     } else {
-      const Range range = prepared.ranges[tile];
+      const OverlapRange range = prologue.ranges[tile];
       first = range.last < 0 ? 0 : static_cast<int>(range.first), last = range.last;
     }
     begin = tile * plan.tile;
@@ -53,7 +53,7 @@ struct Tile {
     }
     if (warp() == 0) list();
     __syncthreads();
-    meetings = memory.meetings_found <= kMeeting ? memory.meetings_found : last - first + 1;
+    overlaps = memory.overlaps_found <= kListedOverlaps ? memory.overlaps_found : last - first + 1;
   }
 
   __device__ __forceinline__ void list() {
@@ -61,18 +61,18 @@ struct Tile {
 #pragma unroll 1
     for (int base = first; base <= last; base += 32) {
       const int segment = base + lane();
-      Meeting meeting{};
-      if (segment <= last) meeting = meeting_with(segment);
-      const bool meets = meeting.from < meeting.to;
-      const unsigned ballot = __ballot_sync(kAll, meets);
+      Overlap overlap{};
+      if (segment <= last) overlap = overlap_with(segment);
+      const bool is_overlap = overlap.from < overlap.to;
+      const unsigned ballot = __ballot_sync(kAll, is_overlap);
       const int at = found + __popc(ballot & ((1u << lane()) - 1));
-      if (meets && at < kMeeting) memory.meetings[at] = meeting;
+      if (is_overlap && at < kListedOverlaps) memory.overlaps[at] = overlap;
       found += __popc(ballot);
     }
-    if (lane() == 0) memory.meetings_found = found;
+    if (lane() == 0) memory.overlaps_found = found;
   }
 
-  __device__ __forceinline__ Meeting meeting_with(int segment) const {
+  __device__ __forceinline__ Overlap overlap_with(int segment) const {
     const Segment s = segments[segment];
     const int64_t from = s.begin - begin, to = s.end - begin;
     return {s.begin, segment,
@@ -83,8 +83,8 @@ struct Tile {
                              : to > rows ? rows
                                          : to)};
   }
-  __device__ __forceinline__ Meeting operator[](int k) const {
-    return memory.meetings_found <= kMeeting ? memory.meetings[k] : meeting_with(first + k);
+  __device__ __forceinline__ Overlap operator[](int k) const {
+    return memory.overlaps_found <= kListedOverlaps ? memory.overlaps[k] : overlap_with(first + k);
   }
   __device__ __forceinline__ bool real(int r) const { return memory.words[r / 32] >> (r % 32) & 1; }
 };
@@ -93,41 +93,41 @@ struct Tile {
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 4)
     find_maxima_kernel(const __grid_constant__ PoolBackwardCall call, const __grid_constant__ BackwardPlan plan,
-                       const __grid_constant__ Prepared prepared) {
+                       const __grid_constant__ Prologue prologue) {
   using A = typename AccumulatorOf<T>::type;
-  const Tile<A> tile(call, plan, prepared);
+  const Tile<A> tile(call, plan, prologue);
   const PoolCall& pool = call.pool;
   const int thread = static_cast<int>(threadIdx.x), group = thread / plan.columns;
   const int64_t c = (int64_t{blockIdx.y} * plan.columns + thread - group * plan.columns) * V;
   if (group >= plan.groups || c >= pool.dim) return;
   const T* const rows =
       static_cast<const T*>(pool.hidden) + tile.b * pool.batch_stride + tile.begin * pool.row_stride + c;
-  constexpr int kRows = 4;  // on their way at once; comparisons need the predicates that more loads would take
+  constexpr int kLoads = 4;  // on their way at once; comparisons need the predicates that more loads would take
 #pragma unroll 1
-  for (int k = 0; k < tile.meetings; ++k) {
-    const Meeting meeting = tile[k];
-    const int64_t at = meeting.segment * pool.dim + c;
+  for (int k = 0; k < tile.overlaps; ++k) {
+    const Overlap overlap = tile[k];
+    const int64_t at = overlap.segment * pool.dim + c;
     A maximum[V];
     read<V>(static_cast<const A*>(call.result) + at, maximum);
     int found[V];
 #pragma unroll
-    for (int i = 0; i < V; ++i) found[i] = meeting.to;
+    for (int i = 0; i < V; ++i) found[i] = overlap.to;
 #pragma unroll 1
-    for (int begin = group; begin < meeting.to; begin += kRows * plan.groups) {
-      int row[kRows];  // behind the last, where it is not real
+    for (int begin = group; begin < overlap.to; begin += kLoads * plan.groups) {
+      int row[kLoads];  // behind the last, where it is not real
 #pragma unroll
-      for (int j = 0; j < kRows; ++j) {
+      for (int j = 0; j < kLoads; ++j) {
         const int r = begin + j * plan.groups;
-        row[j] = r >= meeting.from && r < meeting.to && tile.real(r) ? r : meeting.to;
+        row[j] = r >= overlap.from && r < overlap.to && tile.real(r) ? r : overlap.to;
       }
-      Word<T, V> token[kRows];
+      Word<T, V> token[kLoads];
 #pragma unroll
-      for (int j = 0; j < kRows; ++j) {
+      for (int j = 0; j < kLoads; ++j) {
         token[j] = Word<T, V>{};
-        if (row[j] < meeting.to) token[j] = load_word<V>(rows + row[j] * pool.row_stride);
+        if (row[j] < overlap.to) token[j] = load_word<V>(rows + row[j] * pool.row_stride);
       }
 #pragma unroll
-      for (int j = 0; j < kRows; ++j) {
+      for (int j = 0; j < kLoads; ++j) {
         const Pack<T, V> x = bit_cast<Pack<T, V>>(token[j]);
 #pragma unroll
         for (int i = 0; i < V; ++i) {
@@ -139,18 +139,18 @@ __global__ void __launch_bounds__(kThreads, 4)
     }
 #pragma unroll
     for (int i = 0; i < V; ++i)
-      if (found[i] < meeting.to)
-        atomicMin(prepared.maxima + at + i, static_cast<unsigned long long>(tile.begin + found[i]));
+      if (found[i] < overlap.to)
+        atomicMin(prologue.maxima + at + i, static_cast<unsigned long long>(tile.begin + found[i]));
   }
 }
 
 // The gradient of hidden.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 4)
-    share_kernel(const __grid_constant__ PoolBackwardCall call, const __grid_constant__ BackwardPlan plan,
-                 const __grid_constant__ Prepared prepared) {
+    scatter_gradient_kernel(const __grid_constant__ PoolBackwardCall call, const __grid_constant__ BackwardPlan plan,
+                            const __grid_constant__ Prologue prologue) {
   using A = typename AccumulatorOf<T>::type;
-  const Tile<A> tile(call, plan, prepared);
+  const Tile<A> tile(call, plan, prologue);
   const PoolCall& pool = call.pool;
   const int thread = static_cast<int>(threadIdx.x), group = thread / plan.columns;
   const int64_t c = (int64_t{blockIdx.y} * plan.columns + thread - group * plan.columns) * V;
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   const bool by_position = pool.mode.takes_weights() && pool.weights.data == nullptr;
   T* const out = static_cast<T*>(call.out) + (tile.b * pool.rows + tile.begin) * call.width + c;
 
-  int loaded = -1;  // the segment whose gradient this thread has; most tiles meet but one
+  int loaded = -1;  // the segment whose gradient this thread has; most tiles have but one
   A gradient[V];
   int maximum[V];  // rows of the tile
 #pragma unroll 1
@@ -167,18 +167,18 @@ __global__ void __launch_bounds__(kThreads, 4)
     A sum[V] = {};
     if (c < pool.dim && tile.real(r)) {
 #pragma unroll 1
-      for (int k = 0; k < tile.meetings; ++k) {
-        const Meeting meeting = tile[k];
-        if (r < meeting.from || r >= meeting.to) continue;
-        if (loaded != meeting.segment) {
-          loaded = meeting.segment;
+      for (int k = 0; k < tile.overlaps; ++k) {
+        const Overlap overlap = tile[k];
+        if (r < overlap.from || r >= overlap.to) continue;
+        if (loaded != overlap.segment) {
+          loaded = overlap.segment;
           const int64_t at = int64_t{loaded} * pool.dim + c;
-          read<V>(static_cast<const A*>(prepared.gradient) + at, gradient);
+          read<V>(static_cast<const A*>(prologue.gradient) + at, gradient);
           if (max) {
 #pragma unroll
             for (int i = 0; i < V; ++i) {
-              const int64_t row = static_cast<int64_t>(prepared.maxima[at + i]);
-              const int64_t of_tile = (row < 0 ? meeting.first : row) - tile.begin;
+              const int64_t row = static_cast<int64_t>(prologue.maxima[at + i]);
+              const int64_t of_tile = (row < 0 ? overlap.first : row) - tile.begin;
               maximum[i] = of_tile >= 0 && of_tile < tile.rows ? static_cast<int>(of_tile) : -1;
             }
           }
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll
           for (int i = 0; i < V; ++i) sum[i] += maximum[i] == r ? gradient[i] : A{};
         } else {
-          const A weight = by_position ? static_cast<A>(tile.begin + r - meeting.first + 1) : tile.memory.weights[r];
+          const A weight = by_position ? static_cast<A>(tile.begin + r - overlap.first + 1) : tile.memory.weights[r];
 #pragma unroll
           for (int i = 0; i < V; ++i) sum[i] += gradient[i] * weight;
         }
@@ -200,10 +200,11 @@ __global__ void __launch_bounds__(kThreads, 4)
 // The gradient of weights: a warp takes a row.
 template <class T>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
-    share_weights_kernel(const __grid_constant__ PoolBackwardCall call, const __grid_constant__ BackwardPlan plan,
-                         const __grid_constant__ Prepared prepared) {
+    scatter_weight_gradient_kernel(const __grid_constant__ PoolBackwardCall call,
+                                   const __grid_constant__ BackwardPlan plan,
+                                   const __grid_constant__ Prologue prologue) {
   using A = typename AccumulatorOf<T>::type;
-  const Tile<A> tile(call, plan, prepared);
+  const Tile<A> tile(call, plan, prologue);
   const PoolCall& pool = call.pool;
 #pragma unroll 1
   for (int r = warp(); r < tile.rows; r += warps()) {
@@ -212,10 +213,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
     A sum{};
     if (tile.real(r)) {
 #pragma unroll 1
-      for (int k = 0; k < tile.meetings; ++k) {
-        const Meeting meeting = tile[k];
-        if (r < meeting.from || r >= meeting.to) continue;
-        const A* const gradient = static_cast<const A*>(prepared.gradient) + meeting.segment * pool.dim;
+      for (int k = 0; k < tile.overlaps; ++k) {
+        const Overlap overlap = tile[k];
+        if (r < overlap.from || r >= overlap.to) continue;
+        const A* const gradient = static_cast<const A*>(prologue.gradient) + overlap.segment * pool.dim;
         const auto product = [&](int64_t c, A(&y)[kQuad]) {
           A g[kQuad];
           read_quad(x, c, pool.dim, plan.quads, y);
@@ -223,7 +224,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
 #pragma unroll
           for (int i = 0; i < kQuad; ++i) y[i] *= g[i];
         };
-        sum += add_columns_of_warp<A>(product, pool.dim) - static_cast<const A*>(prepared.products)[meeting.segment];
+        sum += add_columns_of_warp<A>(product, pool.dim) - static_cast<const A*>(prologue.products)[overlap.segment];
       }
     }
     const A one[kQuad] = {sum};

@@ -64,7 +64,7 @@ def child(states, totals, at, there, stride, width, columns, REDUCE: tl.constexp
 
 
 @triton.jit
-def gather(states, totals, at, step, children, stride, width, columns, REDUCE: tl.constexpr, ACC: tl.constexpr):
+def merge_children(states, totals, at, step, children, stride, width, columns, REDUCE: tl.constexpr, ACC: tl.constexpr):
     """The states of a node's children, `step` rows of the workspace apart, merged in pairs, and pairs of them. 2^SOME
     of them are read together: eight wide ones would not fit the registers."""
     SOME: tl.constexpr = 2
@@ -84,7 +84,7 @@ def gather(states, totals, at, step, children, stride, width, columns, REDUCE: t
 
 
 @triton.jit
-def arrive(
+def merge_last_block(
     states, totals, stride, arrivals, arrivals_stride, base, unit, units, width, columns, x, count, weight,
     REDUCE: tl.constexpr,
 ):  # fmt: skip
@@ -107,7 +107,7 @@ def arrive(
             last = tl.atomic_add(arrivals + place * arrivals_stride, 1, sem="acq_rel") == children - 1
             if last:
                 tl.debug_barrier()
-                x, count, weight = gather(
+                x, count, weight = merge_children(
                     states, totals, base + parent * FAN * step, step, children, stride, width, columns, REDUCE, x.dtype
                 )
                 tl.debug_barrier()  # everybody has read, before this program leaves its next state in the same place

@@ -8,16 +8,16 @@
 namespace fastpool::cuda {
 
 // Shared memory: where real tokens were found, sums of weights, columns or counts, and a warp's leaves behind them.
-constexpr int kFoundBytes = kPreparingThreads / 32 * 8, kSumsBytes = (kBlockSums + kCounterLevels) * 8;
+constexpr int kFoundBytes = kPrologueThreads / 32 * 8, kSumsBytes = (kBlockSums + kCounterLevels) * 8;
 template <class A>
-int preparing_bytes(const BackwardPlan& plan) {
-  return kFoundBytes + kSumsBytes + plan.preparing / 32 * kWarpLeaves * kLeafPitch * static_cast<int>(sizeof(A));
+int prologue_bytes(const BackwardPlan& plan) {
+  return kFoundBytes + kSumsBytes + plan.prologue_threads / 32 * kWarpLeaves * kLeafPitch * static_cast<int>(sizeof(A));
 }
 
 template <class A>
-__global__ void __launch_bounds__(kPreparingThreads)
-    prepare_kernel(const __grid_constant__ PoolBackwardCall call, const __grid_constant__ BackwardPlan plan,
-                   const __grid_constant__ Prepared prepared) {
+__global__ void __launch_bounds__(kPrologueThreads)
+    segment_prologue_kernel(const __grid_constant__ PoolBackwardCall call, const __grid_constant__ BackwardPlan plan,
+                            const __grid_constant__ Prologue prologue) {
   const PoolCall& pool = call.pool;
   char* const memory = reinterpret_cast<char*>(shared_memory);
   A* const sums = reinterpret_cast<A*>(memory + kFoundBytes);
@@ -25,12 +25,12 @@ __global__ void __launch_bounds__(kPreparingThreads)
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
 
   const Segment segment = selected(pool, b, reinterpret_cast<int64_t*>(memory));
-  if (thread == 0) prepared.segments[b] = segment;
+  if (thread == 0) prologue.segments[b] = segment;
   if (segment.begin == segment.end) return;
   if (!call.padded)
     for (int64_t tile = segment.begin / plan.tile + thread; tile <= (segment.end - 1) / plan.tile; tile += threads) {
-      atomicMin(&prepared.ranges[tile].first, static_cast<unsigned>(b));
-      atomicMax(&prepared.ranges[tile].last, static_cast<int>(b));
+      atomicMin(&prologue.ranges[tile].first, static_cast<unsigned>(b));
+      atomicMax(&prologue.ranges[tile].last, static_cast<int>(b));
     }
 
   Totals totals;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kPreparingThreads)
         total_weight(pool, b, segment, reinterpret_cast<A*>(memory + kFoundBytes + kSumsBytes), sums));
   const A divisor = divisor_of<A>(pool.mode, totals);
   const A* const gradient = static_cast<const A*>(call.gradient) + b * pool.dim;
-  A* const divided = static_cast<A*>(prepared.gradient) + b * pool.dim;
+  A* const divided = static_cast<A*>(prologue.gradient) + b * pool.dim;
 #pragma unroll 1
   for (int64_t c = thread; c < pool.dim; c += threads) divided[c] = quotient(gradient[c], divisor);
   if (!call.of_weights) return;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kPreparingThreads)
     for (int i = 0; i < kQuad; ++i) x[i] = c + i < pool.dim ? quotient(gradient[c + i], divisor) * result[c + i] : A{};
   };
   const A along = add_columns<A>(product, pool.dim, sums);
-  if (thread == 0) static_cast<A*>(prepared.products)[b] = along;
+  if (thread == 0) static_cast<A*>(prologue.products)[b] = along;
 }
 
 }  // namespace fastpool::cuda

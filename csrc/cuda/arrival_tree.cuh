@@ -28,8 +28,8 @@ FASTPOOL_KERNEL_INLINE A merge_children(A (&x)[kFanIn]) {
 
 // True for the block that arrives last at the root: shared.row and totals are then the whole segment's.
 template <class S, class A>
-FASTPOOL_KERNEL_INLINE bool climb(const Workspace& workspace, int64_t dim, int columns, int64_t column, int slot,
-                                  int unit, int units, const Shared<A>& shared, Totals& totals) {
+FASTPOOL_KERNEL_INLINE bool merge_last_block(const Workspace& workspace, int64_t dim, int columns, int64_t column,
+                                             int slot, int unit, int units, const Shared<A>& shared, Totals& totals) {
   const int64_t strip = static_cast<int64_t>(blockIdx.y) * gridDim.x;
   A* const sums = static_cast<A*>(workspace.sums) + column;
   Totals* const all_totals = workspace.totals + strip;
