@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# One torch for everybody who tests; the library itself runs on every torch from 2.10 on.
+# One torch for all tests; the library itself runs on every torch from 2.10 on.
 TORCH ?= torch==2.13.0
 # Every command of ours takes the environment's tools (cmake, ninja) before the system's.
 export PATH := $(abspath $(BIN)):$(PATH)

@@ -166,7 +166,7 @@ def commit() -> str:
 
 
 def chosen(stages: Sequence[Stage], texts: Sequence[str]) -> Iterator[Stage]:
-    """Those whose name holds one of the texts, what they come after, and what all need; without texts all."""
+    """The stages whose name holds one of the texts, what they come after, and what all need; without texts all."""
     wanted = {stage.name for stage in stages if stage.vital or not texts or any(text in stage.name for text in texts)}
     for stage in reversed(stages):
         wanted.update(stage.after if stage.name in wanted else ())

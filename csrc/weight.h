@@ -5,8 +5,9 @@
 
 namespace fastpool {
 
-// Of the token at row `i` of sequence `b`, whose first real token is at `first`: positions count 1, 2, 3, ... from
-// there, holes included. `widen(p)` is the value at p in the accumulator's dtype or a narrower one.
+// The weight of the token at row `i` of sequence `b`, whose first real token is at `first`: without weights its
+// position, which counts 1, 2, 3, ... from there, holes included. `widen(p)` is the value at p in the accumulator's
+// dtype or a narrower one.
 template <class A, class Widen>
 FASTPOOL_INLINE A weight_of(const PoolCall& call, int64_t b, int64_t first, int64_t i, Widen widen) {
   const PerToken& weights = call.weights;

@@ -83,7 +83,7 @@ class Layout:
 
     @property
     def plain(self) -> "Layout":
-        """With nothing that it can do without."""
+        """This layout without what a call can leave out."""
         return Layout(self.padded, () if self.padded else self.bounds, None)
 
 
@@ -115,7 +115,7 @@ def make_call(
     normalize: bool = False,
     weighted: bool = False,
 ) -> PoolCall:
-    """Of (batch, rows). What strides and lengths are does not matter, only what is there."""
+    """A call of `shape`, (batch, rows), without data: programs depend on what is given, not on strides and lengths."""
     batch, rows = shape
     per_token = (batch, max(1, int(rows))) if layout.padded else (max(1, int(batch * rows)),)
     arguments = {

@@ -1,8 +1,8 @@
 """The arrival tree: units of one segment, finished by programs in any order, merge in the canonical one.
 
 Units are leaves of a tree with FAN children to a node. Whoever has finished a node leaves its state in the workspace
-and counts itself at the parent; the last to arrive merges the children in their order and goes on upwards. Nobody
-waits, and only integers are counted, so bits do not depend on who comes when.
+and counts itself at the parent; the last to arrive merges the children in their order and goes on upwards. No
+program waits for another, and only integers are counted, so bits do not depend on the order of arrival.
 """
 
 import triton
@@ -27,7 +27,7 @@ def clear(stale, count, program, programs):
 
 @triton.jit
 def as_bits(count, dtype: tl.constexpr):
-    """An integer where only floats are kept, to the bit."""
+    """An integer as the float of the same bits, for memory that holds only floats."""
     if dtype == tl.float64:
         return count.to(tl.int64).to(dtype, bitcast=True)
     else:
@@ -36,7 +36,7 @@ def as_bits(count, dtype: tl.constexpr):
 
 @triton.jit
 def from_bits(x):
-    """The integer that it was."""
+    """The integer whose bits `as_bits` has put into the float x."""
     if x.dtype == tl.float64:
         return x.to(tl.int64, bitcast=True)
     else:
@@ -45,7 +45,7 @@ def from_bits(x):
 
 @triton.jit
 def leave(states, totals, at, stride, width, columns, x, count, weight):
-    """A node's state, in row `at` of the workspace. Without real tokens its count says it all, and nobody reads `x`."""
+    """Stores a node's state in row `at` of the workspace. Where its count is 0, `x` is neither stored nor read."""
     tl.store(states + at * stride + columns, x, mask=(columns < width) & (count > 0))
     tl.store(totals + at * stride, as_bits(count, x.dtype))
     tl.store(totals + at * stride + 1, weight)
@@ -89,7 +89,7 @@ def merge_last_block(
     REDUCE: tl.constexpr,
 ):  # fmt: skip
     """Brings unit `unit` of a segment with `units` of them, whose rows of the workspace, `stride` elements apart, begin
-    at `base`. Returns the state of all of them and True to the last to arrive; to everybody else anything and False."""
+    at `base`. Returns the state of all of them and True to the last to arrive; to all others anything and False."""
     node = unit
     nodes = units  # of this depth
     step = tl.full((), 1, tl.int64)  # units under a node
@@ -110,7 +110,7 @@ def merge_last_block(
                 x, count, weight = merge_children(
                     states, totals, base + parent * FAN * step, step, children, stride, width, columns, REDUCE, x.dtype
                 )
-                tl.debug_barrier()  # everybody has read, before this program leaves its next state in the same place
+                tl.debug_barrier()  # every thread has read, before this program leaves its next state in the same place
         node = parent
         nodes = tl.cdiv(nodes, FAN)
         step *= FAN

@@ -24,7 +24,7 @@ NEVER = tl.constexpr(2**31 - 1)  # where a maximum is that has not been found
 
 @triton.jit
 def total_weight(mask, weights, token_stride, weight_stride, first, last, ACC: tl.constexpr, LEAVES: tl.constexpr):
-    """Of the tokens [first, last), in the canonical order."""
+    """The sum of the weights of the real tokens among [first, last), in the canonical order."""
     leaf = tl.arange(0, LEAVES)
     levels = empty_scalars(COUNTERS, ACC)
     groups = tl.cdiv(last - first, LEAF * LEAVES)
@@ -62,7 +62,7 @@ def product_of(gradient, result, segment, divisor, dim, COLUMNS: tl.constexpr, L
     return total(levels, tl.zeros((), divisor.dtype), pieces, SUM)
 
 
-# As in pool.py.
+# Nothing is compiled anew for a batch's numbers, not even for a 1 or a multiple of 16.
 _RUNTIME = [
     "select",
     "divisor",
@@ -181,8 +181,8 @@ def maximum_of(maxima, segment, there, dim, columns):
 def token_gradient(
     x, maximum, weights, segment, weight_skew, weight_stride, row, first, real, maxima, WEIGHTED: tl.constexpr
 ):
-    """Of a segment's gradient x, divided, for each of the rows that are `real`; [1, COLUMNS] where it is the same for
-    all."""
+    """What each of the rows that are `real` gets of a segment's gradient x, which the divisor has divided already;
+    [1, COLUMNS] where all get the same."""
     if WEIGHTED:
         if weights is not None:
             weights += segment * weight_skew

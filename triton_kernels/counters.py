@@ -30,7 +30,7 @@ class _Pair:
         self.forget()
 
     def forget(self) -> None:
-        """For when nobody knows whether a launch went out: the next one begins with new buffers."""
+        """To be called where it is not known whether a launch went out: the next one begins with new buffers."""
         self.buffers: list[Tensor | None] = [None, None]
         self.used = [0, 0]
         self.turn = 0

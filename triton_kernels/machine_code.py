@@ -54,7 +54,7 @@ class Report:
 
 
 def read_nvidia(compiled: Any, left: Sequence[int] = ()) -> Report:
-    """Of what Triton compiled. `left` as in `read_ptx`."""
+    """The report on what Triton compiled for an NVIDIA GPU. `left` as in `read_ptx`."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -116,8 +116,8 @@ def _reached(instructions: Sequence[tuple[str, str]], parameters: Sequence[int])
 
 
 def _is_inexact(parts: list[str]) -> bool:
-    """Of an instruction's name: subnormals to zero, an approximation, or a multiply-add of floats, which rounds once
-    where the canonical order rounds twice."""
+    """Whether an instruction, by the parts of its name, takes subnormals for zero, approximates, or multiplies and adds
+    floats with one rounding where the canonical order has two."""
     fused = parts[0] in ("fma", "mad") and re.fullmatch(r"b?f\d+(x2)?", parts[-1]) is not None
     return fused or not {"ftz", "approx", "full"}.isdisjoint(parts)
 
@@ -132,7 +132,7 @@ _AMD_BYTES = {"byte": 1, "short": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "d
 
 
 def read_amd(compiled: Any) -> Report:
-    """Of what Triton compiled."""
+    """The report on what Triton compiled for an AMD GPU."""
     text = compiled.asm["amdgcn"]
 
     def most(name: str) -> int:

@@ -39,7 +39,7 @@ def load_used(x, columns, used, truncate_dims, VECTOR: tl.constexpr, ACC: tl.con
 def sum_of_squares(
     x, used, truncate_dims, scale, VECTOR: tl.constexpr, ACC: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr
 ):
-    """Of a row of up to 2^LEVELS tiles, times `scale`."""
+    """The sum of the squares of a row, times `scale`, in the canonical order; the row has up to 2^LEVELS tiles."""
     levels = empty_scalars(LEVELS + 1, ACC)
     tiles = tl.cdiv(used, COLUMNS)
     for tile in range(tiles):

@@ -127,8 +127,8 @@ class PoolPlan:
     programs: dict[torch.device, Any] = field(default_factory=dict)
 
     def launch(self, call: PoolCall) -> Launch:
-        """With memory for its result and for what programs leave each other. (Sizes one by one: torch takes half a
-        microsecond more to read a tuple.)"""
+        """The launch of a call that looks like the planned one, with memory for its result and for what programs leave
+        each other. (Sizes one by one: torch takes half a microsecond more to read a tuple.)"""
         hidden, starts = call.hidden, call.starts if call.cu_seqlens is None else call.cu_seqlens
         states = counter = None
         if self.states is not None:
@@ -148,7 +148,7 @@ _COUNTER = torch.empty(0, dtype=torch.int32)  # what counters look like to the c
 
 
 def make_pool_plan(call: PoolCall, device: DeviceProperties) -> PoolPlan:
-    """For a call with at least one segment and one column."""
+    """The plan of a pooling call with at least one segment and one column."""
     mode = MODES[call.mode]
     hidden, mask, weights = call.hidden, call.mask, call.weights
     element_size, width = hidden.element_size(), hidden.shape[-1] if call.truncate_dim is None else call.truncate_dim
@@ -208,7 +208,7 @@ class Part:
 
 
 def make_normalize_plan(x: Tensor, eps: float, width: int, device: DeviceProperties) -> Part:
-    """For the first `width` columns of an x that is not empty."""
+    """The plan that normalises the first `width` columns of an x that is not empty."""
     element_size = x.element_size()
     outer_stride, inner_stride, inner = _two_strides(x)
     columns = row_columns(width, element_size, device.warp_size)
@@ -241,7 +241,7 @@ def launch_normalize(part: Part, x: Tensor, out: Tensor, truncate_dims: Tensor |
 
 
 def make_normalize_backward_plan(call: NormalizeBackwardCall, device: DeviceProperties) -> Part:
-    """For an x that is not empty."""
+    """The plan that writes the gradient of an x that is not empty."""
     x, element_size = call.normalize.x, call.normalize.x.element_size()
     dim, width = call.gradient.shape[-1], x.shape[-1]
     outer_stride, inner_stride, inner = _two_strides(x)
@@ -264,7 +264,7 @@ def plan_normalize_backward(call: NormalizeBackwardCall, device: DevicePropertie
 
 
 def make_pool_backward_plan(call: PoolBackwardCall, device: DeviceProperties) -> list[Part]:
-    """For a call with at least one segment, row and column: the launches, one after another."""
+    """The plans of the launches, in their order, of a call with at least one segment, row and column."""
     pool, gradient, hidden = call.pool, call.gradient, call.pool.hidden
     element_size, dim, width = hidden.element_size(), gradient.shape[1], hidden.shape[-1]
     padded, cu, rows, batch = pool.padded, pool.cu_seqlens is not None, pool.rows, pool.batch
@@ -323,7 +323,8 @@ def make_pool_backward_plan(call: PoolBackwardCall, device: DeviceProperties) ->
 
 
 def launch_parts(parts: list[Part], call: PoolBackwardCall) -> list[Launch]:
-    """With memory for the result, the `out` of the last, and for what launches leave each other."""
+    """The launches planned for such a call, with memory for the result, the `out` of the last, and for what they leave
+    each other."""
     pool, gradient, batch = call.pool, call.gradient, call.pool.batch
     starts = pool.starts if pool.cu_seqlens is None else pool.cu_seqlens
     finds_maxima = any(part.kernel is backward.first_maximum_kernel for part in parts)
@@ -340,7 +341,7 @@ def launch_parts(parts: list[Part], call: PoolBackwardCall) -> list[Launch]:
     for part in parts:
         launch = part.launch(tensors)
         if part.kernel is backward.segment_prologue_kernel and call.of != "weights":
-            launch.brought["result"] = None  # which is how it knows that nobody wants a product
+            launch.brought["result"] = None  # without it the kernel writes no products
         launches.append(launch)
     return launches
 

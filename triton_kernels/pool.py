@@ -130,7 +130,7 @@ def pool_kernel(
         clear(stale, stale_count, program * strips + strip, tl.num_programs(0).to(tl.int64) * strips)
     if CU and not WHOLE:
         if decreases(starts, program, batch, rows):
-            # Some segment may be found by nobody. Results are undefined then, but not what the memory held before.
+            # Some segment may be found by no program. Its result is zeros then, not what the memory held before.
             begin, end = around(starts, program, batch, rows)
             for row in range(begin, end):
                 tl.store(out + row * width + columns, tl.zeros((COLUMNS,), out.dtype.element_ty), mask=inside)
@@ -166,7 +166,7 @@ def pool_kernel(
             ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, LOADS, STAGES, SCAN,
         )  # fmt: skip
     else:
-        units = tl.maximum(tl.cdiv(last - first, SPLIT), 1)  # nobody's tokens are zeros, and somebody writes them
+        units = tl.maximum(tl.cdiv(last - first, SPLIT), 1)  # a segment without tokens has one too, to write zeros
         complete = unit < 0
         if complete:  # a slot before the first segment's: nothing to do
             unit = units

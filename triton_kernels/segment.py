@@ -104,7 +104,7 @@ def slot_of(start, segment, rows, SPLIT: tl.constexpr):
 
 @triton.jit
 def first_slot(cu_seqlens, segment, rows, SPLIT: tl.constexpr):
-    """That of a segment."""
+    """The number, as `slot_of` gives it, of the first unit of a packed segment."""
     return slot_of(tl.load(cu_seqlens + segment), segment, rows, SPLIT)
 
 
@@ -149,7 +149,7 @@ def around(cu_seqlens, segment, batch, rows):
 
 @triton.jit
 def selected(first, last, select):
-    """Of the real tokens [first, last), those that a mode looks at: all, or one."""
+    """The bounds of those of the real tokens [first, last) that a mode looks at: all, or one."""
     begin = tl.where(select == LAST, tl.maximum(last - 1, first), first)
     return begin, tl.where(select == FIRST, tl.minimum(first + 1, last), last)
 
@@ -159,7 +159,7 @@ def selected(first, last, select):
 
 @triton.jit
 def load_segment(segments, segment, there):
-    """(0, 0) where the segment is not there."""
+    """The real tokens [first, last) of a segment, as `segments` holds them; (0, 0) where it is not there."""
     first = tl.load(segments + segment * 2, mask=there, other=0)
     return first, tl.load(segments + segment * 2 + 1, mask=there, other=0)
 

@@ -8,8 +8,8 @@ from .state import widen
 
 @triton.jit
 def weight_of(weights, row, stride, first, real, ACC: tl.constexpr):
-    """Of tokens of a segment whose first real token is `first`, 0 for those that are not real: given ones, or the
-    position, counted from 1."""
+    """The weights of tokens of a segment whose first real token is `first`: those given, or the position, counted from
+    1; 0 for tokens that are not real."""
     if weights is not None:
         return widen(tl.load(weights + row * stride, mask=real, other=0.0), ACC)
     else:

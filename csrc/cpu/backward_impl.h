@@ -121,7 +121,8 @@ static void write_rows(const PoolBackwardCall& call, Overlap* overlaps, int64_t 
   }
 }
 
-// Of a maximum: zeros, and a column of a segment's gradient goes to one of its rows.
+// Rows [begin, end) of the gradient of hidden, of a maximum: zeros, but a column of a segment's gradient goes to one of
+// its rows.
 template <class T, class A>
 static void scatter_columns(const PoolBackwardCall& call, const Overlap* overlaps, int64_t n, int64_t begin,
                             int64_t end, T* row) {
@@ -150,7 +151,7 @@ static void scatter_columns(const PoolBackwardCall& call, const Overlap* overlap
   }
 }
 
-// Likewise of weights, stored as W.
+// Rows [begin, end) of the gradient of weights, all of them in the same n segments, stored as W.
 template <class T, class A, class W>
 static void write_weights(const PoolBackwardCall& call, const Overlap* overlaps, int64_t n, int64_t begin,
                           int64_t end) {

@@ -1,4 +1,4 @@
-// The arrival tree: partial states of a segment's units meet in the launch that made them. Nobody waits: a block that
+// The arrival tree: partial states of a segment's units meet in the launch that made them. No block waits: one that
 // has finished a node leaves its state, counts itself in at the parent and goes, unless it is the last of the children
 // to arrive; then it merges all their states, in the order of the units and not of arrival, and goes on upwards.
 #pragma once
@@ -45,7 +45,7 @@ FASTPOOL_KERNEL_INLINE bool merge_last_block(const Workspace& workspace, int64_t
     if (left == 1) continue;  // an only child passes for its parent
     const int children = left < kFanIn ? left : kFanIn;
     const int64_t width = int64_t{1} << shift;
-    // A part without real tokens leaves no sums; nobody reads them.
+    // A part without real tokens leaves no sums; they are never read.
     if (totals.count > 0)
 #pragma unroll 1
       for (int c = thread; c < columns; c += threads) sums[node * dim + c] = shared.row[c];

@@ -46,8 +46,8 @@ FASTPOOL_KERNEL_INLINE int64_t clamped(int64_t row, const PoolCall& call) {
 
 // Packed segments share the slots: that of segment b's first unit is v(b) = cu[b] / split + b, which leaves room for
 // its units and at least one. The last b with v(b) <= p is looked for by a warp, 32 ways at a time. Values out of range
-// are clamped, so slots stay in range whatever cu_seqlens hold; where they decrease, a segment may be found by nobody,
-// and others be added up wrongly.
+// are clamped, so slots stay in range whatever cu_seqlens hold; where they decrease, a segment may be found by no
+// block, and others be added up wrongly.
 FASTPOOL_KERNEL_INLINE Program find_program(const PoolCall& call, const PoolPlan& plan) {
   const int p = static_cast<int>(blockIdx.x);
   if (!plan.search) {

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     finish(call, b, column, columns, totals, shared);
 }
 
-// Of a mode that looks at one token of a segment: a copy of it.
+// A mode that looks at one token of a segment copies it: a block takes a segment.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 4)
     copy_token_kernel(const __grid_constant__ PoolCall call, const __grid_constant__ PoolPlan plan) {

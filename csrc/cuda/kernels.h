@@ -34,7 +34,7 @@ struct Rows {
   int64_t sizes[kLeading], strides[kLeading], truncate_dims_strides[kLeading];
 };
 
-// And its gradient's.
+// What the gradient of l2_normalize has besides its Rows.
 struct RowGradients {
   int64_t width = 0;               // columns of x and of its gradient
   bool aligned = false;            // four values of the result's gradient may be loaded at once

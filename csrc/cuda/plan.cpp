@@ -94,7 +94,7 @@ PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device
 
   int64_t split = tuning.split;
   if (split == 0) {
-    // Packed segments share their rows, unless they overlap, which nobody can know here.
+    // Packed segments share their rows, unless they overlap, which shapes do not tell.
     const bool packed = cu || (call.batch_stride == 0 && call.starts.data != nullptr && call.ends.data != nullptr);
     const int64_t tokens = packed ? rows : call.batch * rows;
     const int64_t likely = cu ? std::min(rows, kLikelyMeans * mean) : rows;

@@ -8,7 +8,8 @@ namespace fastpool::cuda {
 constexpr int kWarpColumns = 32 * kQuad, kWarpTokens = kWarpLeaves * kLeaf;
 constexpr int kLeafPitch = kLeaf + 1;  // in shared memory, where neighbouring leaves must not share a bank
 
-// Neighbours first; in all lanes. `n` of them, where all the others have the same values.
+// The sum of x over a warp's lanes, neighbours first, in every lane; of n neighbouring lanes where the others repeat
+// them.
 template <class V>
 FASTPOOL_KERNEL_INLINE V add_lanes(V x, int n = 32) {
 #pragma unroll
@@ -65,14 +66,14 @@ FASTPOOL_KERNEL_INLINE A add_quad(Load load, int64_t c, int64_t dim) {
   return (x[0] + x[1]) + (x[2] + x[3]);
 }
 
-// By a block.
+// The sum of `dim` columns by a block, in every thread.
 template <class A, class Load>
 FASTPOOL_KERNEL_INLINE A add_columns(Load load, int64_t dim, A* sums) {
   const auto of_warp = [&](int64_t i) { return add_lanes(add_quad<A>(load, i * kWarpColumns + lane() * kQuad, dim)); };
   return add_up<A>((dim + kWarpColumns - 1) / kWarpColumns, of_warp, sums) + A{};
 }
 
-// By a warp. Level k of its binary counter is lane k's.
+// The sum of `dim` columns by a warp, in every lane. Level k of its binary counter is lane k's.
 template <class A, class Load>
 FASTPOOL_KERNEL_INLINE A add_columns_of_warp(Load load, int64_t dim) {
   constexpr int kAtOnce = 4;

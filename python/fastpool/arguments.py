@@ -23,12 +23,12 @@ _EPILOGUE = (
 
 
 def of_pooling(mode: Mode) -> Arguments:
-    """Those of a mode's op."""
+    """The arguments of a mode's op, in its order."""
     return (_HIDDEN, *_PER_BATCH, *mode.arguments, *_BOUNDS, *_EPILOGUE)
 
 
 def _required(arguments: Iterable[Argument]) -> Arguments:
-    """The same, to be given by place, whatever they are: ops that only autograd calls have no defaults."""
+    """These arguments without defaults and given by place, as ops take them that only autograd calls."""
     return tuple(Argument(one.name, one.type) for one in arguments)
 
 

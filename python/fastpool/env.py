@@ -105,7 +105,7 @@ def _native() -> dict[str, Any]:
 
 
 def _without_home(value: Any) -> Any:
-    """The same with every home directory as ~: what is pasted in public need not say who somebody is."""
+    """The value with every home directory in it as ~: a report is made for posting, and need not name its author."""
     if isinstance(value, dict):
         return {key: _without_home(item) for key, item in value.items()}
     if isinstance(value, list):

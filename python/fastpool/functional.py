@@ -105,7 +105,7 @@ def _raise_properly(op: str, error: Exception, *args: Any, **kwargs: Any) -> NoR
 
 
 def refuse(name: str, unknown: dict[str, Any]) -> NoReturn:
-    """For keyword arguments that a function or module does not have."""
+    """Raises the TypeError for keyword arguments that a function or module does not have."""
     if "dim" in unknown or "dims" in unknown:
         raise TypeError(
             f"{name} has no dim: nothing here works along an axis of the caller's choice. To keep the first columns, "

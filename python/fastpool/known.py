@@ -16,8 +16,8 @@ _PLAIN = (Tensor, Parameter)  # what a subclass looks like is its own affair
 
 
 def known(values: tuple[object, ...], tensors: tuple[Tensor | None, ...]) -> Known:
-    """What is kept for calls of these values and such tensors; empty at first, and for the caller to fill. Kept for
-    nobody where something does not say what it looks like: no plain tensor, or one that is not strided."""
+    """What is kept for calls of these values and such tensors; empty at first, and for the caller to fill. Nothing is
+    kept where something does not say what it looks like: no plain tensor, or one that is not strided."""
     looks: list[object] = [*values]
     try:
         for tensor in tensors:
@@ -60,6 +60,6 @@ def _remembered(key: tuple[object, ...]) -> Known:
 
 
 def forget() -> None:
-    """For those who change what plans depend on: a tuner, tests."""
+    """Forgets all kinds of calls, for a tuner or a test that has changed what plans depend on."""
     _young.clear()
     _old.clear()

@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def cpu_backends() -> list[str]:
-    """Those that serve CPU tensors in this process."""
+    """The backends that serve CPU tensors in this process."""
     call = PoolCall("mean", torch.empty(1, 1, 1))
     return [name for name, module in BACKENDS.items() if module.supports(call) is None]
 
@@ -268,8 +268,8 @@ def variants() -> list[tuple[str, bool]]:
 def gradients(
     function: Callable[..., Tensor], arguments: dict[str, Any], gradient: Tensor, **more: Any
 ) -> tuple[Tensor, ...]:
-    """Those of hidden, or of its rows where it is nested, and of weights where they are given, for that gradient of
-    the result. Whatever is given may require gradients or not; nothing of it is written."""
+    """The gradients of hidden, or of its rows where it is nested, and of weights where they are given, for this
+    gradient of the result. Whatever is given may require gradients or not; nothing of it is written."""
     arguments = dict(arguments)
     name = "x" if "x" in arguments else "hidden"  # of l2_normalize
     states = arguments[name]

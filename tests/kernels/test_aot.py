@@ -110,7 +110,7 @@ def test_every_choice_of_the_heuristic_is_compiled(dtype: torch.dtype, dim: int)
 
 @pytest.mark.parametrize(("dtype", "dim"), WIDTHS, ids=str)
 def test_every_choice_for_gradients_is_compiled(dtype: torch.dtype, dim: int) -> None:
-    """Likewise."""
+    """Gradients of calls drawn at random come to no program that is not among the variants."""
     drawn = random.Random(dim)
     for call in drawn_calls(dtype, dim, 300):
         call.normalize = False  # gradients are those of a result that is not

@@ -19,7 +19,7 @@ THREADS = (0, 0, 32, 64)
 
 
 def of_shape(hidden: Tensor) -> Tensor:
-    """As autograd has it where values do not matter: they are not read."""
+    """A tensor of hidden's shape without memory of its own, as autograd keeps it where values are not read."""
     return hidden.new_full(hidden.shape[-1:], float("nan")).expand(hidden.shape)
 
 

@@ -32,7 +32,7 @@ def meta(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def size(drawn: random.Random, most: int) -> int:
-    """As many of every order of magnitude."""
+    """A size up to `most`, every order of magnitude as likely as another."""
     return min(most, int(2 ** drawn.uniform(0, most.bit_length())))
 
 
@@ -84,7 +84,7 @@ def check_launch(launch: Any, width: int) -> None:
 
 
 def check_slots(cu_seqlens: list[int], split: int, slots: int) -> None:
-    """Those of a segment begin behind those of the segment before, and all lie within the workspace."""
+    """A segment's slots begin behind those of the segment before, and all slots lie within the workspace."""
     free = 0
     for segment, (begin, end) in enumerate(pairwise(cu_seqlens)):
         first = begin // split + segment

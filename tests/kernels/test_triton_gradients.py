@@ -78,7 +78,7 @@ def test_layouts(mode: str, weighted: bool, layout: str, cut: Cut) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("mode", "weighted"), [("mean_sqrt_len", False), ("max", False), ("weighted_mean", True)])
 def test_dtypes(mode: str, weighted: bool, dtype: torch.dtype) -> None:
-    """As the heuristic cuts."""
+    """Every dtype, cut up as the heuristic does."""
     for layout in ("padded_left_mask", "packed_shuffled"):
         batch = sequences([40, 0, 3], 24, dtype, holes=True)
         assert_reference_bits(mode, LAYOUTS[layout].make(batch, weighted), normalize=True, out_dtype=torch.float32)

@@ -156,7 +156,7 @@ def test_bidirectional_attention(tmp_path, said, mode):
 
 @pytest.mark.parametrize("flags", [{}, {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": False}])
 def test_no_mode_is_mean(tmp_path, flags):
-    """As in sentence-transformers."""
+    """Without a flag that is set, the mode is mean, as in sentence-transformers."""
     config = PoolingConfig.from_pretrained(write(tmp_path, model({"word_embedding_dimension": 8, **flags})))
     assert (config.modes, config.decision("modes").certainty) == (("mean",), "implied")
     assert config.warnings == (

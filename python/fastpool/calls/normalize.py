@@ -37,7 +37,7 @@ class NormalizeCall:
 
     @property
     def op_name(self) -> str:
-        """Of torch.ops.fastpool."""
+        """The name of the op in torch.ops.fastpool."""
         return "l2_normalize"
 
     def values(self) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class NormalizeCall:
 
     @property
     def columns(self) -> int:
-        """Of the result."""
+        """How many columns the result has."""
         return self.x.shape[-1] if self.truncate_dim is None else self.truncate_dim
 
     def output(self) -> Tensor:
@@ -129,7 +129,7 @@ class NormalizeBackwardCall:
 
     @property
     def op_name(self) -> str:
-        """Of torch.ops.fastpool."""
+        """The name of the op in torch.ops.fastpool."""
         return "_l2_normalize_backward"
 
     def values(self) -> dict[str, Any]:
@@ -157,5 +157,5 @@ class NormalizeBackwardCall:
         check_dense(self.op, "gradient", self.gradient, shape, accumulator(x.dtype), "x", x)
 
     def check_values(self) -> None:
-        """As the normalisation's."""
+        """Raises ValueError for what NormalizeCall.check_values finds wrong. Synchronises."""
         self.normalize.check_values()

@@ -52,7 +52,7 @@ class PoolCall:
 
     @property
     def op_name(self) -> str:
-        """Of torch.ops.fastpool."""
+        """The name of the op in torch.ops.fastpool."""
         return self.mode
 
     def values(self) -> dict[str, Any]:
@@ -255,7 +255,7 @@ class PoolBackwardCall:
 
     @property
     def op_name(self) -> str:
-        """Of torch.ops.fastpool."""
+        """The name of the op in torch.ops.fastpool."""
         return "_pool_backward"
 
     def values(self) -> dict[str, Any]:
@@ -292,5 +292,5 @@ class PoolBackwardCall:
             check_dense(op, "result", self.result, shape, dtype, "hidden", hidden)
 
     def check_values(self) -> None:
-        """As the pooling's, whose mask has been checked by then."""
+        """Raises ValueError for what PoolCall.check_values finds wrong, but for the mask, which has been checked by then."""
         self.pool.check_bounds()

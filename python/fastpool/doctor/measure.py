@@ -100,17 +100,17 @@ class Measured:
 
     @property
     def best(self) -> Row:
-        """The configured one, unless another is ahead of it."""
+        """The configured mode, unless another is ahead of it."""
         return max([self.configured, *self.rows], key=lambda row: row.decides)
 
     @property
     def better(self) -> list[Row]:
-        """Those that beat the configured one by more than sampling error, best first."""
+        """The modes that beat the configured one by more than sampling error, best first."""
         return sorted((row for row in self.rows if row.difference.low > 0), key=lambda row: -row.decides)
 
     @property
     def worse(self) -> list[Row]:
-        """Those that lose against the configured one by more than sampling error, worst first."""
+        """The modes that lose against the configured one by more than sampling error, worst first."""
         return sorted((row for row in self.rows if row.difference.high < 0), key=lambda row: row.decides)
 
     @property

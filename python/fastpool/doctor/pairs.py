@@ -15,7 +15,7 @@ FEWEST = 8  # of either kind; what is measured on fewer says nothing
 
 Kind = Literal["pairs", "labels", "scores"]
 
-# What columns of texts are called: text_a, "Sentence 1", query. Nobody compares such words as texts.
+# What columns of texts are called: text_a, "Sentence 1", query. Such words are not compared as texts.
 _COLUMN_NAME = re.compile(
     r"[ab]|[qs]\d|(anchor|answer|article|body|claim|completion|doc|document|evidence|hypothesis|input|neg|negative|passage"
     r"|phrase|pos|positive|premise|prompt|query|question|response|sent|sentence|source|src|string|summary|target|text|tgt"
@@ -100,7 +100,7 @@ def _jsonl(line: str) -> _Row:
         found: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{expected}, got no JSON: {error}") from None
-    # A key that nobody reads would be a "scores" that nobody misses.
+    # A key that is not known may be a "scores" misspelt, which must not be left out without a word.
     if not isinstance(found, dict) or not {"a", "b"} <= set(found) <= {"a", "b", "label", "score"}:
         raise ValueError(f"{expected}, got {', '.join(found) if isinstance(found, dict) else type(found).__name__}")
     for name in ("a", "b"):

@@ -147,7 +147,7 @@ def _traced() -> bool:
 
 
 def _overridden(kind: type, base: type, names: tuple[str, ...]) -> str:
-    """Those of the methods that a subclass does in its own way, of which fastpool knows nothing; "" if none."""
+    """Which of the methods `names` a subclass does in its own way, of which fastpool knows nothing; "" if none."""
     return ", ".join(name for name in names if getattr(kind, name, None) is not getattr(base, name, None))
 
 

@@ -50,8 +50,8 @@ class PoolingConfig:
         """Reads a model's folder: modules.json and what it names, config_sentence_transformers.json, config.json,
         tokenizer_config.json. Asks no network, executes nothing, reads no weights.
 
-        Without modules.json the architecture decides: the last token of a causal model, and for an encoder, of which
-        nobody can tell, the mean, as for an architecture that is not known. A guess is a UserWarning.
+        Without modules.json the architecture decides: the last token of a causal model, and for an encoder, whose
+        architecture does not tell, the mean, as for an architecture that is not known. A guess is a UserWarning.
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing that has to be there.

@@ -139,8 +139,8 @@ _VLLM_NORMALIZE = "sentence_transformers.sentence_transformer.modules.normalize.
 
 
 def _vllm_default(model: Model) -> tuple[str, tuple[str, ...]]:
-    """Of the architecture, and what is to be said about it. Encoders are CLS, by class or as whatever the Transformers
-    backend runs; decoders are LAST, bidirectional or not."""
+    """The pooling that vLLM takes for an architecture, and notes on it. Encoders are CLS, by class or as whatever the
+    Transformers backend runs; decoders are LAST, bidirectional or not."""
     if model.wanted.architecture == "EmbeddingGemma2Model":
         return "mean", ()
     if is_decoder(model.transformer):

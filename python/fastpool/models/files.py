@@ -86,7 +86,7 @@ class Folder:
         return False
 
     def path(self, name: str) -> Path:
-        """Of a file that has to be there, or of the folder."""
+        """The path of a file that has to be there, or of the folder."""
         if PurePosixPath(name).parts and not self.has(name):
             raise FileNotFoundError(f"{self.root}: {name} is missing")
         return self._at(name)

@@ -70,7 +70,7 @@ def _words(value: Any) -> str:
 
 
 def _visible(text: str) -> str:
-    """As it can stand in a terminal: what a model's files say may hold escape sequences, or not be Unicode."""
+    """The text as a terminal can show it: what a model's files say may hold escape sequences, or not be Unicode."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -81,7 +81,7 @@ def render(found: dict[str, Any]) -> None:
     from rich.text import Text
 
     def text(*parts: str | tuple[str, str]) -> Text:
-        """Of strings and (string, colour); as a Text, so that nothing in them is markup or an emoji's code."""
+        """A Text of strings and (string, colour), in which nothing is taken for markup or an emoji's code."""
         return Text.assemble(*(_visible(p) if isinstance(p, str) else (_visible(p[0]), p[1]) for p in parts))
 
     console = Console()

@@ -348,7 +348,7 @@ class Reader:
                 continue
             if number and value >= 1 and value == int(value):  # some write 512.0
                 return self._decide("max_length", int(value), f"{document.name}: {key}", "stated")
-            # Pooling does not depend on it, so it stops nobody.
+            # Pooling does not depend on it, so it is a warning, not an error.
             self.warnings.append(f"{document.error(key, 'a whole number above 0')}; it is left out")
         return None
 

@@ -33,14 +33,14 @@ STATES: dict[Reduce, State] = {
 
 
 def tree(leaves: Tensor, merge: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """[B, N, ...] -> [B, ...], N a power of two: neighbours meet first."""
+    """N states into one, [B, N, ...] -> [B, ...], N a power of two: neighbours are merged first."""
     while leaves.shape[1] > 1:
         leaves = merge(leaves[:, 0::2], leaves[:, 1::2])
     return leaves[:, 0]
 
 
 def reduce(tokens: TokenIndex) -> Tensor:
-    """Of the tokens that the call's mode looks at. [B, D]; 0 where there are none."""
+    """The state, [B, D], of the tokens that the call's mode looks at; 0 where there are none."""
     mode = MODES[tokens.call.mode]
     state = STATES[mode.reduce]
     leaves: Tensor | None = None
@@ -54,7 +54,7 @@ def reduce(tokens: TokenIndex) -> Tensor:
 
 
 def total_weight(tokens: TokenIndex) -> Tensor:
-    """In the same order. [B, 1]"""
+    """The sum of weights, [B, 1], in the canonical order."""
     leaves = torch.zeros_like(weights(tokens, 0))
     for i in range(LEAF):
         leaves = leaves + weights(tokens, i)

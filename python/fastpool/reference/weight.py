@@ -9,8 +9,8 @@ from .segment import TokenIndex
 
 
 def weights(tokens: TokenIndex, i: int) -> Tensor:
-    """Of the tokens at position `i` of each leaf: what `weights` hold, or else the position counted from 1 at the first
-    real token of the segment; 0 where no real token is. [B, leaves, 1]"""
+    """The weights, [B, leaves, 1], of the tokens at position `i` of each leaf: what the call's `weights` hold, or else
+    the position counted from 1 at the segment's first real token; 0 where no real token is."""
     call, index = tokens.call, tokens.index[:, :, i]
     if call.weights is None:
         weights = index - tokens.first_and_last_real[0][:, None] + 1

@@ -233,7 +233,7 @@ def test_requests_that_differ(
 
 
 def test_many_kinds_of_requests(attached: SimpleNamespace) -> None:
-    """As many ops as for two."""
+    """Forty kinds of requests take as many ops as two."""
     counts = []
     for kinds in (2, 40):
         wanted = [(1 + n % kinds, n % 3 > 0) for n in range(80)]
