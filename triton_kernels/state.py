@@ -71,12 +71,13 @@ def add_columns(x):
 
 
 # A binary counter of subtrees, as numbers are counted in binary: level k holds the state of 2^k groups, while bit k of
-# their number is set.
+# their number is set. So a pairwise sum takes its terms one after another and keeps only log2 of their number;
+# compare the pairwise algorithm of Chan, Golub and LeVeque (Stanford, CS-TR-79-773, 1979).
 
 
 @triton.jit
 def empty_counters(columns, COUNT: tl.constexpr, REDUCE: tl.constexpr, ACC: tl.constexpr):
-    """Of COUNT levels: one of states, one of sums of weights."""
+    """Two binary counters of COUNT levels each: one of states, one of sums of weights."""
     states = ()
     for _ in tl.static_range(COUNT):
         states = states + (tl.full((columns.shape[0],), neutral(REDUCE), ACC),)
@@ -85,7 +86,7 @@ def empty_counters(columns, COUNT: tl.constexpr, REDUCE: tl.constexpr, ACC: tl.c
 
 @triton.jit
 def empty_scalars(COUNT: tl.constexpr, ACC: tl.constexpr):
-    """Of COUNT levels: one of sums."""
+    """A binary counter of COUNT levels, of sums."""
     sums = ()
     for _ in tl.static_range(COUNT):
         sums = sums + (tl.zeros((), ACC),)

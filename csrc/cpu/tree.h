@@ -7,7 +7,9 @@
 
 namespace fastpool::FASTPOOL_ISA {
 
-// Takes subtrees one after another; `merge(left, right)` joins two of a level. A missing right sibling is 0.
+// A binary counter of subtrees, taken one after another: level k holds 2^k of them while bit k of their number is set,
+// so that a pairwise sum keeps only log2 of its terms; compare the pairwise algorithm of Chan, Golub and LeVeque
+// (Stanford, CS-TR-79-773, 1979). `merge(left, right)` joins two of a level. A missing right sibling is 0.
 template <class X, class Merge>
 struct Tree {
   Merge merge;
@@ -26,7 +28,7 @@ struct Tree {
   }
 };
 
-// Of sums, one of each leaf.
+// Merges sums, of leaves or of subtrees of them.
 struct Add {
   template <class A>
   __attribute__((always_inline)) A operator()(A left, A right) const {
@@ -36,7 +38,7 @@ struct Add {
 template <class A>
 using LeafTree = Tree<A, Add>;
 
-// Of vectors of columns: two meet in the sums of neighbours, those of `left` before those of `right`.
+// Merges vectors of columns into the sums of neighbours, those of `left` before those of `right`.
 struct AddNeighbours {
   template <class V>
   __attribute__((always_inline)) V operator()(V left, V right) const {

@@ -116,7 +116,8 @@ FASTPOOL_INLINE void store(float* p, VD v) {
   std::memcpy(p, &n, sizeof n);
 }
 // float64 to 16 bits in one rounding: first to float32 rounded to odd (an inexact result keeps its last bit set), which
-// has bits enough that rounding it again to 16 is the same as rounding once.
+// has bits enough that rounding it again to 16 is the same as rounding once (Boldo and Melquiond, "Emulation of FMA and
+// Correctly Rounded Sums", IEEE Trans. Comput. 57, 2008).
 template <class N>
 FASTPOOL_INLINE void store16(N* p, VD v) {
   constexpr int n = Vec<double>::lanes;

@@ -60,7 +60,8 @@ FASTPOOL_KERNEL_INLINE void narrow(float x, double& to) { to = x; }
 FASTPOOL_KERNEL_INLINE void narrow(double x, double& to) { to = x; }
 FASTPOOL_KERNEL_INLINE void narrow(double x, float& to) { to = static_cast<float>(x); }
 // float64 to 16 bits in one rounding: by way of a float32 rounded to odd (towards zero, and the last bit set where that
-// lost something), which has bits enough that rounding it again is the same as rounding once.
+// lost something), which has bits enough that rounding it again is the same as rounding once (Boldo and Melquiond,
+// "Emulation of FMA and Correctly Rounded Sums", IEEE Trans. Comput. 57, 2008).
 template <class N>
 FASTPOOL_KERNEL_INLINE void narrow(double x, N& to) {
   const float shorter = __double2float_rz(x);
