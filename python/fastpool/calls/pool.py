@@ -292,5 +292,5 @@ class PoolBackwardCall:
             check_dense(op, "result", self.result, shape, dtype, "hidden", hidden)
 
     def check_values(self) -> None:
-        """Raises ValueError for what PoolCall.check_values finds wrong, but for the mask, which has been checked by then."""
+        """Raises ValueError for wrong values of bounds, as the pooling did; it has checked the mask. Synchronises."""
         self.pool.check_bounds()
