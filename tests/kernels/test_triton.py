@@ -117,10 +117,10 @@ def test_order_of_arrival(layout: str, seed: int, cut: Cut, monkeypatch: pytest.
 
     monkeypatch.setattr(builder, "set_grid_idx", shuffled)
     cut(1, 0)
-    batch = sequences([320, 90, 3, 260], 8, torch.float32)
-    for mode in ("sum", "max"):
+    batch = sequences([260, 40, 3, 70], 8, torch.float32)
+    for mode in ("sum", "max") if seed == 0 else ("sum",):
         assert_native_bits(mode, LAYOUTS[layout].make(batch, False))
-    assert 20 < programs <= len(order)
+    assert 14 < programs <= len(order)
 
 
 def test_fewer_programs_than_units(cut: Cut) -> None:
@@ -130,15 +130,23 @@ def test_fewer_programs_than_units(cut: Cut) -> None:
         assert_native_bits("mean", LAYOUTS[layout].make(batch, False))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_rows_wider_than_a_program(dtype: torch.dtype, cut: Cut) -> None:
+@pytest.mark.parametrize(
+    ("mode", "dtype", "more"),
+    [
+        ("mean", torch.float32, {"normalize": True}),
+        ("mean", torch.bfloat16, {"normalize": True}),
+        ("mean", torch.float32, {"normalize": True, "truncate_dim": 64}),
+        ("max", torch.float32, {}),
+        ("weighted_mean", torch.float32, {"normalize": True}),
+    ],
+    ids=str,
+)
+def test_rows_wider_than_a_program(mode: str, dtype: torch.dtype, more: dict[str, Any], cut: Cut) -> None:
     """Columns in strips, each with a tree of its own, of two depths here; and a norm in a second launch, rounded once
-    all the same."""
+    all the same. Where truncation leaves one strip, in one launch."""
     cut(1, 0, columns=64)
-    batch = sequences([300, 0, 7], 200, dtype, holes=True)
-    for mode, normalize in (("mean", True), ("max", False), ("weighted_mean", True)):
-        assert_native_bits(mode, LAYOUTS["packed_mask"].make(batch, False), normalize=normalize)
-        assert_native_bits(mode, LAYOUTS["packed_mask"].make(batch, False), normalize=normalize, truncate_dim=64)
+    batch = sequences([260, 0, 7], 140, dtype, holes=True)
+    assert_native_bits(mode, LAYOUTS["packed_mask"].make(batch, False), **more)
 
 
 @pytest.mark.parametrize("mode", ["mean", "max"])
