@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastpool.backends import native
+from fastpool.modes import Reduce, Weight
 
 LIBRARY = native.LIBRARY.with_name("libfastpool_cuda.so")
 NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
@@ -59,8 +60,8 @@ def test_nothing_spills(cuobjdump: str) -> None:
         said(cuobjdump, "--dump-resource-usage", LIBRARY),
     )
     assert native.info is not None
-    # Per dtype: three families, one token, and for gradients the shares and the maxima, each with wide loads and with
-    # narrow ones; the gradient of weights; the norm and its gradient. Per accumulator what prepares gradients.
+    # Per dtype: three kinds of states, one token, and for gradients the shares and the maxima, each with wide loads and
+    # with narrow ones; the gradient of weights; the norm and its gradient. Per accumulator what prepares gradients.
     assert len(kernels) == (4 * (2 * 6 + 3) + 2) * len(native.info.cuda_architectures.split(","))
     for name, registers, stack, local in kernels:
         assert (int(stack), int(local)) == (0, 0), name
@@ -84,9 +85,9 @@ def test_loads_are_wide_and_come_together(cuobjdump: str) -> None:
     """Eight rows of 16 bytes are on their way before anything is done with the first."""
     seen = 0
     for name, code in machine_code(cuobjdump).items():
-        family = re.search(r"reduce_kernelI\w*FamilyE(\d)ELi(\d+)E", name)
+        state = re.search(r"reduce_kernelI\w*ReduceE(\d)EEELi(\d+)E", name)
         # A maximum of float64 works on predicates, of which there are too few; it has one to four loads on their way.
-        if family is None or family[2] == "1" or name.startswith("_ZN8fastpool4cuda13reduce_kernelIdLNS_6FamilyE2"):
+        if state is None or state[2] == "1" or ("reduce_kernelId" in name and state[1] == str(Reduce.MAX.value)):
             continue
         loads = [at for at, op in enumerate(code) if op.startswith("LDG.E.128")]
         assert len(loads) == 8, name
@@ -118,7 +119,8 @@ def test_arrivals_are_ordered_once(cuobjdump: str) -> None:
         ordered = re.findall(r"\b(?:atom|red|fence|membar|ld|st)\.[a-z0-9_.:]*(?:acq|rel|sc|gpu|sys)[a-z0-9_.:]*", code)
         assert ordered == ["atom.acq_rel.gpu.global.add.s32"], (name, ordered)
         children = re.findall(r"\bld\.global\.cg\.", code)
-        assert len(children) == 8 * (3 if "FamilyE1" in name else 2), name  # counts, sums, and maybe weights
+        of_weights = f"WeightE{Weight.TOKEN.value}" in name
+        assert len(children) == 8 * (3 if of_weights else 2), name  # counts, sums, and maybe weights
         assert not re.search(r"\b(?:fence|membar)\b", code), name
     for name, operations in machine_code(cuobjdump).items():
         if "reduce_kernel" in name:
