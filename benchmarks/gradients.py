@@ -28,6 +28,7 @@ from torch import Tensor
 from benchmarks import ROOT
 from benchmarks.measure import no_collection
 from benchmarks.tables import table_of
+from fastpool.arguments import codes
 
 MODES = ("mean", "max", "weighted_mean")
 SHAPES = (
@@ -63,7 +64,7 @@ def op(mode: str, batch: Batch) -> Callable[[], Tensor]:
     result = getattr(torch.ops.fastpool, mode)(hidden, batch.mask, batch.cu_seqlens, out_dtype=dtype)
     backward = torch.ops.fastpool._pool_backward
     return lambda: backward(
-        mode, "hidden", batch.gradient, hidden, batch.mask, batch.cu_seqlens, None, None, None, result
+        *codes(mode, "hidden"), batch.gradient, hidden, batch.mask, batch.cu_seqlens, None, None, None, result
     )
 
 

@@ -36,6 +36,7 @@ import fastpool
 from benchmarks import ROOT
 from benchmarks.machine import cpu_model, describe_commit, describe_versions
 from fastpool import dispatch, known
+from fastpool.arguments import codes
 from fastpool.calls import Call, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
 
 LIMIT_US = 15.0  # of Python's part of a pooling call, again
@@ -83,7 +84,7 @@ def cases() -> Cases:
         "gradient of mean": (
             PoolBackwardCall(PoolCall("mean", short, cu_seqlens=one), gradient),
             lambda ops: (
-                lambda: ops._pool_backward("mean", "hidden", gradient, short, None, one, None, None, None, None)
+                lambda: ops._pool_backward(*codes("mean", "hidden"), gradient, short, None, one, None, None, None, None)
             ),
         ),
     }

@@ -1,6 +1,5 @@
 #include "arguments.h"
 
-#include <cstring>
 #include <vector>
 
 namespace fastpool {
@@ -13,7 +12,6 @@ class Take {
     const auto handle = value<std::optional<AtenTensorHandle>>();
     tensor = handle ? Tensor(*handle) : Tensor();
   }
-  void text(Text& text) { text = Text(value<StringHandle>()); }
   template <class T>
   void plain(T& to) {
     to = value<T>();
@@ -34,7 +32,6 @@ class PutBack {
   void optional(Tensor& tensor) {
     plain(tensor ? std::optional<AtenTensorHandle>(tensor.release()) : std::optional<AtenTensorHandle>());
   }
-  void text(Text& text) { plain(text.release()); }
   template <class T>
   void plain(const T& value) {
     *at_++ = torch::stable::detail::from(value);
@@ -133,12 +130,6 @@ Indices indices(const Tensor& t, const char* argument) {
   require(t.dim() == 1, argument);
   indices.stride = t.stride(0);
   return indices;
-}
-
-const Mode& find_mode(const char* name) {
-  for (const Mode& mode : kModes)
-    if (std::strcmp(mode.name, name) == 0) return mode;
-  throw Refused{"mode"};
 }
 
 }  // namespace
@@ -283,8 +274,8 @@ Tensor NormalizeArguments::output(const NormalizeCall& call) const {
 // ---- the gradient of pooling
 template <class Move>
 void PoolBackwardArguments::move(Move move) {
-  move.text(mode);
-  move.text(of);
+  move.plain(mode);
+  move.plain(of);
   move.tensor(gradient);
   move.tensor(pool.hidden);
   move.optional(pool.mask);
@@ -298,19 +289,20 @@ PoolBackwardArguments::PoolBackwardArguments(StableIValue* stack) { move(Take(st
 void PoolBackwardArguments::put_back(StableIValue* stack) { move(PutBack(stack)); }
 
 PoolBackwardCall PoolBackwardArguments::call() {
-  pool.mode = &find_mode(mode.c_str());
+  require(mode >= 0 && mode < kModeCount, "mode");
+  pool.mode = &kModes[mode];
   pool.truncate_dim = columns_of(gradient);
   PoolBackwardCall call;
   call.pool = pool.call();
   call.padded = pool.hidden.dim() == 3;
-  call.of_weights = std::strcmp(of.c_str(), "weights") == 0;
-  require(call.of_weights ? pool.mode->takes_weights() : std::strcmp(of.c_str(), "hidden") == 0, "of");
+  require(of == 0 || (of == 1 && pool.mode->takes_weights()), "of");
+  call.of_weights = of == 1;
   require(!call.of_weights || pool.weights, "weights");
   call.width = pool.hidden.size(pool.hidden.dim() - 1);
   const std::vector<int64_t> shape = {call.pool.batch, call.pool.dim};
   const Device device = pool.hidden.device();
   call.gradient = dense(gradient, shape, call.pool.dtype, device, "gradient");
-  if (call.needs_result()) call.result = dense(result, shape, call.pool.dtype, device, "result");
+  if (call.needs_result() || result) call.result = dense(result, shape, call.pool.dtype, device, "result");
   return call;
 }
 

@@ -65,7 +65,7 @@ struct NormalizeArguments {
 
 struct PoolBackwardArguments {
   static constexpr int kHidden = 3;  // where it stands on the stack
-  Text mode, of;
+  int64_t mode = 0, of = 0;          // places in kModes; 0 hidden, 1 weights
   Tensor gradient;
   PoolArguments pool;
   Tensor result;

@@ -5,9 +5,9 @@
 
 namespace fastpool {
 
-// The canonical order of additions, shared with Triton and the reference (see python/fastpool/reference.py): a leaf is
-// this many consecutive tokens, added one after another; leaves meet in an aligned binary tree. The squares of a norm
-// meet in such a tree too, neighbouring columns first.
+// The canonical order of additions, shared with Triton and the reference (see python/fastpool/reference/__init__.py): a
+// leaf is this many consecutive tokens, added one after another; leaves meet in an aligned binary tree. The squares of
+// a norm meet in such a tree too, neighbouring columns first.
 constexpr int kLeaf = 32;
 // F.normalize's default: a vector shorter than this is divided by it instead.
 constexpr double kNormEps = 1e-12;

@@ -70,30 +70,6 @@ class Tensor {
   int32_t dtype_ = 0;
 };
 
-// A string on the stack, likewise.
-class Text {
- public:
-  Text() = default;
-  explicit Text(StringHandle handle) : handle_(handle) {}
-  Text(Text&& other) noexcept { *this = std::move(other); }
-  Text& operator=(Text&& other) noexcept {
-    std::swap(handle_, other.handle_);
-    return *this;
-  }
-  ~Text() {
-    if (handle_ != nullptr) torch_delete_string(handle_);
-  }
-  StringHandle release() { return std::exchange(handle_, nullptr); }
-  const char* c_str() const {
-    const char* text = nullptr;
-    check_api(torch_string_c_str(handle_, &text), "a string");
-    return text;
-  }
-
- private:
-  StringHandle handle_ = nullptr;
-};
-
 // A contiguous tensor, not filled.
 Tensor empty(int64_t dim, const int64_t* sizes, int32_t torch_dtype, Device device);
 

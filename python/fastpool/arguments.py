@@ -34,10 +34,11 @@ def _required(arguments: Iterable[Argument]) -> Arguments:
 
 _OWN = tuple(dict.fromkeys(argument for mode in MODES.values() for argument in mode.arguments))
 POOL_TENSORS: Arguments = (_HIDDEN, *_PER_BATCH, *_OWN, *_BOUNDS)  # of all modes
-# `of`: which argument's gradient. See PoolBackwardCall.
+# Places in MODES and in GRADIENTS_OF, not names: torch's stable ABI leaks strings that C++ hands on to Python.
+GRADIENTS_OF = tuple(argument.name for argument in POOL_TENSORS if argument.differentiable)
 POOL_BACKWARD: Arguments = (
-    Argument("mode", "str"),
-    Argument("of", "str"),
+    Argument("mode", "int"),
+    Argument("of", "int"),
     Argument("gradient", "Tensor"),
     *_required(POOL_TENSORS),
     Argument("result", "Tensor?"),
@@ -62,6 +63,11 @@ OPS: dict[str, Arguments] = {
     "l2_normalize": NORMALIZE,
     "_l2_normalize_backward": NORMALIZE_BACKWARD,
 }
+
+
+def codes(mode: str, of: str) -> tuple[int, int]:
+    """The first two arguments of _pool_backward: a mode, and which argument's gradient is asked for."""
+    return list(MODES).index(mode), GRADIENTS_OF.index(of)
 
 
 def schema(op: str) -> str:

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from . import dispatch
-from .arguments import POOL_TENSORS, given, named
+from .arguments import POOL_TENSORS, codes, given, named
 from .calls import accumulator
 from .constants import NORM_EPS
 from .modes import MODES
@@ -135,7 +135,7 @@ class _Pool(_Function):
             if ctx.reads_hidden:
                 result = (_pool(ctx.mode, ctx.truncate_dim, dtype, *tensors) if result is None else result).to(dtype)
             op = torch.ops.fastpool._pool_backward.default
-            gradients = {of: op(ctx.mode, of, gradient, *tensors, result) for of in ctx.of}
+            gradients = {of: op(*codes(ctx.mode, of), gradient, *tensors, result) for of in ctx.of}
         return None, None, None, *(gradients.get(name) for name in _TENSORS)
 
 
@@ -220,9 +220,7 @@ def _backward_kernel(name: str) -> Callable[..., Tensor]:
 
     def kernel(*args: Any) -> Tensor:
         if records(*(argument for argument in args if isinstance(argument, Tensor))):
-            said = (
-                args[0] if isinstance(args[0], str) else "l2_normalize"
-            )  # the gradient of a mode begins with its name
+            said = list(MODES)[args[0]] if isinstance(args[0], int) else "l2_normalize"
             return _record(NoDoubleBackward, op, f"fastpool.{said}", *args)
         with below_autograd():
             return op(*args)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastpool
+from fastpool.arguments import codes
 from fastpool.modes import MODES
 from fastpool.testing import cpu_backends
 
@@ -276,19 +277,20 @@ def test_backward_ops(name: str, arguments: tuple[torch.Tensor | None, ...], wor
         arguments = (*arguments[:4], MASK.float(), *arguments[5:])
     for mode, of in wanted:
         with fastpool.backend(backend), pytest.raises((TypeError, ValueError, RuntimeError), match=words):
-            torch.ops.fastpool._pool_backward(mode, of, *arguments)
+            torch.ops.fastpool._pool_backward(*codes(mode, of), *arguments)
 
 
 @pytest.mark.parametrize("backend", cpu_backends())
 def test_backward_of_weights_needs_them(backend: str) -> None:
     with fastpool.backend(backend), pytest.raises((ValueError, RuntimeError), match="weights must be given"):
         torch.ops.fastpool._pool_backward(
-            "weighted_mean", "weights", RESULT, HIDDEN, None, None, None, None, None, RESULT
+            *codes("weighted_mean", "weights"), RESULT, HIDDEN, None, None, None, None, None, RESULT
         )
     for mode, of, words in (
-        ("median", "hidden", r"mode must be one of mean, .*, got 'median'"),
-        ("mean", "weights", "of must be one of hidden for mean, got 'weights'"),
-        ("max", "mask", "of must be one of hidden for max, got 'mask'"),
+        (-1, 0, "mode must lie between 0 and .*, got -1"),
+        (len(MODES), 0, f"mode must lie between 0 and .*, got {len(MODES)}"),
+        (*codes("mean", "hidden")[:1], 1, r"of must be one of \[0\] for mean, got 1"),
+        (list(MODES).index("weighted_mean"), 2, r"of must be one of \[0, 1\] for weighted_mean, got 2"),
     ):
         with fastpool.backend(backend), pytest.raises((ValueError, RuntimeError), match=words):
             torch.ops.fastpool._pool_backward(mode, of, RESULT, HIDDEN, None, None, None, None, None, RESULT)

@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastpool
-from fastpool.arguments import OPS
+from fastpool.arguments import OPS, codes
 from fastpool.calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.modes import MODES
 from fastpool.testing import LAYOUTS, sequences, variants
@@ -42,7 +42,7 @@ def test_opcheck_backward(mode: str, weighted: bool, layout: str) -> None:
     given = [arguments.get(name) for name in ("hidden", "mask", "cu_seqlens", "weights", "starts", "ends")]
     for of in ("hidden", "weights") if weighted else ("hidden",):
         op = torch.ops.fastpool._pool_backward.default
-        torch.library.opcheck(op, (mode, of, torch.ones_like(result), *given, result))
+        torch.library.opcheck(op, (*codes(mode, of), torch.ones_like(result), *given, result))
 
 
 @pytest.mark.parametrize("recorded", [False, True])

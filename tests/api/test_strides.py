@@ -9,6 +9,7 @@ from helpers.cuda_host import Host
 from torch import Tensor
 
 import fastpool
+from fastpool.arguments import codes
 from fastpool.modes import MODES
 from fastpool.testing import cpu_backends, gradients, same_bits
 
@@ -91,7 +92,7 @@ def test_the_cuda_sources(host: Host) -> None:
     assert same_bits(host.ops.l2_normalize(hidden), fastpool.l2_normalize(hidden))
     largest = fastpool.max(hidden)
     given = (torch.ones(3, 6), hidden, None, None, None, None, None, largest)
-    assert same_bits(*(ops._pool_backward("max", "hidden", *given) for ops in (host.ops, torch.ops.fastpool)))
+    assert same_bits(*(ops._pool_backward(*codes("max", "hidden"), *given) for ops in (host.ops, torch.ops.fastpool)))
     given = (torch.ones(3, 7, 6), hidden, 1e-12)
     assert same_bits(host.ops._l2_normalize_backward(*given), torch.ops.fastpool._l2_normalize_backward(*given))
 

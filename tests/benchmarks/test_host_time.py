@@ -19,7 +19,9 @@ def test_every_part_of_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known, "_remembered", lambda key: planned.append(key) or remembered(key))
     found = host_time.triton(repeats=3)
     assert list(found) == list(host_time.cases())
-    assert all(set(row) == {"Python, again", "Python, new", "op, again", "op, new"} for row in found.values())
+    assert all(
+        set(row) == {"Python, again", "Python, new", "op, again", "without C++", "op, new"} for row in found.values()
+    )
     # New: each time, and once for what is warmed up; again: the first time at most.
     assert len(planned) >= len(found) * 2 * 3
     hidden = torch.randn(2, 5, 8)

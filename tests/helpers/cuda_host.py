@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastpool.arguments import OPS, given, schema
+from fastpool import backends
+from fastpool.arguments import OPS, codes, given, schema
 from fastpool.calls import Call
 from helpers import cmake
 
@@ -62,7 +63,14 @@ class Host:
         self.set_validation = self.c._ZN8fastpool6native14set_validationEb
         self.set_python = self.c._ZN8fastpool6native10set_pythonEb
         self.set_python(True)
-        self.set_error = self.c._ZN8fastpool6native9set_errorEPKc
+        set_error, tell = self.c._ZN8fastpool6native9set_errorEPKc, backends.native.set_error
+
+        def tell_both(message: str) -> None:
+            """Errors of Python's dispatch reach whichever library has called it."""
+            set_error(message.encode())
+            tell(message)
+
+        backends.native.set_error = tell_both
         self.set_python_from = self.c._ZN8fastpool6native15set_python_fromEil
         self.set_python_from.argtypes = [ctypes.c_int, ctypes.c_int64]
         for device in range(DEVICES):
@@ -125,7 +133,7 @@ def backward(
 ) -> Tensor:
     """The gradient of hidden, or of weights, by such ops as autograd calls."""
     names = ("hidden", "mask", "cu_seqlens", "weights", "starts", "ends")
-    made: Tensor = ops._pool_backward(mode, of, gradient, *(raw(arguments).get(name) for name in names), result)
+    made: Tensor = ops._pool_backward(*codes(mode, of), gradient, *(raw(arguments).get(name) for name in names), result)
     return made
 
 

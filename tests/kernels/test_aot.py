@@ -36,7 +36,7 @@ def run(*arguments: str, cache: Path, **variables: str) -> subprocess.CompletedP
     ("only", "wide"),
     [
         ("weighted_mean(padded, int64 mask, weights) float64 columns=512 leaves=2", {("load",)}),
-        ("share weighted_mean(padded, int64 mask, weights)", {("store",)}),
+        ("scatter_gradient weighted_mean(padded, int64 mask, weights)", {("store",)}),
         wide("weighted_mean(padded, int64 mask, weights)", {(), ("load",), ("store",)}),
         wide("first_maximum max(padded", {("load",)}),
         wide("l2_normalize", {("load",), ("load", "store")}),

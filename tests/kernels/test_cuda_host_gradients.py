@@ -9,6 +9,7 @@ from helpers.cuda_host import NATIVE, Host, backward, hostile_calls, native, raw
 from torch import Tensor
 
 import fastpool
+from fastpool.arguments import codes
 from fastpool.calls import accumulator
 from fastpool.modes import MODES
 from fastpool.testing import DTYPES, LAYOUTS, bits, same_bits, sequences, special_values, variants
@@ -201,7 +202,7 @@ def test_long(host: Host) -> None:
         gradient, result = given(mode, arguments)
         found = host.backward(mode, arguments, gradient, result)
         with fastpool.backend("reference"):
-            assert same_bits(found, backward(NATIVE, mode, arguments, gradient, result, False)), mode
+            assert same_bits(found, backward(NATIVE, mode, arguments, gradient, result, "hidden")), mode
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -282,5 +283,5 @@ def test_errors_are_the_same(host: Host) -> None:
         with pytest.raises(RuntimeError) as caught:
             host.backward(mode, arguments, gradient, result)
         with fastpool.backend("reference"), pytest.raises((TypeError, ValueError)) as wanted:
-            NATIVE._python__pool_backward(mode, "hidden", gradient, arguments["hidden"], *[None] * 5, result)
+            NATIVE._python__pool_backward(*codes(mode, "hidden"), gradient, arguments["hidden"], *[None] * 5, result)
         assert str(caught.value).splitlines()[0] == str(wanted.value)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import fastpool
+from fastpool.arguments import codes
 from fastpool.modes import MODES
 from fastpool.testing import DTYPES, LAYOUTS, cpu_backends, gradients, same_bits, sequences, special_values, variants
 
@@ -207,7 +208,7 @@ def test_a_result_that_is_no_token_counts_as_the_first(backend: str) -> None:
     """Autograd never hands one over; all backends agree all the same."""
     hidden, gradient = torch.ones(1, 3, 4), torch.full((1, 4), 2.0)
     with fastpool.backend(backend):
-        got = torch.ops.fastpool._pool_backward("max", "hidden", gradient, hidden, *[None] * 5, gradient)
+        got = torch.ops.fastpool._pool_backward(*codes("max", "hidden"), gradient, hidden, *[None] * 5, gradient)
     assert torch.equal(got, torch.nn.functional.pad(gradient[None], (0, 0, 0, 2)))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastpool import ops, reference
+from fastpool.arguments import codes
 from fastpool.backends import native
 from fastpool.calls import PoolBackwardCall, accumulator
 from fastpool.modes import MODES
@@ -33,13 +34,13 @@ def inputs(
 
 
 def call_of(mode: str, of: str, arguments: tuple[Any, ...]) -> PoolBackwardCall:
-    call = ops.call_of("_pool_backward", mode, of, *arguments)
+    call = ops.call_of("_pool_backward", *codes(mode, of), *arguments)
     assert isinstance(call, PoolBackwardCall)
     return call
 
 
 def native_op(mode: str, of: str, arguments: tuple[Any, ...]) -> Tensor:
-    result: Tensor = torch.ops.fastpool._pool_backward(mode, of, *arguments)
+    result: Tensor = torch.ops.fastpool._pool_backward(*codes(mode, of), *arguments)
     return result
 
 

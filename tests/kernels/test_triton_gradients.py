@@ -279,7 +279,8 @@ def test_arguments_stand_in_the_kernels_order() -> None:
     device = plan.DeviceProperties("test", 132)
     calls = [backward_call("max", torch.zeros(2, 5, 8))]
     calls += [
-        backward_call("weighted_mean", torch.zeros(2, 5, 8), of, weights=torch.ones(2, 5)) for of in (False, True)
+        backward_call("weighted_mean", torch.zeros(2, 5, 8), of, weights=torch.ones(2, 5))
+        for of in ("hidden", "weights")
     ]
     planned = [one for call in calls for one in plan.plan_pool_backward(call, device)]
     x = torch.zeros(2, 8)

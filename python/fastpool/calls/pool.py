@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..arguments import GRADIENTS_OF, codes
 from ..checks import (
     MASK_DTYPES,
     check_columns,
@@ -188,29 +189,32 @@ class PoolCall:
 
     def check_bounds(self) -> None:
         """Raises ValueError for starts, ends or cu_seqlens that point outside hidden or run backwards. Synchronises."""
-        cu = None if self.cu_seqlens is None else self.cu_seqlens.tolist()
-        starts = cu[:-1] if cu is not None else None if self.starts is None else self.starts.tolist()
-        ends = cu[1:] if cu is not None else None if self.ends is None else self.ends.tolist()
-        start_name, end_name = ("cu_seqlens", "cu_seqlens") if cu is not None else ("starts", "ends")
-        shift = 1 if cu is not None else 0
-        for b in range(self.batch):
-            start = 0 if starts is None else starts[b]
-            end = self.rows if ends is None else ends[b]
-            for name, i, value in ((start_name, b, start), (end_name, b + shift, end)):
-                require(
-                    0 <= value <= self.rows,
-                    ValueError,
-                    f"{self.op}: {name} must lie between 0 and {self.rows}, got {name}[{i}] = {value}",
-                )
+        cu = self.cu_seqlens
+        starts, ends = (self.starts, self.ends) if cu is None else (cu[:-1], cu[1:])
+        if starts is None and ends is None:
+            return
+        begin = torch.zeros_like(ends) if starts is None else starts  # type: ignore[arg-type]  # one of them is given
+        end = torch.full_like(begin, self.rows) if ends is None else ends
+        wrong = (begin < 0) | (begin > end) | (end > self.rows)
+        if not wrong.any():
+            return
+        b = int(wrong.nonzero()[0])
+        start, stop = int(begin[b]), int(end[b])
+        names = ("starts", b), ("ends", b)
+        if cu is not None:
+            names = ("cu_seqlens", b), ("cu_seqlens", b + 1)
+        for (name, i), value in zip(names, (start, stop), strict=True):
             require(
-                start <= end,
+                0 <= value <= self.rows,
                 ValueError,
-                f"{self.op}: cu_seqlens must not decrease, got cu_seqlens[{b}] = {start} before "
-                f"cu_seqlens[{b + 1}] = {end}"
-                if cu is not None
-                else f"{self.op}: starts must not be greater than ends, got starts[{b}] = {start} and "
-                f"ends[{b}] = {end}",
+                f"{self.op}: {name} must lie between 0 and {self.rows}, got {name}[{i}] = {value}",
             )
+        raise ValueError(
+            f"{self.op}: starts must not be greater than ends, got starts[{b}] = {start} and ends[{b}] = {stop}"
+            if cu is None
+            else f"{self.op}: cu_seqlens must not decrease, got cu_seqlens[{b}] = {start} before "
+            f"cu_seqlens[{b + 1}] = {stop}"
+        )
 
 
 @dataclass
@@ -228,14 +232,16 @@ class PoolBackwardCall:
     of: str = "hidden"
 
     @classmethod
-    def of_op(cls, mode: str, of: str, gradient: Tensor, result: Tensor | None, **tensors: Any) -> "PoolBackwardCall":
+    def of_op(cls, mode: int, of: int, gradient: Tensor, result: Tensor | None, **tensors: Any) -> "PoolBackwardCall":
         """From the arguments of _pool_backward."""
         name = "fastpool._pool_backward"
-        require(mode in MODES, ValueError, f"{name}: mode must be one of {', '.join(MODES)}, got {mode!r}")
-        taken = [argument.name for argument in MODES[mode].arguments if argument.differentiable]
-        can_be = ["hidden", *taken]
-        require(of in can_be, ValueError, f"{name}: of must be one of {', '.join(can_be)} for {mode}, got {of!r}")
-        return cls(PoolCall(mode, **tensors, truncate_dim=columns_of(gradient)), gradient, result, of)
+        modes = list(MODES)
+        require(0 <= mode < len(modes), ValueError, f"{name}: mode must lie between 0 and {len(modes) - 1}, got {mode}")
+        taken = {"hidden", *(argument.name for argument in MODES[modes[mode]].arguments)}
+        can_be = [code for code, argument in enumerate(GRADIENTS_OF) if argument in taken]
+        require(of in can_be, ValueError, f"{name}: of must be one of {can_be} for {modes[mode]}, got {of}")
+        pool = PoolCall(modes[mode], **tensors, truncate_dim=columns_of(gradient))
+        return cls(pool, gradient, result, GRADIENTS_OF[of])
 
     @looked_up
     def known(self) -> Known:
@@ -260,7 +266,8 @@ class PoolBackwardCall:
 
     def values(self) -> dict[str, Any]:
         """The op's arguments, among others."""
-        return {**self.pool.values(), **vars(self)}
+        mode, of = codes(self.pool.mode, self.of)
+        return {**self.pool.values(), **vars(self), "mode": mode, "of": of}
 
     @property
     def op(self) -> str:
@@ -288,7 +295,7 @@ class PoolBackwardCall:
         columns = hidden.shape[-1] if self.pool.truncate_dim is None else self.pool.truncate_dim
         shape, dtype = [self.pool.batch, columns], accumulator(hidden.dtype)
         check_dense(op, "gradient", self.gradient, shape, dtype, "hidden", hidden)
-        if self.needs_result:
+        if self.needs_result or self.result is not None:
             check_dense(op, "result", self.result, shape, dtype, "hidden", hidden)
 
     def check_values(self) -> None:
