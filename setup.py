@@ -139,7 +139,7 @@ class NativeBuild(build_ext):
 setup(
     packages=["fastpool.triton_kernels"]
     + ["fastpool"]
-    + [f"fastpool.{name}" for name in find_packages("python/fastpool")],
+    + [f"fastpool.{name}" for name in find_packages("python/fastpool", exclude=["triton_kernels"])],  # a link to it
     package_dir={"fastpool": "python/fastpool", "fastpool.triton_kernels": "triton_kernels"},
     package_data={
         "fastpool": ["py.typed"],

@@ -30,7 +30,6 @@ from unittest.mock import patch
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
-from fastpool.triton_kernels import counters, launch  # Triton reads the variable as it is imported
 
 import fastpool
 from benchmarks import ROOT
@@ -38,6 +37,7 @@ from benchmarks.machine import cpu_model, describe_commit, describe_versions
 from fastpool import dispatch, known
 from fastpool.arguments import codes
 from fastpool.calls import Call, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
+from fastpool.triton_kernels import counters, launch  # Triton reads the variable as it is imported
 
 LIMIT_US = 15.0  # of Python's part of a pooling call, again
 TESTS = ROOT / "tests"

@@ -39,10 +39,6 @@ os.environ["TRITON_INTERPRET"] = "0"
 
 import pytest
 import torch
-from fastpool.triton_kernels import aot, run
-from fastpool.triton_kernels.config import candidates, slug
-from fastpool.triton_kernels.launch import Launch, settle_cache_keys
-from fastpool.triton_kernels.plan import DeviceProperties, device_of
 from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -59,6 +55,10 @@ from fastpool.backends import native
 from fastpool.calls import Call, PoolCall
 from fastpool.testing import Sequence as Text
 from fastpool.testing import sequences
+from fastpool.triton_kernels import aot, run
+from fastpool.triton_kernels.config import candidates, slug
+from fastpool.triton_kernels.launch import Launch, settle_cache_keys
+from fastpool.triton_kernels.plan import DeviceProperties, device_of
 
 TESTS = ROOT / "tests"
 _SHARED = "FASTPOOL_PRECOMPILE"  # a folder for all processes of a run: which process compiles what, and what came of it
@@ -84,8 +84,8 @@ def instead_of_launching(gpu: Gpu, compile_only: Callable[[Launch], None]) -> No
     """From here on this process plans as on that GPU, and hands its launches over. All that is known here of how a
     launch comes about."""
     driver.set_active(aot._Nowhere(gpu.target))
-    run.device_of = lambda device: gpu.device
-    Launch.run = lambda one: compile_only(one)
+    run.device_of = lambda device: gpu.device  # type: ignore[assignment]  # in its place
+    Launch.run = lambda one: compile_only(one)  # type: ignore[method-assign, assignment]  # likewise
 
 
 @dataclass

@@ -19,7 +19,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from fastpool.triton_kernels.config import slug
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -33,6 +32,7 @@ from benchmarks.providers import COMPILED, FASTPOOL, PROVIDERS, Provider
 from benchmarks.record import Record, load, result_path
 from benchmarks.timing_cpu import Cpu
 from benchmarks.timing_cuda import Cuda
+from fastpool.triton_kernels.config import slug
 
 SUITES = tuple(dict.fromkeys(case.suite for case in CASES))
 PARTS = (*SUITES, "host", "gradients", "growth", "quality", "real-states", "end-to-end")

@@ -23,8 +23,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from fastpool.triton_kernels import plan, run
-from fastpool.triton_kernels.config import TUNED, Config, Shape, candidates, heuristic, key, slug, warps
 
 import fastpool
 from benchmarks.cases import DTYPES, SHAPES, SKEWED, Batch, Case, build
@@ -32,6 +30,8 @@ from benchmarks.machine import cores, describe_commit, describe_versions
 from fastpool import known
 from fastpool.calls import PoolCall
 from fastpool.dispatch import BACKENDS
+from fastpool.triton_kernels import plan, run
+from fastpool.triton_kernels.config import TUNED, Config, Shape, candidates, heuristic, key, slug, warps
 
 GAIN = 0.03  # of the heuristic's time; less is noise
 Time = Callable[[Config], float]
@@ -95,7 +95,7 @@ def crossover(times: Iterable[tuple[int, float, float]]) -> int:
 def choosing(config: Config) -> Iterator[None]:
     """Plans take this configuration, whatever the shape."""
     before = plan.choose
-    plan.choose = lambda shape, name: config
+    plan.choose = lambda shape, name: config  # type: ignore[assignment]  # in its place
     known.forget()
     try:
         yield

@@ -118,7 +118,7 @@ def make_call(
     """A call of `shape`, (batch, rows), without data: programs depend on what is given, not on strides and lengths."""
     batch, rows = shape
     per_token = (batch, max(1, int(rows))) if layout.padded else (max(1, int(batch * rows)),)
-    arguments = {
+    arguments: dict[str, Any] = {
         name: _empty(batch + 1, dtype=torch.int32) if name == "cu_seqlens" else _empty(batch, dtype=torch.int64)
         for name in layout.bounds
     }

@@ -108,7 +108,7 @@ def cut(call: PoolCall, width: int, device: DeviceProperties) -> tuple[int, Conf
 
 def _workspace(shape: Shape, config: Config, width: int) -> int:
     """Bytes of the states of units, where every segment has slots for the longest."""
-    row = width * max(4, shape.element_size) + -(-width // shape.columns) * TOTALS_BYTES.value
+    row: int = width * max(4, shape.element_size) + -(-width // shape.columns) * TOTALS_BYTES.value
     return shape.batch * -(-shape.longest // config.split) * row
 
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fastpool.triton_kernels import config
 
 import fastpool
 from fastpool import dispatch
 from fastpool.backends import native, reference, triton
 from fastpool.calls import NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.testing import same_bits
+from fastpool.triton_kernels import config
 
 HIDDEN = torch.randn(2, 5, 8)
 

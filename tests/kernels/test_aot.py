@@ -15,12 +15,11 @@ import torch
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
-from fastpool.triton_kernels import aot  # after the skip
-
 from fastpool import cli
 from fastpool.backends import triton as triton_backend
 from fastpool.calls import PoolBackwardCall, PoolCall, accumulator  # after the skip
 from fastpool.modes import MODES
+from fastpool.triton_kernels import aot  # after the skip
 
 wide = partial(pytest.param, marks=pytest.mark.wide)  # a minute each
 

@@ -11,12 +11,11 @@ import torch
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
+from benchmarks import tune  # after the path
+from fastpool.calls import PoolCall  # after the skip
 from fastpool.triton_kernels import config, plan, run  # likewise
 from fastpool.triton_kernels.config import Config, Shape  # likewise
 from fastpool.triton_kernels.launch import Launch  # likewise
-
-from benchmarks import tune  # after the path
-from fastpool.calls import PoolCall  # after the skip
 
 SHAPES = [
     Shape(batch, longest, mean, columns, size, weighted, 132, summed=summed)

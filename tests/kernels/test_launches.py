@@ -13,12 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
-from fastpool.triton_kernels import counters, plan, run  # after the skip
-from fastpool.triton_kernels.launch import _MODULES, Launch  # likewise
-
 from fastpool.calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.modes import MODES
 from fastpool.testing import LAYOUTS, sequences
+from fastpool.triton_kernels import counters, plan, run  # after the skip
+from fastpool.triton_kernels.launch import _MODULES, Launch  # likewise
 
 # What allocates or looks at memory and puts nothing on a device.
 FREE = {"empty", "new_empty", "empty_like", "empty_strided", "view", "as_strided", "select", "detach", "slice"}

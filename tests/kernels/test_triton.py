@@ -20,9 +20,10 @@ pytest.importorskip("triton")  # a reason to skip: there is no Triton for every 
 
 import triton  # after the skip
 import triton.language as tl  # likewise
+from triton.runtime import interpreter  # likewise
+
 from fastpool.triton_kernels import arrival_tree, launch, plan, pool, segment  # likewise
 from fastpool.triton_kernels.config import Config  # likewise
-from triton.runtime import interpreter  # likewise
 
 TRITON = Target("triton", "cuda" if torch.cuda.is_available() else "cpu")
 needs_interpreter = pytest.mark.skipif(

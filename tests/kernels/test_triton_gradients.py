@@ -16,9 +16,9 @@ from fastpool.testing import DTYPES, LAYOUTS, Target, gradients, same_bits, sequ
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
 import triton.language as tl  # after the skip
-from fastpool.triton_kernels import backward, config, normalize, plan, segment  # likewise
 
 from fastpool.backends import triton as adapter  # likewise
+from fastpool.triton_kernels import backward, config, normalize, plan, segment  # likewise
 
 TRITON = Target("triton", "cuda" if torch.cuda.is_available() else "cpu")
 REFERENCE = Target("reference", "cpu")
