@@ -77,6 +77,20 @@ FASTPOOL_INLINE void merge_rows(const A* left, const A* right, A* into, int64_t 
   }
 }
 
+// Of a mode that looks at one token of a segment, whose units are that token: a copy of it, which takes three quarters
+// of the time of its maximum.
+template <class T, class A>
+static void copy_tokens(const PoolCall& call, const Unit* units, int64_t n, A* x) {
+  for (int64_t u = 0; u < n; ++u) {
+    const Unit& unit = units[u];
+    Totals totals;
+    totals.count = unit.end - unit.begin;
+    const T* const rows = static_cast<const T*>(call.hidden) + unit.segment * call.batch_stride;
+    if (totals.count > 0) load_row(rows + unit.begin * call.row_stride, call.dim, x);
+    finish(call, unit.segment, x, totals);
+  }
+}
+
 template <class T, class A, class S>
 static uint64_t reduce_units(const PoolCall& call, const Unit* units, int64_t n, A* scratch, A* partials,
                              Totals* totals) {
@@ -195,6 +209,7 @@ static uint64_t reduce(const PoolCall& call, const Unit* units, int64_t n, void*
     using T = decltype(t);
     using A = decltype(a);
     A *s = static_cast<A*>(scratch), *p = static_cast<A*>(partials);
+    if (call.mode.one_token()) return copy_tokens<T, A>(call, units, n, s);
     with_state(call.mode,
                [&](auto state) { seen = reduce_units<T, A, decltype(state)>(call, units, n, s, p, totals); });
   });
