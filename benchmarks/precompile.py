@@ -85,7 +85,7 @@ def instead_of_launching(gpu: Gpu, compile_only: Callable[[Launch], None]) -> No
     launch comes about."""
     driver.set_active(aot._Nowhere(gpu.target))
     run.device_of = lambda device: gpu.device  # type: ignore[assignment]  # in its place
-    Launch.run = lambda one: compile_only(one)  # type: ignore[method-assign, assignment]  # likewise
+    Launch.run = lambda one: compile_only(one)  # type: ignore[method-assign, assignment]  # in its place
 
 
 @dataclass

@@ -34,7 +34,7 @@ struct Indices {
 // One value per token, [B, S] or [T] (batch stride 0); absent when data is null.
 struct PerToken {
   const void* data = nullptr;
-  int bytes = 1;                 // of a mask's element: its values count as zero or not zero
+  int bytes = 1;                 // of a mask's element; a token is real where it is not zero
   bool boolean = true;           // of a mask: whether all that is not zero is one
   DType dtype = DType::float32;  // of a weight
   int64_t batch_stride = 0, stride = 1;

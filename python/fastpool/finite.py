@@ -45,9 +45,12 @@ def _why_pooled(call: PoolCall, segment: int, columns: Tensor) -> NoReturn:
         if wrong.any():
             at = (*sequence, int(rows[wrong][0]))
             raise ValueError(f"{what}weights{_place(*at)} is {call.weights[at].item()}")
-    sums, of = accumulator(call.hidden.dtype), call.out_dtype or call.hidden.dtype
+    mode, sums, of = MODES[call.mode], accumulator(call.hidden.dtype), call.out_dtype or call.hidden.dtype
+    if mode.copies_tokens:
+        raise ValueError(f"{what}its tokens are, so the result overflowed {name_of(of)}")
+    summed = "a sum, or its quotient," if mode.takes_weights else "their sum"
     beyond = f", or the result {name_of(of)}" if of != sums else ""
-    raise ValueError(f"{what}its tokens are, so their sum overflowed {name_of(sums)}{beyond}")
+    raise ValueError(f"{what}its tokens are, so {summed} overflowed {name_of(sums)}{beyond}")
 
 
 def _why_normalized(call: NormalizeCall, row: list[int], columns: Tensor) -> NoReturn:

@@ -98,6 +98,8 @@ def _raise_properly(op: str, error: Exception, *args: Any, **kwargs: Any) -> NoR
                 dispatch.run(described)  # what is wrong with a result is seen once there is one
     except (TypeError, ValueError) as proper:
         raise proper from None
+    except RuntimeError:  # torch.func.vmap: there are no values to look at
+        raise error from None
     # What torch's parser refuses before the op sees it, in its own words: argument, expected type, given type.
     if words := str(error).partition("() Expected a value of type ")[2]:
         raise TypeError(f"{described.op}: expected a value of type {words.splitlines()[0]}") from None

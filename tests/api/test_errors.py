@@ -9,6 +9,7 @@ import torch
 
 import fastpool
 from fastpool.arguments import codes
+from fastpool.calls import PoolCall
 from fastpool.modes import MODES
 from fastpool.testing import cpu_backends
 
@@ -259,6 +260,8 @@ BACKWARD_TABLE: list[tuple[str, tuple[torch.Tensor | None, ...], str]] = [
     ("float mask", (RESULT, HIDDEN, MASK.float(), None, None, None, None, RESULT), "mask must be bool or an integer type"),
     ("ends beyond S", (RESULT, HIDDEN, None, None, None, None, index(5, 6), RESULT), r"ends must lie between 0 and 5, got ends\[1\] = 6"),
     ("cu_seqlens of padded", (RESULT, HIDDEN, None, CU, None, None, None, RESULT), "cu_seqlens goes with packed"),
+    ("sparse result", (RESULT, HIDDEN, None, None, None, None, None, RESULT.to_sparse()), "must be a dense strided tensor"),
+    ("result elsewhere", (RESULT, HIDDEN, None, None, None, None, None, RESULT.to("meta")), "must be on hidden's device, cpu, got meta"),
 ]  # fmt: skip
 OF_RESULT_TABLE: list[tuple[str, tuple[torch.Tensor | None, ...], str]] = [
     ("no result", (RESULT, HIDDEN, None, None, MASK.float(), None, None, None), "result must be a torch.Tensor, got NoneType"),
@@ -311,3 +314,10 @@ def test_what_has_no_gradient() -> None:
             torch.autograd.grad(fastpool.mean(hidden, **{name: given}).sum(), given)
     with pytest.raises(TypeError, match=r"mean\(\) got an unexpected keyword argument 'weights'"):
         fastpool.mean(hidden, weights=MASK.float())  # type: ignore[call-arg]  # on purpose
+
+
+def test_bounds_of_more_rows_than_their_dtype_counts() -> None:
+    hidden = torch.ones(1).as_strided((1, 2**33, 8), (0, 0, 0))
+    PoolCall("mean", hidden, starts=index(5).int()).check_bounds()
+    with pytest.raises(ValueError, match=r"got starts\[0\] = -1"):
+        PoolCall("mean", hidden, starts=index(-1).int()).check_bounds()

@@ -197,3 +197,4 @@ def test_there_are_few_ops() -> None:
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastpool::")}
     assert names == {*OPS, *(f"_python_{op}" for op in OPS)}
     assert len(OPS) == len(MODES) + 3
+    assert not [op for op in OPS if any(one.type == "str" for one in OPS[op])]  # which torch's stable ABI leaks

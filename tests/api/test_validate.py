@@ -136,3 +136,13 @@ def test_from_the_start() -> None:
     environment: dict[str, Any] = {**os.environ, "FASTPOOL_VALIDATE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "ValueError: fastpool.mean: the result of segment 0 is not finite: hidden[0, 0, 0] is nan" in done.stderr
+
+
+def test_words_follow_the_mode() -> None:
+    """A maximum adds nothing up, and weights have sums of their own."""
+    fastpool.validate()
+    hidden = torch.full((1, 3, 2), 1e20)
+    with pytest.raises(ValueError, match=r"its tokens are, so the result overflowed float16$"):
+        fastpool.max(hidden, out_dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"so a sum, or its quotient, overflowed float32$"):
+        fastpool.weighted_mean(torch.ones(1, 3, 2), weights=torch.full((1, 3), 3e38))

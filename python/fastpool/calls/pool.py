@@ -194,7 +194,7 @@ class PoolCall:
         if starts is None and ends is None:
             return
         begin = torch.zeros_like(ends) if starts is None else starts  # type: ignore[arg-type]  # one of them is given
-        end = torch.full_like(begin, self.rows) if ends is None else ends
+        end = torch.full_like(begin, self.rows, dtype=torch.int64) if ends is None else ends
         wrong = (begin < 0) | (begin > end) | (end > self.rows)
         if not wrong.any():
             return

@@ -46,7 +46,7 @@ class _Batch:
 
     def __init__(self, module: nn.Module, features: Features) -> None:
         hidden: Tensor = features["token_embeddings"]
-        hidden = hidden if hidden.stride(-1) == 1 else hidden.contiguous()
+        hidden = hidden if hidden.stride(-1) == 1 else hidden.contiguous()  # once, where each of several modes would
         self.cu_seqlens: Tensor | None = features.get("cu_seq_lens_q")
         self.hidden = hidden if self.cu_seqlens is None else hidden.squeeze(0)
         mask = features.get("attention_mask")
