@@ -4,9 +4,9 @@ A `Sequence` is one text: its token states, which of them are real (holes), and 
 into the arguments of a pooling function, each in its own way, with NaN wherever no token is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 from .calls import PoolCall
 from .dispatch import BACKENDS, backend
 from .modes import MODES, Divisor, Reduce, Weight
+
+T = TypeVar("T")
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -262,6 +264,16 @@ def variants() -> list[tuple[str, bool]]:
         (name, weighted)
         for name, mode in MODES.items()
         for weighted in ((False, True) if mode.takes_weights else (False,))
+    ]
+
+
+def taking_turns(*values: T, layouts: Iterable[str] = LAYOUTS) -> list[tuple[str, bool, str, T]]:
+    """(mode, weighted, layout, value), each mode in each layout, and with one of the values: each of them comes to
+    every mode and, since there are more modes than values, to every layout."""
+    return [
+        (mode, weighted, layout, values[(i + j) % len(values)])
+        for i, (mode, weighted) in enumerate(variants())
+        for j, layout in enumerate(layouts)
     ]
 
 

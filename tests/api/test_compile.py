@@ -14,7 +14,7 @@ from torch._inductor.utils import run_and_get_code
 import fastpool
 from fastpool.backends.native import LIBRARY
 from fastpool.modes import MODES
-from fastpool.testing import LAYOUTS, same_bits, sequences, variants
+from fastpool.testing import LAYOUTS, same_bits, sequences, taking_turns
 
 HOST = Path(__file__).parents[1] / "cpp" / "aoti_host.cpp"
 
@@ -24,27 +24,28 @@ def _forgotten() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "nested"])
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_whole_graph_and_its_gradient(mode: str, weighted: bool, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "weighted", "layout", "recorded"),
+    taking_turns(True, False, layouts=[name for name in LAYOUTS if name != "nested"]),
+)
+def test_whole_graph_and_its_gradient(mode: str, weighted: bool, layout: str, recorded: bool) -> None:
     pool = getattr(fastpool, mode)
     arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.float32), weighted)
     hidden = arguments.pop("hidden")
     compiled = torch.compile(
         lambda x: pool(x * 2, truncate_dim=6, normalize=True, **arguments), fullgraph=True, backend="aot_eager"
     )
-    for recorded in (False, True):
-        results = []
-        for function in (compiled, lambda x: pool(x * 2, truncate_dim=6, normalize=True, **arguments)):
-            x = hidden.clone().requires_grad_(recorded)
-            result = function(x)
-            results.append(result.detach())
-            if recorded:
-                result.pow(2)[:, :3].sum().backward()
-                assert x.grad is not None
-                results.append(x.grad)
-        half = len(results) // 2
-        assert all(same_bits(a, b) for a, b in zip(results[:half], results[half:], strict=True))
+    results = []
+    for function in (compiled, lambda x: pool(x * 2, truncate_dim=6, normalize=True, **arguments)):
+        x = hidden.clone().requires_grad_(recorded)
+        result = function(x)
+        results.append(result.detach())
+        if recorded:
+            result.pow(2)[:, :3].sum().backward()
+            assert x.grad is not None
+            results.append(x.grad)
+    half = len(results) // 2
+    assert all(same_bits(a, b) for a, b in zip(results[:half], results[half:], strict=True))
 
 
 def test_whole_graph_of_dims_and_its_gradient() -> None:

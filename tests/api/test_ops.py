@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +15,20 @@ import fastpool
 from fastpool.arguments import OPS, codes
 from fastpool.calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.modes import MODES
-from fastpool.testing import LAYOUTS, sequences, variants
+from fastpool.testing import LAYOUTS, sequences, taking_turns, variants
 
 OP_LAYOUTS = [name for name in LAYOUTS if name not in ("padded_lengths", "nested")]  # the ops have no such arguments
 
 
-@pytest.mark.parametrize("recorded", [False, True])
-@pytest.mark.parametrize("layout", OP_LAYOUTS)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_opcheck(mode: str, weighted: bool, layout: str, recorded: bool) -> None:
+MORE: dict[str, Any] = {"truncate_dim": 5, "normalize": True, "out_dtype": torch.float64}
+
+
+@pytest.mark.parametrize(
+    ("mode", "weighted", "layout", "how"),
+    taking_turns((False, {}), (True, MORE), (True, {}), (False, MORE), layouts=OP_LAYOUTS),
+)
+def test_opcheck(mode: str, weighted: bool, layout: str, how: tuple[bool, dict[str, Any]]) -> None:
+    recorded, more = how
     arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.float32), weighted)
     # Poison is compared with itself here, and NaN never equals: where it goes is other tests' affair.
     arguments = {name: x.nan_to_num(7.0) if x.is_floating_point() else x for name, x in arguments.items()}
@@ -30,8 +36,7 @@ def test_opcheck(mode: str, weighted: bool, layout: str, recorded: bool) -> None
         if name in arguments:
             arguments[name].requires_grad_(recorded)
     hidden = arguments.pop("hidden")
-    for more in ({}, {"truncate_dim": 5, "normalize": True, "out_dtype": torch.float64}):
-        torch.library.opcheck(getattr(torch.ops.fastpool, mode).default, (hidden,), {**arguments, **more})
+    torch.library.opcheck(getattr(torch.ops.fastpool, mode).default, (hidden,), {**arguments, **more})
 
 
 @pytest.mark.parametrize("layout", OP_LAYOUTS)

@@ -10,7 +10,17 @@ from torch import Tensor
 import fastpool
 from fastpool.arguments import codes
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, LAYOUTS, cpu_backends, gradients, same_bits, sequences, special_values, variants
+from fastpool.testing import (
+    DTYPES,
+    LAYOUTS,
+    cpu_backends,
+    gradients,
+    same_bits,
+    sequences,
+    special_values,
+    taking_turns,
+    variants,
+)
 
 OTHERS = [name for name in cpu_backends() if name not in ("reference", "triton")]  # test_triton_gradients has its own
 LENGTHS = [7, 0, 1, 33, 70]
@@ -81,9 +91,7 @@ def test_gradcheck_dims() -> None:
 
 
 @pytest.mark.parametrize("backend", OTHERS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
+@pytest.mark.parametrize(("mode", "weighted", "layout", "dtype"), taking_turns(*DTYPES), ids=str)
 def test_same_bits(mode: str, weighted: bool, layout: str, dtype: torch.dtype, backend: str) -> None:
     pool = getattr(fastpool, mode)
     for width in (16, 33):
@@ -136,7 +144,7 @@ def test_a_sequence_has_the_same_gradient_in_every_batch(mode: str, weighted: bo
                 assert same_bits(found[rows], mine[0].to(found.dtype)), (layout, place)
 
 
-@pytest.mark.parametrize("backend", cpu_backends())
+@pytest.mark.parametrize("backend", ["reference", *OTHERS])
 @pytest.mark.parametrize(("mode", "weighted"), variants())
 def test_overlapping_segments_add_up_in_order(mode: str, weighted: bool, backend: str) -> None:
     """Each segment by itself, then their sum in float32, in the order of segments, rounded once."""
