@@ -35,7 +35,7 @@ demo: $(VENV)/extra-demo
 test: $(VENV)/extra-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
 
-# What takes minutes and seldom finds what `make test` does not: more machine code, a wheel as users build it.
+# What takes minutes and seldom finds what `make test` does not: more machine code, installs, addresses of the CUDA kernels.
 test-wide: $(VENV)/extra-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal --wide $(PYTEST)
 

@@ -85,16 +85,11 @@ def native(python: Path, folder: Path) -> dict[str, Any]:
     return result
 
 
-# Not optimised, and without the CUDA library, which takes minutes to compile.
-QUICK = {"CMAKE_BUILD_TYPE": "Debug", "FASTPOOL_CUDA": "0"}
-
-
-@pytest.mark.parametrize("how", [QUICK, pytest.param({}, marks=pytest.mark.wide)], ids=["quick", "as users do"])
-def test_a_wheel_holds_fastpool_only_and_installs(
-    how: dict[str, str], sources: Path, environment: Path, tmp_path: Path
-) -> None:
+# `make test` itself begins with an editable install, and the wheel of test_types.py is built without compiling.
+@pytest.mark.wide
+def test_a_wheel_holds_fastpool_only_and_installs(sources: Path, environment: Path, tmp_path: Path) -> None:
     """What `pip install --no-build-isolation .` builds and installs, in its two steps."""
-    pip(environment, sources, "wheel", "--no-build-isolation", "-w", str(tmp_path), ".", FASTPOOL_NATIVE="1", **how)
+    pip(environment, sources, "wheel", "--no-build-isolation", "-w", str(tmp_path), ".", FASTPOOL_NATIVE="1")
     wheel = next(tmp_path.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -102,7 +97,7 @@ def test_a_wheel_holds_fastpool_only_and_installs(
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"fastpool"}
     for needed in ("triton_kernels/__init__.py", "libfastpool.so", "native_build.json", "demo/__init__.py"):
         assert f"fastpool/{needed}" in names
-    assert ("fastpool/libfastpool_cuda.so" in names) == (how != QUICK and shutil.which("nvcc") is not None)
+    assert ("fastpool/libfastpool_cuda.so" in names) == (shutil.which("nvcc") is not None)
     assert not [name for name in names if "test" in name and name != "fastpool/testing.py"]
     # The promise of one build for every torch from 2.10 on.
     audit = subprocess.run(
@@ -116,15 +111,18 @@ def test_a_wheel_holds_fastpool_only_and_installs(
     assert native(environment, tmp_path)["available"]
 
 
+@pytest.mark.wide
 def test_an_editable_install_without_isolation_builds_everything(
     sources: Path, environment: Path, tmp_path: Path
 ) -> None:
-    """As `make test` itself begins, which builds everything."""
-    install(environment, sources, "--no-build-isolation", "-e", ".", **QUICK)
+    quick = {"CMAKE_BUILD_TYPE": "Debug", "FASTPOOL_CUDA": "0"}
+    install(environment, sources, "--no-build-isolation", "-e", ".", **quick)
     assert native(environment, tmp_path)["available"]
 
 
-@pytest.mark.parametrize("options", [(".",), ("-e", ".")], ids=["install", "editable"])
+@pytest.mark.parametrize(
+    "options", [(".",), pytest.param(("-e", "."), marks=pytest.mark.wide)], ids=["install", "editable"]
+)
 def test_with_isolation_installs_python_and_says_so(
     options: tuple[str, ...], sources: Path, environment: Path, tmp_path: Path
 ) -> None:

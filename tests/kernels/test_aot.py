@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,28 @@ def run(*arguments: str, cache: Path, **variables: str) -> subprocess.CompletedP
 @pytest.mark.parametrize(
     ("only", "wide"),
     [
-        ("weighted_mean(padded, int64 mask, weights) float64 columns=512 leaves=2", {("load",)}),
-        ("scatter_gradient weighted_mean(padded, int64 mask, weights)", {("store",)}),
+        ("l2_normalize", {("load",), ("load", "store")}),
+        wide("scatter_gradient weighted_mean(padded, int64 mask, weights)", {("store",)}),
         wide("weighted_mean(padded, int64 mask, weights)", {(), ("load",), ("store",)}),
         wide("first_maximum max(padded", {("load",)}),
-        wide("l2_normalize", {("load",), ("load", "store")}),
     ],
 )
-def test_compiles_for_gpus_that_are_not_there(only: str, wide: set[tuple[str, ...]], tmp_path: Path) -> None:
-    asked = ["--dtype", "float64", "--dim", "1024", "--jobs", "2", "--only", only]
-    done = run("cuda:90", "hip:gfx942", *asked, cache=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    *lines, total = done.stdout.splitlines()
+def test_compiles_for_gpus_that_are_not_there(
+    only: str,
+    wide: set[tuple[str, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(triton_backend, "INTERPRETED", False)
+    for name, value in (("TRITON_INTERPRET", "0"), ("TRITON_CACHE_DIR", str(tmp_path))):
+        monkeypatch.setenv(name, value)  # for the processes that compile
+    status = cli.main(
+        ["aot", "cuda:90", "hip:gfx942", "--dtype", "float64", "--dim", "1024", "--jobs", "1", "--only", only]
+    )
+    said = capsys.readouterr()
+    assert status == 0, said
+    *lines, total = said.out.splitlines()
     count = 0
     for target, warp_size in (("cuda:90", 32), ("hip:gfx942", 64)):
         variants = aot.variants([torch.float64], [1024], warp_size, splits=warp_size == 32)
@@ -88,36 +98,31 @@ def drawn_calls(dtype: torch.dtype, dim: int, count: int) -> Iterator[PoolCall]:
         yield aot.make_call(mode.name, dtype, dim, (batch, rows), layout, normalize, weighted)
 
 
-@cache
-def compiled(dtype: torch.dtype, dim: int) -> set[object]:
-    """What `fastpool aot --every` compiles."""
-    return {variant.key for variant in aot.variants([dtype], [dim], every=True)}
-
-
 # Widths of one strip and of many, and the least.
-WIDTHS = [(torch.bfloat16, 8), (torch.bfloat16, 384), (torch.float16, 4096), (torch.float32, 1024), (torch.float64, 64)]
+WIDTHS = [
+    (torch.bfloat16, 384),
+    (torch.float16, 4096),
+    (torch.float64, 64),
+    wide(torch.bfloat16, 8),
+    wide(torch.float32, 1024),
+]
 
 
 @pytest.mark.parametrize(("dtype", "dim"), WIDTHS, ids=str)
 def test_every_choice_of_the_heuristic_is_compiled(dtype: torch.dtype, dim: int) -> None:
-    """Batches drawn at random come to no program that is not among the variants."""
+    """Batches drawn at random, and their gradients, come to no program that is not among the variants of
+    `fastpool aot --every`."""
+    compiled = {variant.key for variant in aot.variants([dtype], [dim], every=True)}
     drawn = random.Random(dim)
     for call in drawn_calls(dtype, dim, 500):
         launch = aot.plan_pool(call, aot.DeviceProperties("test", drawn.choice(aot.SM_COUNTS)))
-        assert aot.key_of(launch) in compiled(dtype, dim), call
-
-
-@pytest.mark.parametrize(("dtype", "dim"), WIDTHS, ids=str)
-def test_every_choice_for_gradients_is_compiled(dtype: torch.dtype, dim: int) -> None:
-    """Gradients of calls drawn at random come to no program that is not among the variants."""
-    drawn = random.Random(dim)
-    for call in drawn_calls(dtype, dim, 300):
+        assert aot.key_of(launch) in compiled, call
         call.normalize = False  # gradients are those of a result that is not
         gradient = torch.empty(call.batch, dim, dtype=accumulator(dtype), device="meta")
         of = "weights" if call.weights is not None and drawn.random() < 0.5 else "hidden"
         backward = PoolBackwardCall(call, gradient, gradient, of)
         for launch in aot.plan_pool_backward(backward, aot.DeviceProperties("test", drawn.choice(aot.SM_COUNTS))):
-            assert aot.key_of(launch) in compiled(dtype, dim), call
+            assert aot.key_of(launch) in compiled, call
 
 
 def test_usual_layouts_come_to_every_configuration() -> None:
@@ -130,11 +135,7 @@ def test_usual_layouts_come_to_every_configuration() -> None:
     assert configurations(every=False) == configurations(every=True)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "dim"),
-    [(torch.bfloat16, 64), (torch.bfloat16, 770), (torch.float64, 1024), (torch.float64, 16384)],
-    ids=str,
-)
+@pytest.mark.parametrize(("dtype", "dim"), [(torch.bfloat16, 770), (torch.float64, 16384)], ids=str)
 def test_every_variant_has_a_name_of_its_own(dtype: torch.dtype, dim: int) -> None:
     names = [variant.name for variant in aot.variants([dtype], [dim])]
     assert len(set(names)) == len(names)
@@ -159,22 +160,30 @@ def test_every_layout_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variables", "words"),
+    ("arguments", "interpreted", "words"),
     [
-        (("h100",), {}, "a target must look like cuda:90 or hip:gfx942, got 'h100'"),
-        (("cuda:ninety",), {}, "got 'cuda:ninety'"),
-        (("cuda:90", "--dim", "0"), {}, "must be a whole number above 0, got '0'"),
-        (("cuda:90", "--dtype", "int8"), {}, "invalid choice: 'int8'"),
+        (("h100",), False, "a target must look like cuda:90 or hip:gfx942, got 'h100'"),
+        (("cuda:ninety",), False, "got 'cuda:ninety'"),
+        (("cuda:90", "--dim", "0"), False, "must be a whole number above 0, got '0'"),
+        (("cuda:90", "--dtype", "int8"), False, "invalid choice: 'int8'"),
         (
             ("cuda:90", "--dtype", "float64", "--dim", "64", "--only", "median("),
-            {},
+            False,
             "no variant has 'median(' in its name",
         ),
-        ((), {}, "the following arguments are required: TARGET"),
-        (("cuda:90",), {"TRITON_INTERPRET": "1"}, "interprets kernels, it does not compile them"),
+        ((), False, "the following arguments are required: TARGET"),
+        (("cuda:90",), True, "interprets kernels, it does not compile them"),
     ],
 )
-def test_wrong_arguments(arguments: tuple[str, ...], variables: dict[str, str], words: str, tmp_path: Path) -> None:
-    done = run(*arguments, cache=tmp_path, **variables)
-    assert done.returncode == 2
-    assert words in done.stderr
+def test_wrong_arguments(
+    arguments: tuple[str, ...],
+    interpreted: bool,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(triton_backend, "INTERPRETED", interpreted)
+    with pytest.raises(SystemExit) as left:
+        sys.exit(cli.main(["aot", *arguments]))
+    assert left.value.code == 2
+    assert words in capsys.readouterr().err

@@ -127,7 +127,7 @@ def test_cuda_needs_its_last_barrier_for_empty_units() -> None:
     assert not list(wrong_outcomes(CudaTree(after_merge=False), units=3))
 
 
-@pytest.mark.parametrize("share_totals", [False, True])
+@pytest.mark.parametrize("share_totals", [pytest.param(False, marks=pytest.mark.wide), True])
 @pytest.mark.parametrize("tree", [TritonTree, CudaTree])
 def test_strips_share_nothing(tree: type[Tree], share_totals: bool) -> None:
     """Not even totals, which are equal: a node of the faster strip takes the place of a child that the other reads."""

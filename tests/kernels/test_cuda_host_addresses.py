@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers.cmake import ROOT
 from helpers.cuda_host import build
 
@@ -44,6 +45,7 @@ print("calls:", calls)
 """
 
 
+@pytest.mark.wide  # builds the kernels again, for a minute; where what is read outside shows, test_cuda_host sees it
 def test_addresses(tmp_path: Path) -> None:
     """Hostile bounds and odd shapes under the address sanitizer, forward and backward."""
     library = build("cuda_host_address", "-DFASTPOOL_SANITIZE=address")
