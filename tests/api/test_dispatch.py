@@ -109,18 +109,16 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_environment_variables() -> None:
     given = "import torch, fastpool\n"
-    asks = given + "print(fastpool.explain(torch.ones(1, 2, 3)).backend)"
-    assert run(asks, FASTPOOL_BACKEND="reference").stdout.strip() == "reference"
-    assert run(asks, FASTPOOL_BACKEND="native").stdout.strip() == "native"
-    refused = run(given + "torch.ops.fastpool.mean(torch.ones(1, 2, 3))", FASTPOOL_BACKEND="triton")
+    asks = given + "print(fastpool.explain(torch.ones(1, 2, 3)).backend, fastpool.dispatch._validate)"
+    assert run(asks, FASTPOOL_BACKEND="reference", FASTPOOL_VALIDATE="1").stdout.split() == ["reference", "True"]
+    assert run(asks, FASTPOOL_BACKEND="native").stdout.split() == ["native", "False"]
+    inner = "with fastpool.backend('native'): print(fastpool.mean(torch.ones(1, 2, 3)).tolist())\n"
+    refused = run(given + inner + "torch.ops.fastpool.mean(torch.ones(1, 2, 3))", FASTPOOL_BACKEND="triton")
+    assert refused.stdout.strip() == "[[1.0, 1.0, 1.0]]"
     assert refused.returncode != 0
     assert "backend 'triton' was asked for" in refused.stderr
-    inner = given + "with fastpool.backend('native'): print(fastpool.mean(torch.ones(1, 2, 3)).tolist())"
-    assert run(inner, FASTPOOL_BACKEND="triton").stdout.strip() == "[[1.0, 1.0, 1.0]]"
     unknown = run(given + "fastpool.mean(torch.ones(1, 2, 3))", FASTPOOL_BACKEND="fast")
     assert "FASTPOOL_BACKEND must be one of auto, triton, native, reference, got 'fast'" in unknown.stderr
-    validates = run("from fastpool import dispatch; print(dispatch._validate)", FASTPOOL_VALIDATE="1")
-    assert validates.stdout.strip() == "True"
 
 
 def test_other_platforms_get_the_reference_and_hear_why(monkeypatch: pytest.MonkeyPatch) -> None:

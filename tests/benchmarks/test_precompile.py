@@ -1,7 +1,6 @@
 """Triton programs that are compiled before a GPU is asked anything."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,8 +69,6 @@ def test_calls_find_what_was_compiled_for_them(tmp_path: Path) -> None:
     """Planned on tensors without data by two processes at once, each program compiled once; then, in another process
     and with tensors that have data, every one is found under the key that the call looks for."""
     pytest.importorskip("triton")  # there is no Triton for every platform
-    assert said(tmp_path, "-c", _COUNT).split() == ["False", "False"]  # nothing is there yet
-    shutil.rmtree(tmp_path / "cache")
     program = tmp_path / "plan.py"
     program.write_text(_PLAN)
     assert "precompiled 2 programs for two calls" in said(tmp_path, str(program))
