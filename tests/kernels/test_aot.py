@@ -24,8 +24,8 @@ from fastpool.triton_kernels import aot  # after the skip
 wide = partial(pytest.param, marks=pytest.mark.wide)  # a minute each
 
 
-def run(*arguments: str, cache: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache), **variables}
+def run(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
     return subprocess.run(
         [sys.executable, "-m", "fastpool", "aot", *arguments], capture_output=True, text=True, env=environment
     )

@@ -117,8 +117,11 @@ STARTS, ENDS = [0, 30, 5, 5, 50, 17, 3], [60, 33, 20, 5, 41, 55, 58]  # overlap,
 
 @pytest.mark.parametrize(
     ("mode", "weighted", "at_once"),
-    [pytest.param(*variant, 2, marks=needs_interpreter) for variant in variants()]
-    + [("mean", False, 128), ("weighted_mean", True, 128)],
+    [(*variant, 128) for variant in variants()]
+    + [
+        pytest.param(*one, 2, marks=needs_interpreter)
+        for one in (("mean", False), ("max", False), ("weighted_mean", True))
+    ],
 )
 def test_overlapping_segments(
     mode: str, weighted: bool, at_once: int, cut: Cut, monkeypatch: pytest.MonkeyPatch
