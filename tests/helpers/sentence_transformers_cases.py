@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastpool.integrations.sentence_transformers import patch
-from fastpool.models.read import POOLING_MODES
+from fastpool.models.pooling import POOLING_MODES
 
 modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
 

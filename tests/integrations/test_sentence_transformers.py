@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastpool.integrations import sentence_transformers as integration
 from fastpool.integrations.sentence_transformers import install, patch, uninstall, unpatch
-from fastpool.models.read import POOLING_MODES
+from fastpool.models.pooling import POOLING_MODES
 from fastpool.testing import same_bits
 
 st = pytest.importorskip("sentence_transformers")

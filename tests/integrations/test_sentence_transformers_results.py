@@ -29,7 +29,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import fastpool
 from fastpool.integrations.sentence_transformers import patch, unpatch
-from fastpool.models.read import POOLING_MODES
+from fastpool.models.pooling import POOLING_MODES
 from fastpool.testing import same_bits
 
 # Their answers

@@ -90,9 +90,9 @@ def test_prompts_are_the_models_own():
 
 
 def test_models_that_cannot_be_compared_are_errors():
-    layer = fastpool.models.Dense("2_Dense", 12, 4, torch.ones(4, 12), None, "Identity")
+    layer = fastpool.models.Dense("2_Dense", 12, 4, activation="Identity")
     with pytest.raises(ValueError, match="2_Dense: takes the columns of mean, max together; expected one mode"):
-        embed.candidates(dataclasses.replace(CONFIG, modes=("mean", "max"), dense=(layer,)))
+        embed.candidates(dataclasses.replace(CONFIG, modes=("mean", "max"), layers=(layer,)))
     model = Stub()
     model._run = lambda features: {"sentence_embedding": None, "attention_mask": None}
     with pytest.raises(ValueError, match="must give token_embeddings, got sentence_embedding, attention_mask"):

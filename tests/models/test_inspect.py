@@ -78,7 +78,7 @@ CASES = {
         ("--pooler-config '{\"seq_pooling_type\": \"LAST\"" + NORMALIZED, SAME),
         ("--is-embedding", SAME),
         ("--pooling last-token", "no sentence vectors"),
-        ("--pooling last", "no sentence vectors"),
+        ("--pooling last", SAME),
     ),
     "not normalised": (
         given(flags("mean_tokens")),
@@ -149,7 +149,7 @@ CASES = {
         ("--pooler-config '{\"seq_pooling_type\": \"MEAN\"" + NORMALIZED, "cls, normalised"),
         (None, "cls, normalised"),
         ("--pooling mean", "no sentence vectors"),
-        ("--pooling mean", "no sentence vectors"),
+        (None, "no sentence vectors"),
     ),
     "llama.cpp writes no pooling for a Llama": (
         given(flags("lasttoken"), after=("Normalize",), config={"architectures": ["MistralForCausalLM"], "model_type":
@@ -219,7 +219,7 @@ def test_who_applies_dense_layers(tmp_path, new, config, residual, applied):
     ("changed", "possible"),
     [
         ({}, True),
-        ({"new": True}, False),
+        ({"new": True}, True),
         ({"config": BERT}, False),
         ({"3_Dense__config": {**DENSE, "in_features": 4, "out_features": 8}}, False),  # with a bias
         ({"3_Dense__config": {**DENSE, "in_features": 4, "out_features": 6, "bias": False}}, False),
@@ -267,8 +267,8 @@ def test_no_mode_is_not_an_unknown_mode(tmp_path):
         (BERT, "cls", "cls"),
         ({**BERT, "architectures": ["MPNetModel"], "model_type": "mpnet"}, "cls", "last"),
         ({**BERT, "architectures": ["MPNetModel"], "pooling_type": "CLS"}, "cls", "cls"),
-        (QWEN, "last", "last"),
-        ({**QWEN, "is_causal": False}, "last", "last"),  # they go by the class, whatever the model says
+        ({**QWEN, "architectures": ["Qwen2Model"]}, "last", "last"),
+        ({**QWEN, "architectures": ["Qwen2Model"], "is_causal": False}, "last", "last"),  # they go by the class
         ({**BERT, "architectures": ["EmbeddingGemma2Model"]}, "mean", "mean"),
     ],
 )

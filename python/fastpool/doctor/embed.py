@@ -30,9 +30,9 @@ def candidates(config: PoolingConfig) -> list[Modes]:
     """
     if len(config.modes) == 1:
         return [(mode,) for mode in MODES]
-    if config.dense:
+    if config.layers:
         raise ValueError(
-            f"{config.dense[0].name}: takes the columns of {', '.join(config.modes)} together; expected one mode "
+            f"{config.layers[0].name}: takes the columns of {', '.join(config.modes)} together; expected one mode "
             "before a Dense layer, since no other one can be compared"
         )
     return [config.modes, *((mode,) for mode in MODES)]
@@ -109,7 +109,7 @@ def _pool(config: PoolingConfig, features: Mapping[str, Any]) -> Tensor:
             raise ValueError(f"the model's first module must give {name}, got {', '.join(features)}")
     # Wide, so that a 16-bit model's modes are compared and not what rounding leaves of them.
     hidden, mask = features["token_embeddings"].float(), features["attention_mask"]
-    if config.truncate_dim is not None and not config.dense:
+    if config.truncate_dim is not None and not config.layers:
         config = replace(config, truncate_dim=min(config.truncate_dim, hidden.shape[-1] * len(config.modes)))
     starts = None
     if not config.include_prompt and "prompt_length" in features:

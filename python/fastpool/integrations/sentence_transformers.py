@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..calls import accumulator
-from ..models.read import POOLING_FLAGS, POOLING_MODES
+from ..models.pooling import POOLING_FLAGS, POOLING_MODES
 
 Features = dict[str, Any]
 Forward = Callable[[nn.Module, Features], Features]

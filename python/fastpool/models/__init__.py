@@ -1,7 +1,7 @@
 """What a model's folder says about its pooling, and what engines make of it."""
 
 from .config import PoolingConfig
-from .dense import Dense
-from .read import Decision
+from .decisions import Decision
+from .layers import Dense, LayerNorm, Normalize
 
-__all__ = ["Decision", "Dense", "PoolingConfig"]
+__all__ = ["Decision", "Dense", "LayerNorm", "Normalize", "PoolingConfig"]

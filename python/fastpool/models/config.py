@@ -5,24 +5,29 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import functional
 from ..calls import accumulator
+from ..checks import FLOATS
 from ..nn import Pooling
-from .dense import Dense
+from .decisions import Decision
 from .files import Folder
-from .read import Decision, Reader
+from .layers import Dense, Layer
+from .read import Reader
 
 
 @dataclass(frozen=True)
 class PoolingConfig:
-    """The pooling that a model wants: modes side by side, Dense layers, truncation, L2 normalisation, in this order.
+    """The pooling that a model wants: layers on each token's state (few models have any), modes side by side, layers on
+    the vector, truncation, L2 normalisation, in this order.
 
     `decisions` says where each answer comes from and how sure it is: "stated" by the folder, "implied" by something
-    else in it, or "guessed". `warnings` says what contradicts what, and what a guess puts at risk.
+    else in it, or "guessed". `warnings` says what contradicts what (`contradictions` are those alone), what a guess
+    puts at risk, and what else there is to know.
 
     >>> config = fastpool.PoolingConfig.from_pretrained("path/of/model")
     >>> config.modes, config.normalize
@@ -40,27 +45,38 @@ class PoolingConfig:
     prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
     default_prompt_name: str | None = None
     similarity: str | None = None  # "cosine", "dot", ...
-    dense: tuple[Dense, ...] = ()
+    layers: tuple[Layer, ...] = ()  # Dense, LayerNorm and Normalize on the vector, but for a Normalize at the end
+    token_layers: tuple[Layer, ...] = ()  # the same on token states, before they are pooled
     architecture: str | None = None
     decisions: tuple[Decision, ...] = field(default=(), hash=False)
     warnings: tuple[str, ...] = ()
+    contradictions: tuple[str, ...] = ()
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> "PoolingConfig":
         """Reads a model's folder: modules.json and what it names, config_sentence_transformers.json, config.json,
-        tokenizer_config.json. Asks no network, executes nothing, reads no weights.
+        tokenizer_config.json, adapter_config.json, llm2vec_config.json. Asks no network, executes nothing, reads no
+        weights, opens nothing outside of the folder (but for a Hugging Face cache's own blobs).
 
-        Without modules.json the architecture decides: the last token of a causal model, and for an encoder, whose
-        architecture does not tell, the mean, as for an architecture that is not known. A guess is a UserWarning.
+        Without modules.json, llm2vec_config.json or a key of config.json states the pooling ("pooling", "pooling_type",
+        "emb_pooler", ...); without those, the architecture decides: the last token of a causal model, and for an
+        encoder, whose architecture does not tell, the mean, as for an architecture that is not known. That is a guess,
+        as it is for an adapter and for a model with code of its own. A guess is a UserWarning.
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing that has to be there.
-            ValueError: a file is malformed, or asks for what is not supported; names the file and the key.
+            ValueError: a file is malformed, or asks for what is not supported (a cross-encoder, sparse vectors, one
+                vector a token, ...), and then what to do; names the file and the key.
         """
         reader = Reader(Folder(Path(folder)))
         for guess in reader.guesses:
             warnings.warn(f"{folder}: {guess}", UserWarning, stacklevel=2)
         return cls(**reader.answers)
+
+    @property
+    def dense(self) -> tuple[Dense, ...]:
+        """The Dense layers on the vector."""
+        return tuple(layer for layer in self.layers if isinstance(layer, Dense))
 
     def decision(self, what: str) -> Decision:
         """The decision about "modes", "normalize", ..."""
@@ -86,10 +102,11 @@ class PoolingConfig:
         Returns:
             [B, D] in hidden's dtype; D is truncate_dim, the last Dense layer's width, or len(modes) * H. All before
             stays in the accumulator's precision (float32; float64 for float64), so it is rounded once. Gradients flow
-            to hidden; Dense layers are constants.
+            to hidden; layers are constants.
 
         Raises:
             TypeError, ValueError: what the functions raise; ValueError for hidden of another width than `width`.
+            FileNotFoundError, ValueError: a layer's weights are not there, or do not fit.
         """
         if isinstance(hidden, Tensor) and hidden.dim() > 0 and self.width not in (None, hidden.shape[-1]):
             source = next((f" ({d.source})" for d in self.decisions if d.what == "width"), "")
@@ -101,17 +118,30 @@ class PoolingConfig:
         weights = None
         if "weighted_mean" in self.modes and not self.include_prompt and starts is not None:
             weights = _positions(hidden, mask)  # of what is no tensor there are none: the functions refuse it
-        if not self.dense:
+        if not (self.layers or self.token_layers) or not isinstance(hidden, Tensor):  # which the functions refuse
             pooling = Pooling(self.modes, truncate_dim=self.truncate_dim, normalize=self.normalize)
             result: Tensor = pooling(hidden, mask, cu_seqlens, weights, **bounds)
             return result
-        wide = accumulator(hidden.dtype) if isinstance(hidden, Tensor) else None
-        result = Pooling(self.modes, out_dtype=wide)(hidden, mask, cu_seqlens, weights, **bounds)
-        for dense in self.dense:
-            result = dense(result)
+        wide = accumulator(hidden.dtype)
+        states = _each(self.token_layers, hidden.to(wide)) if self.token_layers and hidden.dtype in FLOATS else hidden
+        result = Pooling(self.modes, out_dtype=wide)(states, mask, cu_seqlens, weights, **bounds)
+        for layer in self.layers:
+            result = layer(result)
         if self.normalize:
             return functional.l2_normalize(result, truncate_dim=self.truncate_dim, out_dtype=hidden.dtype)
         return result[..., : self.truncate_dim].to(hidden.dtype)
+
+
+def _each(layers: tuple[Layer, ...], hidden: Tensor) -> Tensor:
+    """Each token's state through the layers."""
+    jagged: Any = hidden  # torch's types do not know its methods
+    rows = jagged.values() if hidden.is_nested else hidden
+    for layer in layers:
+        rows = layer(rows)
+    if not hidden.is_nested:
+        return rows
+    result: Tensor = torch.nested.nested_tensor_from_jagged(rows, jagged.offsets(), jagged.lengths())
+    return result
 
 
 def _positions(hidden: Tensor, mask: Tensor | None) -> Tensor | None:

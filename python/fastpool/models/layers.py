@@ -1,0 +1,167 @@
+"""What stands around Pooling in a model's folder: sentence-transformers' Dense, LayerNorm and Normalize. Each reads its
+configuration at once, and its weights when it is first called."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from .files import Document, Folder, Module, inside
+from .weights import Weights
+
+# Named by their class in torch.nn, with its defaults, as sentence-transformers makes them. The folder's word is
+# looked up here and never imported.
+_ACTIVATIONS = (
+    *(
+        "CELU",
+        "ELU",
+        "GELU",
+        "Hardshrink",
+        "Hardsigmoid",
+        "Hardswish",
+        "Hardtanh",
+        "Identity",
+        "LeakyReLU",
+        "LogSigmoid",
+    ),
+    *("Mish", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink"),
+)
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """x / max(norm(x), 1e-12)."""
+
+    name: str = field(default="", repr=False, compare=False)  # of its entry: "modules.json [2]"
+
+    def __str__(self) -> str:
+        return "normalised"
+
+    def columns(self, given: int | None) -> int | None:
+        return given
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.l2_normalize(x)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """activation(x W^T + b), plus x (x R^T where the widths differ) if residual. [..., inputs] -> [..., outputs]"""
+
+    name: str  # of its folder: "2_Dense"
+    inputs: int
+    outputs: int
+    bias: bool = True
+    activation: str = "Tanh"
+    residual: bool = False
+    folder: Folder | None = field(default=None, repr=False, compare=False)
+
+    @staticmethod
+    def read(folder: Folder, module: Module, document: Document) -> "Dense":
+        """Raises ValueError, naming file and key."""
+        inputs, outputs = document.positive("in_features"), document.positive("out_features")
+        if inputs is None or outputs is None:
+            raise document.error("in_features" if inputs is None else "out_features", "a whole number above 0")
+        bias = document.get("bias", bool)
+        return Dense(
+            name=module.path,
+            inputs=inputs,
+            outputs=outputs,
+            bias=True if bias is None else bias,
+            activation=_activation(document),
+            residual=document.get("use_residual", bool) or False,
+            folder=folder,
+        )
+
+    def __str__(self) -> str:
+        return f"Dense to {self.outputs}"
+
+    def columns(self, given: int | None) -> int:
+        _check(self.name, "in_features", self.inputs, given)
+        return self.outputs
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weights = self._weights.like(x)
+        activation: torch.nn.Module = getattr(torch.nn, self.activation)()
+        result: Tensor = activation(torch.nn.functional.linear(x, weights["linear.weight"], weights.get("linear.bias")))
+        if not self.residual:
+            return result
+        if "residual.weight" in weights:
+            x = torch.nn.functional.linear(x, weights["residual.weight"])
+        return result + x
+
+    @cached_property
+    def _weights(self) -> Weights:
+        shapes: dict[str, tuple[int, ...]] = {"linear.weight": (self.outputs, self.inputs)}
+        if self.bias:
+            shapes["linear.bias"] = (self.outputs,)
+        if self.residual and self.inputs != self.outputs:
+            shapes["residual.weight"] = (self.outputs, self.inputs)
+        return Weights(_held(self.name, self.folder), self.name, shapes, "Dense")
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """(x - mean(x)) / sqrt(var(x) + 1e-5) * weight + bias over the columns. [..., inputs] -> the same"""
+
+    name: str  # of its folder: "2_LayerNorm"
+    inputs: int
+    folder: Folder | None = field(default=None, repr=False, compare=False)
+
+    @staticmethod
+    def read(folder: Folder, module: Module, document: Document) -> "LayerNorm":
+        """Raises ValueError, naming file and key."""
+        inputs = document.positive("dimension")
+        if inputs is None:
+            raise document.error("dimension", "a whole number above 0")
+        return LayerNorm(module.path, inputs, folder)
+
+    def __str__(self) -> str:
+        return "LayerNorm"
+
+    def columns(self, given: int | None) -> int:
+        _check(self.name, "dimension", self.inputs, given)
+        return self.inputs
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weights = self._weights.like(x)
+        return torch.nn.functional.layer_norm(x, (self.inputs,), weights["norm.weight"], weights["norm.bias"])
+
+    @cached_property
+    def _weights(self) -> Weights:
+        shapes = {"norm.weight": (self.inputs,), "norm.bias": (self.inputs,)}
+        return Weights(_held(self.name, self.folder), self.name, shapes, "LayerNorm")
+
+
+Layer = Normalize | Dense | LayerNorm
+
+
+def columns(layers: tuple[Layer, ...], given: int | None) -> int | None:
+    """Those that come out of the layers. Raises ValueError where one does not take what the one before it gives."""
+    for layer in layers:
+        given = layer.columns(given)
+    return given
+
+
+def _check(name: str, key: str, inputs: int, given: int | None) -> None:
+    if given not in (None, inputs):
+        config = inside(name, "config.json")
+        raise ValueError(f"{config}: {key} must be {given}, the columns before it, got {inputs}")
+
+
+def _held(name: str, folder: Folder | None) -> Folder:
+    if folder is None:
+        raise ValueError(f"{name}: no folder to read the weights from; use PoolingConfig.from_pretrained")
+    return folder
+
+
+def _activation(document: Document) -> str:
+    said = document.get("activation_function", str)
+    if said is None:
+        return "Tanh"  # sentence-transformers' default
+    name = said.rpartition(".")[2]
+    if not said.startswith("torch.nn.") or name not in _ACTIVATIONS:
+        raise document.error("activation_function", f"one of torch.nn's {', '.join(_ACTIVATIONS)}")
+    return name

@@ -1,0 +1,67 @@
+"""The files of a model's folder that say something about its pooling, together."""
+
+from dataclasses import dataclass
+
+from .files import Document, Folder, Module, inside
+
+# The names that sentence-transformers gave the Transformer module's own file; it takes the first that says anything.
+_SENTENCE = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Each is empty where it is missing, but for modules.json, which is None then."""
+
+    folder: Folder
+    modules: list[Module] | None
+    home: str  # the folder of what makes the token states, inside the model's
+    transformer: Document  # config.json there; what an adapter says about its base model, where that is elsewhere
+    tokenizer: Document
+    sentence: Document  # sentence-transformers' about its Transformer
+    adapter: Document
+    model: Document  # config_sentence_transformers.json
+
+    @staticmethod
+    def read(folder: Folder) -> "Sources":
+        """
+        Raises:
+            FileNotFoundError: there is no model.
+            ValueError: a file is malformed, and which.
+        """
+        modules = folder.modules()
+        home = modules[0].path if modules else ""
+        here = [folder.optional(inside(home, name)) for name in _SENTENCE]
+        transformer = folder.optional(inside(home, "config.json"))
+        adapter = folder.optional(inside(home, "adapter_config.json"))
+        if modules is None and not (folder.has("config.json") or adapter.values):
+            raise FileNotFoundError(f"{folder.root} is no model's folder: modules.json and config.json are missing")
+        return Sources(
+            folder=folder,
+            modules=modules,
+            home=home,
+            transformer=transformer if transformer.values or not adapter.values else _base(adapter),
+            tokenizer=folder.optional(inside(home, "tokenizer_config.json")),
+            sentence=next((one for one in here if one.values), here[0]),
+            adapter=adapter,
+            model=folder.optional("config_sentence_transformers.json"),
+        )
+
+    @property
+    def base_is_elsewhere(self) -> bool:
+        """It is an adapter of a model whose config.json is not in this folder."""
+        return bool(self.adapter.values) and self.transformer.name.startswith(self.adapter.name)
+
+
+def _base(adapter: Document) -> Document:
+    """A config.json of the base model, of what its adapter says: the class, and transformers' module that holds it."""
+    said = Document(f"{adapter.name}: auto_mapping", adapter.get("auto_mapping", dict) or {})
+    values: dict[str, object] = {}
+    name, library = said.get("base_model_class", str), said.get("parent_library", str)
+    if name is not None:
+        values["architectures"] = [name]
+    if library is not None and library.startswith("transformers.models."):
+        values["model_type"] = library.split(".")[2]
+    return Document(said.name, values)
