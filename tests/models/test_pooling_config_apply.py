@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from helpers.model_folders import BERT, DENSE, MEAN, OLD, STRINGS, dense, model, modules, write
+from helpers.tiny_bert import tiny_bert
 
 import fastpool
 from fastpool import PoolingConfig
@@ -156,23 +157,15 @@ def test_dense_in_the_model_s_own_folder(tmp_path):
     torch.testing.assert_close(config.apply(hidden, mask), fastpool.mean(hidden, mask)[:, :4])
 
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "one", "two", "three", "four", "five", "query"]
 TEXTS = ["one two three", "four", "five four three two one", "two two query"]
 
 
 @pytest.fixture(scope="module")
 def transformer(tmp_path_factory) -> str:
     """A BERT of two layers with random weights, and its tokenizer, in a folder."""
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
     pytest.importorskip("sentence_transformers")
-    folder = tmp_path_factory.mktemp("bert")
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    bert = transformers.BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **shape)
-    transformers.BertModel(bert).save_pretrained(folder)
-    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    return str(folder)
+    return str(tiny_bert(tmp_path_factory.mktemp("bert")))
 
 
 MODE_SETS = (*(name for name, _ in STRINGS), ("mean", "max"), ("lasttoken", "cls", "weightedmean"))
