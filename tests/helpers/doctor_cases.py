@@ -1,9 +1,13 @@
 """What the tests of `fastpool doctor` share."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from fastpool.models import Decision, PoolingConfig
 
@@ -16,6 +20,8 @@ CONFIG = PoolingConfig(
     ),
 )
 
+REAL = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool()  # of Model's batch
+
 # The extra is not installed wherever the tests run: vLLM's environment has none of it.
 needs_packages = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("matplotlib", "rich", "sentence_transformers")),
@@ -27,3 +33,44 @@ def write(path: Path, *lines: str) -> Path:
     """A file of these lines."""
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
+
+
+class Model:
+    """The parts of a SentenceTransformer that are used, around a module from embedded tokens to states of two texts."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, inner: nn.Module) -> None:
+        self.first = First(inner)
+
+    def preprocess(self, texts: list[str], prompt: str | None = None) -> dict[str, Tensor]:
+        return {"x": self.first.x[: len(texts)], "attention_mask": REAL[: len(texts)].long()}
+
+    def __getitem__(self, index: int) -> nn.Module:
+        return self.first
+
+
+class First(nn.Module):
+    """As sentence-transformers has it: calls the forward of its model, writes into the dict that it was given."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.auto_model = inner
+        self.x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+        self.x[0, 0, 0] = 2.0
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        out = self.auto_model.forward(batch["x"])
+        batch["token_embeddings"] = out if isinstance(out, Tensor) else out[0]
+        return batch
+
+
+class Step(nn.Module):
+    """Any function as a module."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Any) -> Any:
+        return self.function(x)

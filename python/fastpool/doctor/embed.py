@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..models import PoolingConfig
 from ..modes import MODES
+from .finite import not_finite
 
 Modes = tuple[str, ...]  # one, or several whose vectors stand side by side
 
@@ -73,7 +74,7 @@ def vectors(
 
     Raises:
         ValueError: what `candidates` raises; the model does not run on the texts; its first module gives no token
-            states.
+            states, or such that are not finite at a real token.
     """
     found: dict[Modes, Tensor] = {}
     modes = candidates(config)
@@ -82,7 +83,10 @@ def vectors(
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     for at in range(0, len(order), _BATCH):
         indices = order[at : at + _BATCH]
-        features = _run(model, [texts[i] for i in indices], prompt)
+        batch = [texts[i] for i in indices]
+        features = _run(model, batch, prompt)
+        if complaint := not_finite(model, batch, features):
+            raise ValueError(complaint)
         for one in modes:
             pooled = _pool(replace(config, modes=one, normalize=False), features)
             if one not in found:
@@ -100,13 +104,13 @@ def _run(model: Any, texts: list[str], prompt: str | None) -> Mapping[str, Any]:
     except Exception as error:  # positions that it does not have, memory, a tokenizer's own
         longest = max(map(len, texts))
         raise ValueError(f"the model does not run on texts of up to {longest} characters: {_told(error)}") from error
+    for name in ("token_embeddings", "attention_mask"):
+        if name not in features:
+            raise ValueError(f"the model's first module must give {name}, got {', '.join(features)}")
     return features
 
 
 def _pool(config: PoolingConfig, features: Mapping[str, Any]) -> Tensor:
-    for name in ("token_embeddings", "attention_mask"):
-        if name not in features:
-            raise ValueError(f"the model's first module must give {name}, got {', '.join(features)}")
     # Wide, so that a 16-bit model's modes are compared and not what rounding leaves of them.
     hidden, mask = features["token_embeddings"].float(), features["attention_mask"]
     if config.truncate_dim is not None and not config.layers:

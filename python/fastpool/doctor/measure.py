@@ -156,7 +156,10 @@ def measure(pairs: Pairs, vectors: Mapping[Modes, Tensor], at: Mapping[str, int]
             compared = functional.l2_normalize(vector) if normalize else vector
             similarity = torch.linalg.vecdot(compared[a], compared[b]).double()
             if not similarity.isfinite().all():
-                raise ValueError(f"{' + '.join(modes)}: similarities must be finite, got inf or NaN from the model")
+                raise ValueError(
+                    f"{' + '.join(modes)}: similarities must be finite, got inf or NaN from finite token states: by a "
+                    "Dense layer, or beyond float32"
+                )
 
             def figure(drawn: Tensor, similarity: Tensor = similarity) -> Tensor:
                 if pairs.kind == "scores":
