@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="as JSON")
     doctor.add_argument("--plot", metavar="FILE", type=Path, help="draw the distributions: .png, .pdf or .svg")
+    doctor.add_argument(
+        "--trace",
+        action="store_true",
+        help="watch every module: which one first gave inf or NaN, or how near float16's maximum each layer comes",
+    )
     doctor.set_defaults(run=_doctor)
 
     aot = commands.add_parser(
@@ -128,7 +133,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from .doctor.run import run
 
     try:
-        return run(arguments.model, arguments.pairs, arguments.json, arguments.plot)
+        return run(arguments.model, arguments.pairs, arguments.json, arguments.plot, arguments.trace)
     except (ImportError, OSError, ValueError) as error:
         print(f"fastpool doctor: {error}", file=sys.stderr)
         return 2

@@ -2,5 +2,5 @@
 
 pairs finds related and unrelated texts, embed runs the model over them once and pools with every mode, measure tells
 how well each one separates the two, report prints and draws, run holds it all together. Where states are not finite,
-finite says which. Needs the packages of `pip install "fastpool[doctor]"`.
+finite says which, and trace what made them so. Needs the packages of `pip install "fastpool[doctor]"`.
 """

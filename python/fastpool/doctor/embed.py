@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from ..models import PoolingConfig
 from ..modes import MODES
-from .finite import not_finite
+from .finite import HINT, not_finite
+from .trace import Trace
 
 Modes = tuple[str, ...]  # one, or several whose vectors stand side by side
 
@@ -65,16 +67,20 @@ def load(folder: Path) -> Any:
 
 @torch.inference_mode()
 def vectors(
-    model: Any, config: PoolingConfig, texts: Sequence[str], advance: Callable[[int], object]
+    model: Any,
+    config: PoolingConfig,
+    texts: Sequence[str],
+    advance: Callable[[int], object],
+    trace: Trace | None = None,
 ) -> dict[Modes, Tensor]:
     """For each candidate the vectors [N, D] of the texts, float32, before normalisation.
 
     Dense layers, truncation and what is left out of a prompt are the configuration's. Token states of one batch at a
-    time are held. `advance` hears of each batch's texts.
+    time are held. `advance` hears of each batch's texts, `trace` watches the modules.
 
     Raises:
         ValueError: what `candidates` raises; the model does not run on the texts; its first module gives no token
-            states, or such that are not finite at a real token.
+            states, or such that are not finite at a real token, and by the trace why.
     """
     found: dict[Modes, Tensor] = {}
     modes = candidates(config)
@@ -84,9 +90,9 @@ def vectors(
     for at in range(0, len(order), _BATCH):
         indices = order[at : at + _BATCH]
         batch = [texts[i] for i in indices]
-        features = _run(model, batch, prompt)
+        features = _run(model, batch, prompt, trace)
         if complaint := not_finite(model, batch, features):
-            raise ValueError(complaint)
+            raise ValueError(f"{complaint}; {HINT if trace is None else trace.why()}")
         for one in modes:
             pooled = _pool(replace(config, modes=one, normalize=False), features)
             if one not in found:
@@ -96,11 +102,12 @@ def vectors(
     return found
 
 
-def _run(model: Any, texts: list[str], prompt: str | None) -> Mapping[str, Any]:
+def _run(model: Any, texts: list[str], prompt: str | None, trace: Trace | None) -> Mapping[str, Any]:
     try:
         batch = model.preprocess(texts, prompt=prompt)
         batch = {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-        features: Mapping[str, Any] = model[0](batch)
+        with nullcontext() if trace is None else trace.watch(batch):
+            features: Mapping[str, Any] = model[0](batch)
     except Exception as error:  # positions that it does not have, memory, a tokenizer's own
         longest = max(map(len, texts))
         raise ValueError(f"the model does not run on texts of up to {longest} characters: {_told(error)}") from error

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..checks import name_of
 
+HINT = "--trace tells which layer began; an overflow of float16 is the usual cause"
 _SHOWN = 60  # characters of a text
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..models import PoolingConfig
 from .measure import CONFIDENCE, Measured, Row
 from .pairs import Pairs
+from .trace import FLOAT16_MAXIMUM, Peak, Trace, called
 
 _LEVEL = f"{CONFIDENCE:.0%}"
 
@@ -90,7 +91,7 @@ def verdict(measured: Measured, config: PoolingConfig) -> list[str]:
     return lines
 
 
-def document(model: str, measured: Measured, config: PoolingConfig) -> dict[str, Any]:
+def document(model: str, measured: Measured, config: PoolingConfig, trace: Trace | None = None) -> dict[str, Any]:
     """All of it, as JSON can hold it."""
     pairs, related = measured.pairs, sum(measured.pairs.related)
     return {
@@ -108,6 +109,23 @@ def document(model: str, measured: Measured, config: PoolingConfig) -> dict[str,
         "poolings": [_plain(row, row is measured.configured) for row in measured.rows],
         "configured_is_best": not measured.better,
         "verdict": verdict(measured, config),
+        "trace": None if trace is None else _plain_trace(trace),
+    }
+
+
+def _plain_trace(trace: Trace) -> dict[str, Any]:
+    def plain(peak: Peak) -> dict[str, Any]:
+        return {
+            "name": peak.name,
+            "largest": peak.largest,
+            "dtype": peak.dtype,
+            "of_float16_maximum": peak.of_float16,
+        }
+
+    return {
+        "largest": plain(trace.largest),
+        "not_finite_within": None if trace.within is None else trace.within.name,
+        "blocks": [plain(peak) for peak in trace.blocks()],
     }
 
 
@@ -125,7 +143,7 @@ def _plain(row: Row, configured: bool) -> dict[str, Any]:
     }
 
 
-def render(model: str, measured: Measured, config: PoolingConfig) -> None:
+def render(model: str, measured: Measured, config: PoolingConfig, trace: Trace | None = None) -> None:
     """Prints it for people."""
     from rich.console import Console
     from rich.markup import escape
@@ -163,6 +181,29 @@ def render(model: str, measured: Measured, config: PoolingConfig) -> None:
         console.print(f"\nThe model does not normalise, but {cosine}, which does: the normalised row is its own.")
     for warning in config.warnings:
         console.print(f"\n[yellow]Its folder:[/yellow] {escape(warning)}")
+    if trace is not None:
+        console.print(f"\n{escape(_about_trace(trace))}\n")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("layer", no_wrap=True)
+        for column in ("largest", "of float16's maximum"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for peak in trace.blocks():
+            table.add_row(escape(peak.name), f"{peak.largest:.5g}", f"{peak.of_float16:.3%}")
+        console.print(table)
+        console.print("\n[dim]What modules take and give; what they compute in between may be larger.[/dim]")
+
+
+def _about_trace(trace: Trace) -> str:
+    top = trace.largest
+    told = (
+        f"All final states are finite. The largest that a module took or gave was {top.largest:.5g} in {top.dtype}, in "
+        f"{top.name or 'the model itself'}: {top.of_float16:.3%} of float16's maximum, {FLOAT16_MAXIMUM:g}."
+    )
+    if top.of_float16 > 1:
+        told += " In float16 it would overflow."
+    if trace.within is not None:
+        told += f" Within, {called(trace.within)} gave what is not finite, which later ones made finite again."
+    return told
 
 
 def _about_pairs(pairs: Pairs) -> str:
