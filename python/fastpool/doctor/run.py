@@ -4,7 +4,8 @@ import json
 import warnings
 from pathlib import Path
 
-from ..models import PoolingConfig
+from ..models import PoolingConfig, tokens
+from ..models.files import Folder
 from ..models.inspect import folder_of
 from . import embed, pairs, report
 from .measure import measure
@@ -34,7 +35,7 @@ def run(
     folder = folder_of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the report prints them
-        config = PoolingConfig.from_pretrained(folder)
+        config = tokens.checked(Folder(folder), PoolingConfig.from_pretrained(folder))
     found = pairs.read(file)
     texts = list(dict.fromkeys([*found.a, *found.b]))
     transformer = embed.load(folder)

@@ -42,6 +42,7 @@ class PoolingConfig:
     padding_side: str | None = None  # "left", "right"; None where the folder does not say
     max_length: int | None = None  # tokens of a text
     include_prompt: bool = True
+    prompt_counts: bool = True  # weights of weighted_mean count from the prompt's start, though it is left out
     prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
     default_prompt_name: str | None = None
     similarity: str | None = None  # "cosine", "dot", ...
@@ -97,7 +98,8 @@ class PoolingConfig:
         Takes the input layouts of fastpool.mean and the like. Where `include_prompt` is False, the prompt is no part of
         the vector: hand over `starts`, for each row the position of the first token behind the prompt (in packed
         input its row number, with `ends`); without it, nothing is left out, which is right for texts without prompt.
-        Weights of weighted_mean then keep counting from the prompt, as in sentence-transformers.
+        Weights of weighted_mean then keep counting from the prompt, as in sentence-transformers, unless `prompt_counts`
+        is False, as of LLM2Vec.
 
         Returns:
             [B, D] in hidden's dtype; D is truncate_dim, the last Dense layer's width, or len(modes) * H. All before
@@ -116,7 +118,7 @@ class PoolingConfig:
             )
         bounds = {"lengths": lengths, "starts": starts, "ends": ends}
         weights = None
-        if "weighted_mean" in self.modes and not self.include_prompt and starts is not None:
+        if "weighted_mean" in self.modes and not self.include_prompt and self.prompt_counts and starts is not None:
             weights = _positions(hidden, mask)  # of what is no tensor there are none: the functions refuse it
         if not (self.layers or self.token_layers) or not isinstance(hidden, Tensor):  # which the functions refuse
             pooling = Pooling(self.modes, truncate_dim=self.truncate_dim, normalize=self.normalize)
@@ -129,6 +131,11 @@ class PoolingConfig:
             result = layer(result)
         if self.normalize:
             return functional.l2_normalize(result, truncate_dim=self.truncate_dim, out_dtype=hidden.dtype)
+        if self.truncate_dim is not None and self.truncate_dim > result.shape[-1]:
+            raise ValueError(
+                f"fastpool.PoolingConfig.apply: truncate_dim must be at most {result.shape[-1]}, the columns "
+                f"there are, got {self.truncate_dim}"
+            )
         return result[..., : self.truncate_dim].to(hidden.dtype)
 
 

@@ -17,8 +17,8 @@ _LLM2VEC = {
     "bos_token": "cls",
 }
 _KEYS = (
-    *("pooling", "pooling_type", "pooling_mode", "pooling_strategy", "pooling_method", "pooler_type", "emb_pooler"),
-    *("sentence_pooling_method",),
+    *("pooling", "pooling_type", "pooling_mode", "pooling_strategy", "pooling_method", "emb_pooler"),
+    *("sentence_pooling_method", "single_vector_pool_strategy"),
 )
 # What they say in some models -> ours; in capitals or not.
 _WORDS = {
@@ -30,8 +30,8 @@ _WORDS = {
     **dict.fromkeys(("mean_sqrt_len", "mean_sqrt_len_tokens"), "mean_sqrt_len"),
     "sum": "sum",
 }
-# Families in which such a key is about something inside of the model.
-_INSIDE = ("align", "align_vision_model", "efficientnet", "funnel", "patchtsmixer", "patchtst")
+# Families in which such a key is about something inside of the model, or about a classifier's head.
+_INSIDE = ("align", "align_vision_model", "cohere_compass", "cohere_compass_text", "efficientnet", "funnel", "patchtst")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def llm2vec(sources: Sources) -> Statement | None:
     skips = (True if skips is None else skips) and said != "bos_token"
     more: dict[str, tuple[Any, str]] = {
         "include_prompt": (not skips, f"{name}: skip_instruction"),
+        "prompt_counts": (not skips, f"{name}: skip_instruction"),
         "normalize": (False, f"{name}: LLM2Vec does not normalise"),
         "padding_side": ("left", f"{name}: LLM2Vec pads there"),
     }

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import engines
+from . import engines, tokens
 from .config import PoolingConfig
 from .files import Folder
 from .layers import Layer
@@ -38,7 +40,7 @@ def collect(model: str) -> dict[str, Any]:
     folder = Folder(folder_of(model))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # they are in config.warnings
-        config = PoolingConfig.from_pretrained(folder.root)
+        config = tokens.checked(folder, PoolingConfig.from_pretrained(folder.root))
     answers = engines.answers(folder, config)
     return {
         "model": model,
@@ -46,8 +48,25 @@ def collect(model: str) -> dict[str, Any]:
         "architecture": config.architecture,
         "decisions": [_plain(decision) for decision in config.decisions],
         "warnings": list(config.warnings),
+        "contradictions": list(config.contradictions),
         "engines": [_plain(answer) for answer in answers],
     }
+
+
+def problems(found: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """What speaks against relying on the folder: guesses, contradictions, and engines among `names` that by themselves
+    would pool otherwise than it says."""
+    guessed = [one for one in found["decisions"] if one["certainty"] == "guessed"]
+    differ = [one for one in found["engines"] if one["engine"] in names and one["differs"]]
+    return [
+        *(f"a guess: {one['what']} {_words(one['value'])}, as {one['source']}" for one in guessed),
+        *(f"a contradiction: {text}" for text in found["contradictions"]),
+        *(f"{one['engine']} differs: {one['by_itself']}; {_needs(one)}" for one in differ),
+    ]
+
+
+def _needs(engine: dict[str, Any]) -> str:
+    return "no setting gives the folder's pooling" if engine["setting"] is None else f"needs {engine['setting']}"
 
 
 def _plain(value: Any) -> Any:
@@ -108,10 +127,44 @@ def render(found: dict[str, Any]) -> None:
     console.print(table)
 
 
-def run(model: str, as_json: bool) -> None:
-    """Prints it. Raises what `collect` raises."""
-    found = collect(model)
-    if as_json:
-        print(json.dumps(found, indent=2))
-    else:
-        render(found)
+def run(models: Sequence[str], as_json: bool = False, check: bool = False, names: Sequence[str] = ()) -> int:
+    """Prints what each folder says: a table, or with `check` a line and its problems, or JSON; of engines only those of
+    `names`, if there are any.
+
+    Returns:
+        0; with `check`, 1 if a folder has problems; 2 if one of them cannot be read, which stops none of the others.
+
+    Raises:
+        ValueError: a name that is no engine's.
+    """
+    known = {name.lower(): name for name in engines.NAMES}
+    for name in names:
+        if name.lower() not in known:
+            raise ValueError(f"--engine: expected one of {', '.join(engines.NAMES)}, got {name!r}")
+    chosen = [known[name.lower()] for name in names]
+    status, documents = 0, []
+    for model in models:
+        try:
+            found = collect(model)
+        except (ImportError, OSError, ValueError) as error:
+            about = f"{model}: " if len(models) > 1 else ""
+            print(f"fastpool inspect: {_visible(about + str(error))}", file=sys.stderr)
+            documents.append({"model": model, "error": str(error)})
+            status = 2
+            continue
+        if check:
+            found["problems"] = problems(found, chosen)
+            status = max(status, 1 if found["problems"] else 0)
+        found["engines"] = [one for one in found["engines"] if not chosen or one["engine"] in chosen]
+        documents.append(found)
+        if not as_json:
+            (_line if check else render)(found)
+    if as_json and (len(models) > 1 or status < 2):
+        print(json.dumps(documents if len(models) > 1 else documents[0], indent=2))
+    return status
+
+
+def _line(found: dict[str, Any]) -> None:
+    print(_visible(f"{found['model']}: {found['pooling']}{'' if found['problems'] else ': nothing against it'}"))
+    for problem in found["problems"]:
+        print(f"  {_visible(problem)}")

@@ -54,6 +54,7 @@ class Reader:
             "layers": self._layers("layers", layers[:-1] if normalize else layers),
             "token_layers": self._layers("token_layers", token_layers),
             "include_prompt": self._include_prompt(),
+            "prompt_counts": self.said.get("prompt_counts", (True,))[0],
             "prompts": self._prompts(),
             "default_prompt_name": self._default_prompt_name(),
             "similarity": record.stated("similarity", sources.model, "similarity_fn_name", str),
@@ -209,6 +210,11 @@ class Reader:
             )
         early = [mode for mode in modes if mode in _EARLY]
         # LLM2Vec's own code makes decoders bidirectional, whatever config.json says.
+        if not self.answers["include_prompt"] and self.said:
+            record.warn(
+                "LLM2Vec pools a text's own tokens alone (skip_instruction): starts= for apply is the first one behind "
+                "the instruction, or where there is none, behind the first token (BOS)"
+            )
         if is_causal(sources.transformer) and early and not self.said:
             record.contradiction(
                 f"{', '.join(early)} pooling of a causal model ({self.architecture}): its tokens see only what stands "

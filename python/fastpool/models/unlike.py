@@ -18,6 +18,8 @@ MODULES = {
     ' pool with fastpool.PoolingConfig(("mean",)) or what 1_Pooling says, and quantise the result',
     "HierarchicalTokenPooling": "made for several vectors a text (late interaction); use sentence-transformers' "
     "MultiVectorEncoder",
+    "LambdaTokenPooling": "made for several vectors a text (late interaction); use sentence-transformers' "
+    "MultiVectorEncoder",
     "MultiVectorMask": "made for one vector a token (late interaction), which nothing pools; use "
     "sentence-transformers' MultiVectorEncoder",
     "LogitScore": "a cross-encoder's: it scores pairs of texts and gives no vectors; use sentence-transformers' "
