@@ -37,7 +37,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("override_process", &native::override_process);
   m.def("override_thread", &native::override_thread);
   m.def("set_direct", &native::set_direct);
-  m.def("set_validation", &native::set_validation, py::arg("on"));
+  m.def("set_python_first", &native::set_python_first, py::arg("on"));
   m.def("set_python_from", &native::set_python_from, py::arg("device_index"), py::arg("bytes"));
   m.def("set_error", &native::set_error);
 }

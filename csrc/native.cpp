@@ -8,7 +8,7 @@ namespace fastpool::native {
 namespace {
 
 std::atomic<int> process_requested{automatic};
-std::atomic<bool> validate{false};
+std::atomic<bool> python_first{false};
 std::atomic<bool> python{false};
 std::array<std::atomic<int64_t>, kDevices> python_from{};
 thread_local int thread_requested = inherit;
@@ -21,14 +21,14 @@ bool goes_through_python(int device, int64_t hidden_bytes) {
   if (direct) return false;
   const int requested =
       thread_requested == inherit ? process_requested.load(std::memory_order_relaxed) : thread_requested;
-  if (requested == other || validate.load(std::memory_order_relaxed)) return true;
+  if (requested == other || python_first.load(std::memory_order_relaxed)) return true;
   return device != kCpu && requested == automatic && python.load(std::memory_order_relaxed) &&
          hidden_bytes >= python_from.at(device).load(std::memory_order_relaxed);
 }
 void override_process(int requested) { process_requested.store(requested, std::memory_order_relaxed); }
 void override_thread(int requested) { thread_requested = requested; }
 void set_direct(bool on) { direct = on; }
-void set_validation(bool on) { validate.store(on, std::memory_order_relaxed); }
+void set_python_first(bool on) { python_first.store(on, std::memory_order_relaxed); }
 void set_python(bool there) { python.store(there, std::memory_order_relaxed); }
 bool python_may_explain() { return python.load(std::memory_order_relaxed) && !direct; }
 void set_python_from(int device, int64_t bytes) { python_from.at(device).store(bytes, std::memory_order_relaxed); }

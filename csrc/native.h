@@ -12,14 +12,14 @@ enum Requested : int { inherit = -1, native = 0, other = 1, automatic = 2 };
 constexpr int kCpu = -1;       // in place of a CUDA device's index
 constexpr int kDevices = 128;  // torch keeps an index in a byte with a sign
 
-// Whether a call in this thread goes through Python's dispatch: where another backend was asked for, to be validated,
-// and on a GPU where another backend is the faster one for hidden of this size. Never while Python runs a call that it
-// has already dispatched to this library.
+// Whether a call in this thread goes through Python's dispatch: where another backend was asked for, where Python wants
+// to see every call, and on a GPU where another backend is the faster one for hidden of this size. Never while Python
+// runs a call that it has already dispatched to this library.
 FASTPOOL_API bool goes_through_python(int device, int64_t hidden_bytes);
 FASTPOOL_API void override_process(int requested);
 FASTPOOL_API void override_thread(int requested);
-FASTPOOL_API void set_direct(bool on);  // this thread's calls come from Python's dispatch
-FASTPOOL_API void set_validation(bool on);
+FASTPOOL_API void set_direct(bool on);        // this thread's calls come from Python's dispatch
+FASTPOOL_API void set_python_first(bool on);  // all calls, to be validated or because there is something to say
 // From which size on another backend is the faster one on a CUDA device. Until that is known, every call asks Python,
 // if it is there: programs without it have no other backend.
 FASTPOOL_API void set_python_from(int device, int64_t bytes);

@@ -45,7 +45,7 @@ def start() -> None:
     """Loads what has to be loaded, once the ops are defined."""
     native.load()
     native.override_process(_NATIVE_CODES.get(_process_requested, native.OTHER))
-    native.set_validation(_validate)
+    native.set_python_first("validation", _validate)
 
 
 def thread_requested() -> str | None:
@@ -110,7 +110,7 @@ def validate(on: bool = True) -> None:
     """
     global _validate
     _validate = bool(on)
-    native.set_validation(_validate)
+    native.set_python_first("validation", _validate)
 
 
 def validates() -> bool:

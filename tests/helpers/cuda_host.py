@@ -60,7 +60,7 @@ class Host:
         self.override_process = self.c._ZN8fastpool6native16override_processEi
         self.override_thread = self.c._ZN8fastpool6native15override_threadEi
         self.set_direct = self.c._ZN8fastpool6native10set_directEb
-        self.set_validation = self.c._ZN8fastpool6native14set_validationEb
+        self.set_python_first = self.c._ZN8fastpool6native16set_python_firstEb
         self.set_python = self.c._ZN8fastpool6native10set_pythonEb
         self.set_python(True)
         set_error, tell = self.c._ZN8fastpool6native9set_errorEPKc, backends.native.set_error

@@ -267,7 +267,7 @@ def test_who_turns_to_python(host: Host, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(dispatch, "run", run)
     device = host.control.device = 7
-    for of_process, of_thread, validate, python_from, turns in (
+    for of_process, of_thread, python_first, python_from, turns in (
         (automatic, inherit, False, NEVER, False),
         (automatic, inherit, False, 128, True),
         (automatic, inherit, False, 129, False),
@@ -280,7 +280,7 @@ def test_who_turns_to_python(host: Host, monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         host.override_process(of_process)
         host.override_thread(of_thread)
-        host.set_validation(validate)
+        host.set_python_first(python_first)
         host.set_python_from(device, python_from)
         for is_direct in (False, True):
             host.set_direct(is_direct)
@@ -290,11 +290,11 @@ def test_who_turns_to_python(host: Host, monkeypatch: pytest.MonkeyPatch) -> Non
             host.backward("mean", {"hidden": hidden}, small)
             host.ops._l2_normalize_backward(torch.ones(1, 4, 8), hidden, 1e-12)
             expected = ["fastpool.mean", "fastpool.l2_normalize"] * 2 if turns and not is_direct else []
-            assert asked == expected, (of_process, of_thread, validate, python_from, is_direct)
+            assert asked == expected, (of_process, of_thread, python_first, python_from, is_direct)
             asked.clear()
     host.override_process(automatic)
     host.override_thread(inherit)
-    host.set_validation(False)
+    host.set_python_first(False)
     host.set_direct(False)
     host.set_python_from(device, NEVER)
 

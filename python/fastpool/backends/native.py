@@ -126,10 +126,14 @@ def override_thread(requested: int) -> None:
         info.override_thread(requested)
 
 
-def set_validation(on: bool) -> None:
-    """Whether all calls go through Python's dispatch, to be validated."""
+_python_first: set[str] = set()
+
+
+def set_python_first(why: str, on: bool) -> None:
+    """Whether all calls go through Python's dispatch, for this reason. They do as long as there is any."""
+    (_python_first.add if on else _python_first.discard)(why)
     if info is not None:
-        info.set_validation(on)
+        info.set_python_first(bool(_python_first))
 
 
 def set_python_from(device_index: int, bytes: int) -> None:
