@@ -1,42 +1,11 @@
 // Fills the CPU key of the ops that python/fastpool/ops.py defines. A call comes straight from torch's dispatcher:
 // check, allocate, run. Only when this thread has asked for another backend does it turn to Python.
-#include <exception>
-#include <mutex>
-
 #include "cpu/pool_cpu.h"
 #include "ops.h"
+#include "threads.h"
 
 namespace fastpool {
 namespace {
-
-// at::parallel_for through the C shim, one index at a time; an exception travels to the caller.
-void torch_parallel(int64_t n, const std::function<void(int64_t)>& body) {
-  struct Context {
-    const std::function<void(int64_t)>& body;
-    std::exception_ptr error;
-    std::mutex lock;
-  } context{body, nullptr, {}};
-  check_api(torch_parallel_for(
-                0, n, 1,
-                [](int64_t begin, int64_t end, void* raw) {
-                  Context& context = *static_cast<Context*>(raw);
-                  try {
-                    for (int64_t i = begin; i < end; ++i) context.body(i);
-                  } catch (...) {
-                    const std::lock_guard<std::mutex> guard(context.lock);
-                    context.error = std::current_exception();
-                  }
-                },
-                &context),
-            "a parallel loop");
-  if (context.error) std::rethrow_exception(context.error);
-}
-
-cpu::Parallel parallel() {
-  uint32_t threads = 1;
-  check_api(torch_get_num_threads(&threads), "its number of threads");
-  return {static_cast<int>(threads), torch_parallel};
-}
 
 template <int code>
 void pool(StableIValue* stack, uint64_t, uint64_t) {

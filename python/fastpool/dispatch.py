@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import fork
 from .backends import native, reference, triton
 from .calls import Call
 from .finite import check_finite
@@ -46,6 +47,7 @@ def start() -> None:
     native.load()
     native.override_process(_NATIVE_CODES.get(_process_requested, native.OTHER))
     native.set_python_first("validation", _validate)
+    fork.start()
 
 
 def thread_requested() -> str | None:
@@ -121,6 +123,7 @@ def validates() -> bool:
 def check(call: Call) -> None:
     """All that is wrong with a call's arguments, as TypeError or ValueError."""
     if "checked" not in call.known:
+        fork.warn()  # before anything uses torch, and here, so that calls of a known kind need not ask
         call.check()
         call.known["checked"] = True
     _check_values(call)

@@ -143,6 +143,11 @@ def set_python_from(device_index: int, bytes: int) -> None:
         info.set_python_from(device_index, bytes)
 
 
+def threads_before_fork() -> int:
+    """With how many threads this library had pooled in the thread that forked this process; 0 if not with several."""
+    return 0 if info is None else int(info.threads_before_fork())
+
+
 def set_error(message: str) -> None:
     """Hands the message of a Python error to the C++ op that called."""
     if info is not None:

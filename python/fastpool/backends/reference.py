@@ -1,7 +1,9 @@
 """Plain PyTorch on any device: see fastpool.reference."""
 
+from torch import Tensor
+
+from .. import fork, reference
 from ..calls import Call
-from ..reference import l2_normalize, l2_normalize_backward, pool, pool_backward
 
 __all__ = ["l2_normalize", "l2_normalize_backward", "pool", "pool_backward", "supports", "unavailable"]
 
@@ -14,3 +16,14 @@ def unavailable() -> str | None:
 def supports(call: Call) -> str | None:
     """None: it serves every call."""
     return unavailable()
+
+
+def _run(call: Call) -> Tensor:
+    """Runs a checked call."""
+    if call.tensor.device.type == "cpu":
+        fork.used_threads()
+    result: Tensor = getattr(reference, call.kernel)(call)
+    return result
+
+
+pool = pool_backward = l2_normalize = l2_normalize_backward = _run
