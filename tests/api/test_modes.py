@@ -232,6 +232,7 @@ def test_nobody_asks_which_mode() -> None:
     sources += [
         *(ROOT / "python" / "fastpool").glob("*.py"),
         *(ROOT / "python" / "fastpool" / "reference").glob("*.py"),
+        *(ROOT / "python" / "fastpool" / "onnx").glob("*.py"),
     ]
     names = "|".join(MODES)
     asks = re.compile(

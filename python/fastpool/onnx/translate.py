@@ -1,0 +1,55 @@
+"""The ops themselves, with the arguments of arguments.py."""
+
+from ..constants import NORM_EPS
+from ..modes import Mode
+from . import finish
+from .graph import INT64, Dtype, Value, accumulator, constant, counted, first_columns, op
+from .segment import TokenIndex
+from .state import reduce
+from .weight import weights_of
+
+
+def pool(
+    mode: Mode,
+    hidden: Value,
+    mask: Value | None = None,
+    cu_seqlens: Value | None = None,
+    weights: Value | None = None,
+    *,
+    starts: Value | None = None,
+    ends: Value | None = None,
+    truncate_dim: int | None = None,
+    normalize: bool = False,
+    out_dtype: Dtype | None = None,
+) -> Value:
+    """One vector per segment, [B, truncate_dim or H]."""
+    dtype = accumulator(hidden)
+    tokens = TokenIndex(mode.select, hidden, mask, cu_seqlens, starts, ends)
+    by_token = weights_of(mode, tokens, weights, dtype)
+    states = tokens.at(first_columns(hidden, truncate_dim))
+    x = reduce(mode.reduce, tokens, states, by_token, dtype)
+    x = finish.divide(mode.divisor, tokens, by_token, x, dtype)
+    if normalize:
+        x = finish.normalize(x, NORM_EPS, dtype)
+    return op.Cast(x, to=out_dtype or hidden.dtype)
+
+
+def l2_normalize(
+    x: Value,
+    *,
+    truncate_dim: int | None = None,
+    truncate_dims: Value | None = None,
+    eps: float = NORM_EPS,
+    out_dtype: Dtype | None = None,
+) -> Value:
+    """x / max(norm(x), eps) over the last dimension; 0 in the columns that truncate_dims leave out."""
+    dtype = accumulator(x)
+    columns = op.Cast(first_columns(x, truncate_dim), to=dtype)
+
+    def used(values: Value) -> Value:
+        if truncate_dims is None:
+            return values
+        sizes = op.Unsqueeze(op.Cast(truncate_dims, to=INT64), [-1])
+        return op.Where(op.Less(counted(op.Shape(columns, start=-1)), sizes), values, constant(0.0, dtype))
+
+    return op.Cast(used(finish.normalize(used(columns), eps, dtype)), to=out_dtype or x.dtype)
