@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import dispatch, torchscript_onnx
 from .arguments import OPS, named, schema
 from .backends import native
 from .calls import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
@@ -60,3 +60,4 @@ for _op in OPS:
     _define(_op)
 
 dispatch.start()
+torchscript_onnx.refuse()

@@ -3,7 +3,9 @@
 import doctest
 import importlib
 import itertools
+import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -247,6 +249,37 @@ def test_the_page(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with torch.inference_mode():
         expected = names["model"](**tokens)
     torch.testing.assert_close(torch.from_numpy(names["embeddings"]), expected, rtol=1e-5, atol=1e-6)
+
+
+def run_python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.mark.parametrize("imported", ["before", "after"])
+def test_the_torchscript_exporter_says_where_to_turn(imported: str) -> None:
+    """Whether torch.onnx was imported before fastpool or after, which does not import it."""
+    said = run_python(
+        f"""
+        import sys, torch
+        if {imported == "before"}:
+            import torch.onnx
+        import fastpool
+        assert ("torch.onnx" in sys.modules) == {imported == "before"}
+        last = torch.nn.Module()
+        last.forward = lambda hidden, mask: fastpool.last(hidden, mask)
+        for module, *given in ((last, torch.ones(2, 3, 4), torch.ones(2, 3).bool()),
+                               (fastpool.nn.Normalize(), torch.ones(3, 4))):
+            try:
+                torch.onnx.export(module, tuple(given), "unused.onnx", dynamo=False)
+            except torch.onnx.OnnxExporterError as error:
+                print("said:", error)
+        """
+    )
+    for op in ("last", "l2_normalize"):
+        assert f"said: fastpool.{op}: the TorchScript exporter, torch.onnx.export(dynamo=False)" in said
+    assert "dynamo=True, custom_translation_table=fastpool.onnx.translation_table())" in said
 
 
 def test_without_the_table() -> None:
