@@ -35,7 +35,8 @@ PYBIND11_MODULE(_native, m) {
       py::arg("name") = "", "Use this instruction set; the best one without a name. The bits stay the same.");
 
   m.def("threads_before_fork", &threads_before_fork,
-        "With how many threads the thread had pooled that forked this process; 0 if not with several.");
+        "How many threads the thread had at hand that forked this process, if it had pooled; 0 if not several.");
+  m.def("set_threads_before_fork", &set_threads_before_fork, py::arg("threads"));
   native::set_python(true);  // whose dispatch defines the ops that calls may turn to
   m.def("override_process", &native::override_process);
   m.def("override_thread", &native::override_thread);

@@ -13,6 +13,8 @@ namespace {
 
 // A fork copies the pool and none of its threads: the child's next loop over it would wait for them for ever. OpenMP
 // keeps a pool with the thread that began it, and a fork copies one thread, so what that one has done is what counts.
+// It counts from its first call here on, however small: what it pools comes from a model, whose loops nobody can ask
+// for.
 thread_local int used = 0;
 std::atomic<int> before_fork{0};
 
@@ -28,7 +30,6 @@ void torch_parallel(int64_t n, const std::function<void(int64_t)>& body) {
     std::exception_ptr error;
     std::mutex lock;
   } context{body, nullptr, {}};
-  used = static_cast<int>(n);
   check_api(torch_parallel_for(
                 0, n, 1,
                 [](int64_t begin, int64_t end, void* raw) {
@@ -48,10 +49,14 @@ void torch_parallel(int64_t n, const std::function<void(int64_t)>& body) {
 }  // namespace
 
 int threads_before_fork() { return before_fork.load(std::memory_order_relaxed); }
+void set_threads_before_fork(int threads) { before_fork.store(threads, std::memory_order_relaxed); }
 
 cpu::Parallel parallel() {
   uint32_t threads = 1;
-  if (threads_before_fork() == 0) check_api(torch_get_num_threads(&threads), "its number of threads");
+  if (threads_before_fork() == 0) {
+    check_api(torch_get_num_threads(&threads), "its number of threads");
+    if (threads > 1) used = static_cast<int>(threads);
+  }
   return {static_cast<int>(threads), torch_parallel};
 }
 

@@ -6,7 +6,9 @@ namespace fastpool {
 
 cpu::Parallel parallel();
 
-// With how many threads the thread had pooled that forked this process, or one before it; 0 if not with several.
+// How many threads the thread had at hand that forked this process, or one before it, if it had pooled; 0 if not
+// several.
 FASTPOOL_API int threads_before_fork();
+FASTPOOL_API void set_threads_before_fork(int threads);  // what Python's backends had
 
 }  // namespace fastpool

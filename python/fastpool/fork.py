@@ -1,12 +1,13 @@
-"""Children of a process that has pooled with several threads.
+"""Children of a process that has pooled, with several threads at hand.
 
 A fork copies torch's pool of threads and none of the threads: the child's next parallel loop, one of torch's own too,
 waits for them for ever. So such a child has one thread. The native library sees to itself, even where torch is asked
 for more later (csrc/threads.cpp); torch is told here, as the child begins, since a model may run before anything is
 pooled. The child's first call says so.
 
-The pool belongs to the thread that began it, so what counts is what the thread that forks has done before. What it has
-done by torch alone nobody can ask for; where that was all, the child is left as torch leaves it.
+The pool belongs to the thread that began it, so what counts is what the thread that forks has done before. Any call
+counts, however small, since what it pooled came from a model, which had threads. What was done by torch alone nobody
+can ask for; where that was all, the child is left as torch leaves it.
 """
 
 import os
@@ -40,6 +41,7 @@ def _in_child() -> None:
     global _before_fork
     _before_fork = native.threads_before_fork() or getattr(_thread, "threads", 0) or _before_fork
     if _before_fork:
+        native.set_threads_before_fork(_before_fork)
         torch.set_num_threads(1)
         _unsaid["threads"] = _before_fork
         known.forget()  # so that the next call is one that `dispatch` has to look at
@@ -55,9 +57,10 @@ def warn() -> None:
     torch.set_num_threads(1)  # the way a worker begins may have been to ask for more
     warnings.warn(
         f"fastpool and torch run with one thread in process {os.getpid()}: before it was forked, fastpool had pooled "
-        f"with {threads} threads, which a fork leaves behind, and torch's own operations would wait for them for ever. "
-        "To have threads, fork before the first call, or start processes by spawn or forkserver. If one thread is what "
-        "each process should have, call torch.set_num_threads(1) in the parent before it pools, and nothing is said",
+        f"with {threads} threads at hand, which a fork leaves behind, and torch's own operations would wait for them "
+        "for ever. To have threads, fork before the first call, or start processes by spawn or forkserver. If one "
+        "thread is what each process should have, call torch.set_num_threads(1) in the parent before it pools, and "
+        "nothing is said",
         RuntimeWarning,
         stacklevel=_callers_level(),
     )

@@ -233,7 +233,6 @@ def test_a_child_from_before_threads_keeps_them() -> None:
             results, said = heard(pooled)
             return results, said, torch.get_num_threads(), len(os.listdir("/proc/self/task"))
 
-        fastpool.mean(hidden[:1, :8])  # too small for threads
         results, said, threads, tasks = child(free)
         assert said == [] and threads == 4 and tasks >= 4
         torch.set_num_threads(1)
@@ -299,6 +298,18 @@ def test_a_warning_that_is_an_error_hangs_nothing_and_validation_stays_as_it_was
     )
 
 
+def test_a_model_counts_whose_states_were_pooled() -> None:
+    """Whatever is pooled comes from a model, and torch has run that with threads, however little there was to pool."""
+    run(
+        """
+        hidden @ hidden.mT
+        fastpool.mean(hidden[:1, :8])
+        result, said = child(lambda: heard(lambda: fastpool.mean(hidden)))
+        assert torch.equal(result, fastpool.mean(hidden)) and len(said) == 1
+        """
+    )
+
+
 def test_the_reference_too() -> None:
     run(
         """
@@ -306,6 +317,14 @@ def test_the_reference_too() -> None:
         expected = fastpool.mean(hidden)
         result, said = child(lambda: heard(lambda: fastpool.mean(hidden)))
         assert torch.equal(result, expected) and len(said) == 1 and "4 threads" in said[0]
+
+        def by_native():
+            fastpool.mean(hidden)
+            torch.set_num_threads(4)  # which torch itself would hang with
+            with fastpool.backend("native"):
+                return fastpool.mean(hidden)
+
+        assert torch.equal(child(by_native), expected)
         """,
         FASTPOOL_BACKEND="reference",
     )

@@ -144,8 +144,14 @@ def set_python_from(device_index: int, bytes: int) -> None:
 
 
 def threads_before_fork() -> int:
-    """With how many threads this library had pooled in the thread that forked this process; 0 if not with several."""
+    """How many threads the thread had at hand that forked this process, if it had pooled; 0 if not several."""
     return 0 if info is None else int(info.threads_before_fork())
+
+
+def set_threads_before_fork(threads: int) -> None:
+    """The same where another backend had pooled: this library leaves threads alone then, too."""
+    if info is not None:
+        info.set_threads_before_fork(threads)
 
 
 def set_error(message: str) -> None:

@@ -10,6 +10,7 @@ of the same names as the reference's: segment.py, weight.py, state.py, finish.py
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -60,8 +61,13 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
 def _by_name(op: str, build: Callable[..., Any]) -> Callable[..., Any]:
     """`build` for arguments as a graph's node has them, by place and by name, without those that were not given."""
 
+    parameters = signature(build).parameters.keys()
+
     def translate(*args: Any, **kwargs: Any) -> Any:
-        return build(**named(op, args, kwargs))
+        given = named(op, args, kwargs)
+        for name in given.keys() - parameters:
+            raise ValueError(f"fastpool.onnx: {op}: {name} has no translation; export a call without it")
+        return build(**given)
 
     translate.__name__ = op  # in the exporter's messages
     return translate
