@@ -12,7 +12,7 @@ CPP = $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp csrc/cuda/* tes
   tests/cpp/cuda_host/*.cpp)
 PY = setup.py python tests benchmarks examples triton_kernels
 
-.PHONY: demo test test-wide digests lint format bench report sanitize aot gpu gpu-first gpu-rest clean
+.PHONY: demo test test-wide digests fuzz lint format bench report sanitize aot gpu gpu-first gpu-rest clean
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,11 @@ test-wide: $(VENV)/extra-test
 # Bits of every result against those on record, on every backend that runs here; `make test` leaves Triton's interpreter out.
 digests: $(VENV)/extra-test
 	$(BIN)/python tests/digests.py
+
+# Model folders with anything in their files, as many as FUZZ says: 20,000 take a few minutes.
+FUZZ ?= 20000
+fuzz: $(VENV)/extra-test
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest -q tests/models/test_fuzz.py
 
 lint: $(VENV)/extra-lint
 	$(BIN)/ruff check $(PY)
