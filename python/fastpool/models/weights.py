@@ -61,17 +61,13 @@ class Weights:
         try:
             with safe_open(self.folder.path(name), framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys() if key in self.shapes}  # noqa: SIM118  # no dict
-        except OSError:
-            raise  # names the file itself
         except Exception as error:  # of many kinds
             raise self._unreadable(name, type(error).__name__) from error
 
     def _pickled(self, name: str) -> dict[str, Any]:
         try:
             found = torch.load(self.folder.path(name), map_location="cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception as error:  # torch's own advises to load it unsafely
+        except Exception as error:  # of many kinds, too, and one advises to load it unsafely
             raise self._unreadable(name, type(error).__name__) from error
         if not isinstance(found, dict):
             raise ValueError(f"{name}: expected the weights of a {self.kind} layer, got {type(found).__name__}")
