@@ -89,6 +89,16 @@ def test_prompts_are_the_models_own():
     assert torch.equal(found["sum",][5], fastpool.sum(_alone(TEXTS[5]))[0])
 
 
+def test_layers_that_take_any_columns_stop_no_comparison():
+    config = dataclasses.replace(CONFIG, modes=("mean", "max"), layers=(fastpool.models.Normalize(),), truncate_dim=9)
+    found = embed.vectors(Stub(), config, TEXTS, lambda count: None)
+    assert {modes: vectors.shape[1] for modes, vectors in found.items()} == {
+        ("mean", "max"): 9,
+        **{(mode,): 6 for mode in fastpool.MODES},
+    }
+    assert torch.equal(found["max",][5], fastpool.max(_alone(TEXTS[5]), normalize=True)[0])
+
+
 def test_models_that_cannot_be_compared_are_errors():
     layer = fastpool.models.Dense("2_Dense", 12, 4, activation="Identity")
     with pytest.raises(ValueError, match="2_Dense: takes the columns of mean, max together; expected one mode"):

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models import PoolingConfig
+from ..models import Normalize, PoolingConfig
+from ..models.layers import columns
 from ..modes import MODES
 from .finite import HINT, not_finite
 from .trace import Trace
@@ -29,14 +30,15 @@ def candidates(config: PoolingConfig) -> list[Modes]:
     """Every mode by itself, and the configured ones where they are several.
 
     Raises:
-        ValueError: several modes meet in a Dense layer, which no single one fits.
+        ValueError: several modes meet in a Dense or LayerNorm layer, which no single one fits.
     """
     if len(config.modes) == 1:
         return [(mode,) for mode in MODES]
-    if config.layers:
+    sized = [layer for layer in config.layers if not isinstance(layer, Normalize)]
+    if sized:
         raise ValueError(
-            f"{config.layers[0].name}: takes the columns of {', '.join(config.modes)} together; expected one mode "
-            "before a Dense layer, since no other one can be compared"
+            f"{sized[0].name}: takes the columns of {', '.join(config.modes)} together; expected one mode before a "
+            f"{type(sized[0]).__name__} layer, since no other one can be compared"
         )
     return [config.modes, *((mode,) for mode in MODES)]
 
@@ -120,8 +122,9 @@ def _run(model: Any, texts: list[str], prompt: str | None, trace: Trace | None) 
 def _pool(config: PoolingConfig, features: Mapping[str, Any]) -> Tensor:
     # Wide, so that a 16-bit model's modes are compared and not what rounding leaves of them.
     hidden, mask = features["token_embeddings"].float(), features["attention_mask"]
-    if config.truncate_dim is not None and not config.layers:
-        config = replace(config, truncate_dim=min(config.truncate_dim, hidden.shape[-1] * len(config.modes)))
+    pooled = (columns(config.token_layers, hidden.shape[-1]) or 0) * len(config.modes)
+    if config.truncate_dim is not None:  # of several modes, one alone may have fewer columns
+        config = replace(config, truncate_dim=min(config.truncate_dim, columns(config.layers, pooled) or 0))
     starts = None
     if not config.include_prompt and "prompt_length" in features:
         starts = (mask != 0).int().argmax(dim=1) + int(features["prompt_length"])
