@@ -106,6 +106,37 @@ def test_dense(tmp_path, activation, stored, bias):
     assert not hidden.grad[1, 4:].any()
 
 
+def test_columns_that_do_not_fit():
+    """Also of what was not read from a folder."""
+    layer = fastpool.models.Dense("2_Dense", 9, 4)
+    hidden = torch.zeros(2, 3, 8)
+    words = r"2_Dense/config\.json: in_features must be 8, the columns before it, got 9"
+    with pytest.raises(ValueError, match=words):
+        PoolingConfig(("mean",), layers=(layer,)).apply(hidden)
+    with pytest.raises(ValueError, match=words):
+        PoolingConfig(("mean",), token_layers=(layer,)).apply(hidden)
+    normalize = (fastpool.models.Normalize(),)
+    with pytest.raises(ValueError, match="truncate_dim must be at most 8, the columns there are, got 9"):
+        PoolingConfig(("mean",), layers=normalize, truncate_dim=9).apply(hidden)
+    with pytest.raises(ValueError, match="no folder to read the weights from"):
+        PoolingConfig(("mean",), layers=(fastpool.models.LayerNorm("2_LayerNorm", 8),)).apply(hidden)
+    with pytest.raises(TypeError, match="hidden"):
+        PoolingConfig(("mean",), token_layers=normalize).apply(hidden.int())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_on_tokens_in_every_layout(dtype):
+    hidden, mask = tokens(dtype)
+    config = PoolingConfig(("mean",), token_layers=(fastpool.models.Normalize(),))
+    expected = fastpool.mean(fastpool.l2_normalize(hidden.float()), mask).to(dtype)
+    assert torch.equal(config.apply(hidden, mask), expected)
+    assert torch.equal(config.apply(hidden.where(mask[..., None] != 0, torch.nan), mask), expected)
+    rows = torch.cat([row[kept != 0] for row, kept in zip(hidden, mask, strict=True)])
+    cu_seqlens = torch.tensor([0, 6, 10, 13])
+    assert torch.equal(config.apply(rows, cu_seqlens=cu_seqlens), expected)
+    assert torch.equal(config.apply(torch.nested.nested_tensor_from_jagged(rows, cu_seqlens)), expected)
+
+
 def test_dense_rounds_once(tmp_path):
     """A bfloat16 result is the float32 one, rounded."""
     write(tmp_path, dense())

@@ -16,7 +16,7 @@ from ..checks import FLOATS
 from ..nn import Pooling
 from .decisions import Decision
 from .files import Folder
-from .layers import Dense, Layer
+from .layers import Dense, Layer, columns
 from .read import Reader
 
 
@@ -125,8 +125,10 @@ class PoolingConfig:
             result: Tensor = pooling(hidden, mask, cu_seqlens, weights, **bounds)
             return result
         wide = accumulator(hidden.dtype)
+        columns(self.token_layers, hidden.shape[-1] if hidden.dim() else None)
         states = _each(self.token_layers, hidden.to(wide)) if self.token_layers and hidden.dtype in FLOATS else hidden
         result = Pooling(self.modes, out_dtype=wide)(states, mask, cu_seqlens, weights, **bounds)
+        columns(self.layers, result.shape[-1])
         for layer in self.layers:
             result = layer(result)
         if self.normalize:

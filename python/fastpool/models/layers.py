@@ -78,8 +78,13 @@ class Dense:
     def __str__(self) -> str:
         return f"Dense to {self.outputs}"
 
+    @property
+    def source(self) -> str:
+        """What says how many columns it takes."""
+        return f"{inside(self.name, 'config.json')}: in_features"
+
     def columns(self, given: int | None) -> int:
-        _check(self.name, "in_features", self.inputs, given)
+        _check(self.source, self.inputs, given)
         return self.outputs
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -121,8 +126,13 @@ class LayerNorm:
     def __str__(self) -> str:
         return "LayerNorm"
 
+    @property
+    def source(self) -> str:
+        """What says how many columns it takes."""
+        return f"{inside(self.name, 'config.json')}: dimension"
+
     def columns(self, given: int | None) -> int:
-        _check(self.name, "dimension", self.inputs, given)
+        _check(self.source, self.inputs, given)
         return self.inputs
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -145,10 +155,9 @@ def columns(layers: tuple[Layer, ...], given: int | None) -> int | None:
     return given
 
 
-def _check(name: str, key: str, inputs: int, given: int | None) -> None:
+def _check(source: str, inputs: int, given: int | None) -> None:
     if given not in (None, inputs):
-        config = inside(name, "config.json")
-        raise ValueError(f"{config}: {key} must be {given}, the columns before it, got {inputs}")
+        raise ValueError(f"{source} must be {given}, the columns before it, got {inputs}")
 
 
 def _held(name: str, folder: Folder | None) -> Folder:

@@ -106,25 +106,26 @@ class Reader:
     # Columns.
 
     def _width(self, modes: int, token_layers: tuple[Layer, ...], layers: tuple[Layer, ...]) -> int | None:
-        """Of the token states: what the transformer says of itself, unless a layer takes what the Pooling module says.
-        sentence-transformers does not look at the latter when it pools."""
-        record, said = self.record, width(self.sources.transformer)
+        """Of the token states: what the transformer says of itself, and what layers take. The Pooling module's number,
+        at which sentence-transformers does not look when it pools, settles it where those two differ or are silent."""
+        record, known = self.record, width(self.sources.transformer)
         number, source = self._pooling_columns()
-        if said is None:
+        taken = _taken(token_layers, 1) if token_layers else _taken(layers, modes)
+        if known is None:
+            known = taken
+        elif taken is not None and taken[0] != known[0] and taken[0] == number and not token_layers:
+            record.warn(f"{known[1]} says {known[0]}, but {source} and {taken[1]} say {number}, which is followed")
+            known = taken
+        if known is None:
             return None if number is None or token_layers else record.decide("width", number, source, "stated")
-        given, where = said
-        if number is None or (token_layers and number == columns(token_layers, given)):
-            return record.decide("width", given, where, "implied")
+        given, where = known
         if number == given and not token_layers:
             return record.decide("width", number, source, "stated")
-        first = next((layer for layer in layers if isinstance(layer, Dense | LayerNorm)), None)
-        if first is not None and first.inputs == number * modes and not token_layers:
-            record.warn(f"{where} says {given}, but {source} and {first.name} say {number}, which is followed")
-            return record.decide("width", number, source, "stated")
-        record.warn(
-            f"{source} says {number}, but {where} says {given}, which is followed: sentence-transformers does not "
-            "look at the first when it pools"
-        )
+        if number not in (None, columns(token_layers, given)):
+            record.warn(
+                f"{source} says {number}, but {where} says {given}, which is followed: sentence-transformers does not "
+                "look at the first when it pools"
+            )
         return record.decide("width", given, where, "implied")
 
     def _pooling_columns(self) -> tuple[int | None, str]:
@@ -235,3 +236,9 @@ class Reader:
                 "cls with padding on the left: the first real token is not at position 0; a mask tells it here, "
                 "but code that takes hidden[:, 0] takes padding"
             )
+
+
+def _taken(layers: tuple[Layer, ...], modes: int) -> tuple[int, str] | None:
+    """The columns of each mode that layers take, and which key says so; None if they take any."""
+    first = next((layer for layer in layers if isinstance(layer, Dense | LayerNorm)), None)
+    return None if first is None or first.inputs % modes else (first.inputs // modes, first.source)
