@@ -3,35 +3,36 @@
 from .files import Document, Folder
 
 _ENCODE = "take its vectors from sentence-transformers"
+_INSTEAD = f"{_ENCODE}, or pool what this module gives"
+_SPARSE = "use sentence-transformers' SparseEncoder"
+_LATE = "made for several vectors of a text (late interaction); use sentence-transformers' MultiVectorEncoder"
+_ROUTER = (
+    "a router between towers, one for queries and one for documents, each of which may pool its own way; "
+    f"{_ENCODE}, or write a modules.json of one tower's modules, whose folders router_config.json names"
+)
 # sentence-transformers' classes, and the best known ones of others. modules.json: type {...} is ...
 MODULES = {
-    "Asym": f"a router between towers, one for queries and one for documents, each of which may pool its own way; "
-    f"{_ENCODE}, or give PoolingConfig.from_pretrained the folder of one tower",
-    "Router": f"a router between towers, one for queries and one for documents, each of which may pool its own way; "
-    f"{_ENCODE}, or give PoolingConfig.from_pretrained the folder of one tower",
+    "Asym": _ROUTER,
+    "Router": _ROUTER,
     "BoW": f"a bag of words, which makes one vector of a text without token states; {_ENCODE}",
     "CLIPModel": f"a CLIP model, which gives one vector for a text or an image itself; {_ENCODE}",
-    "CNN": f"a convolution over token states; {_ENCODE}, or pool what this module gives",
-    "LSTM": f"a recurrent network over token states; {_ENCODE}, or pool what this module gives",
-    "FlexibleQuantizer": "a quantiser of the pooled vector, int8 as round(127 * tanh(x)) and not "
-    "sentence-transformers' buckets; "
-    ' pool with fastpool.PoolingConfig(("mean",)) or what 1_Pooling says, and quantise the result',
-    "HierarchicalTokenPooling": "made for several vectors a text (late interaction); use sentence-transformers' "
-    "MultiVectorEncoder",
-    "LambdaTokenPooling": "made for several vectors a text (late interaction); use sentence-transformers' "
-    "MultiVectorEncoder",
-    "MultiVectorMask": "made for one vector a token (late interaction), which nothing pools; use "
-    "sentence-transformers' MultiVectorEncoder",
+    "StaticEmbedding": f"a table of word vectors, which gives the mean of a text's itself; {_ENCODE}",
+    "CNN": f"a convolution over token states; {_INSTEAD}",
+    "LSTM": f"a recurrent network over token states; {_INSTEAD}",
+    "WeightedLayerPooling": f"a weighted mean of the states of all layers; {_INSTEAD}",
+    "WordWeights": "a weight for each word; use fastpool.weighted_mean with weights=table[input_ids]",
+    "FlexibleQuantizer": "a quantiser of the vector, to int8 as round(127 * tanh(x)), which are not "
+    "sentence-transformers' buckets; leave it out of modules.json, and quantise what apply gives",
+    "HierarchicalTokenPooling": _LATE,
+    "LambdaTokenPooling": _LATE,
+    "MultiVectorMask": _LATE,
     "LogitScore": "a cross-encoder's: it scores pairs of texts and gives no vectors; use sentence-transformers' "
     "CrossEncoder",
-    "MLMTransformer": "a SPLADE model's, whose vectors are sparse; use sentence-transformers' SparseEncoder",
-    "SparseAutoEncoder": "made for sparse vectors; use sentence-transformers' SparseEncoder",
-    "SparseStaticEmbedding": "made for sparse vectors; use sentence-transformers' SparseEncoder",
-    "SpladePooling": "SPLADE's, over the logits of a language model's head, to a sparse vector; use "
-    "sentence-transformers' SparseEncoder, or for its max over logits: log1p(relu(fastpool.max(logits, mask)))",
-    "StaticEmbedding": f"a table of word vectors, which gives the mean of a text's itself; {_ENCODE}",
-    "WeightedLayerPooling": f"a weighted mean of the states of all layers; {_ENCODE}, or pool what this module gives",
-    "WordWeights": "a weight for each word; use fastpool.weighted_mean with weights=table[input_ids]",
+    "MLMTransformer": f"a SPLADE model's, whose vectors are sparse; {_SPARSE}",
+    "SparseAutoEncoder": f"made for sparse vectors; {_SPARSE}",
+    "SparseStaticEmbedding": f"made for sparse vectors; {_SPARSE}",
+    "SpladePooling": f"SPLADE's, which makes a sparse vector of the logits of a language model's head; {_SPARSE}, or "
+    "for its max: log1p(relu(fastpool.max(logits, mask)))",
 }
 _FAMILIES = {
     "CrossEncoder": MODULES["LogitScore"],
