@@ -182,6 +182,15 @@ def test_what_the_architecture_does_not_imply(tmp_path, files, mode, words):
         PoolingConfig.from_pretrained(tmp_path)
 
 
+def test_code_of_its_own_beside_a_pooling_that_is_left_over(tmp_path):
+    transformer = {**BERT, "auto_map": {"AutoModel": "modeling_x.XModel"}}
+    config = read(tmp_path, {"config.json": transformer, "1_Pooling/config.json": MEAN})
+    assert about(config)[:2] == (("mean",), "implied")
+    assert "the model's own code (modeling_x.XModel), which is not run here, may pool in its own way" in config.warnings
+    write(tmp_path, {"modules.json": modules("Transformer", "Pooling")})
+    assert PoolingConfig.from_pretrained(tmp_path).warnings == ()
+
+
 def test_a_class_for_the_configuration_alone_pools_nothing(tmp_path):
     config = read(tmp_path, {"config.json": {**QWEN, "auto_map": {"AutoConfig": "configuration_x.XConfig"}}})
     assert about(config)[:2] == (("last",), "implied")

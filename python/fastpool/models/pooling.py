@@ -56,6 +56,9 @@ def modes(sources: Sources, pooling: Document | None, record: Record) -> tuple[s
         found = _of(pooling, record, "implied" if sources.modules is None else "stated")
         for said in elsewhere.others(sources, found, record.decisions[-1].source):
             record.contradiction(said)
+        code = elsewhere.own_class(sources.transformer)
+        if sources.modules is None and code is not None:
+            record.warn(f"the model's own code ({code}), which is not run here, may pool in its own way")
         return found
     statements = elsewhere.statements(sources)
     if statements:
