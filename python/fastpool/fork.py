@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import warnings
+from typing import Any
 
 import torch
 
@@ -40,12 +41,19 @@ def used_threads() -> None:
 def _in_child() -> None:
     global _before_fork
     _before_fork = native.threads_before_fork() or getattr(_thread, "threads", 0) or _before_fork
-    if _before_fork:
-        native.set_threads_before_fork(_before_fork)
-        torch.set_num_threads(1)
-        _unsaid["threads"] = _before_fork
-        known.forget()  # so that the next call is one that `dispatch` has to look at
-        native.set_python_first("fork", True)
+    if not _before_fork:
+        return
+    native.set_threads_before_fork(_before_fork)
+    if torch.get_num_threads() == 1:  # as somebody wants it
+        return
+    torch.set_num_threads(1)
+    # Graphs are compiled for a number of threads, so again, and Inductor's processes are no longer there to do it.
+    inductor: Any = sys.modules.get("torch._inductor.config")
+    if inductor is not None:
+        inductor.compile_threads = 1
+    _unsaid["threads"] = _before_fork
+    known.forget()  # so that the next call is one that `dispatch` has to look at
+    native.set_python_first("fork", True)
 
 
 def warn() -> None:

@@ -226,6 +226,25 @@ def test_a_server_that_preloads() -> None:
     )
 
 
+def test_what_was_compiled_before_is_compiled_again() -> None:
+    """For one thread, and by nobody else: Inductor's processes belong to the parent."""
+    run(
+        """
+        import tempfile
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
+        compiled = torch.compile(lambda x: fastpool.mean(torch.relu(x) * 2 + 1, normalize=True))
+        expected = compiled(hidden)
+
+        def again():
+            signal.alarm(90)
+            return heard(lambda: compiled(hidden))
+
+        result, said = child(again)
+        assert torch.equal(result, expected) and len(said) == 1
+        """
+    )
+
+
 def test_a_child_from_before_threads_keeps_them() -> None:
     run(
         """
@@ -238,6 +257,11 @@ def test_a_child_from_before_threads_keeps_them() -> None:
         torch.set_num_threads(1)
         assert same(results, pooled())
         results, said, threads, _ = child(free)  # nor does one thread leave anything behind
+        assert said == [] and threads == 1
+        torch.set_num_threads(4)
+        pooled()
+        torch.set_num_threads(1)
+        results, said, threads, _ = child(free)  # nothing is lost to who wants no more than one
         assert said == [] and threads == 1
         """
     )
@@ -325,6 +349,24 @@ def test_the_reference_too() -> None:
                 return fastpool.mean(hidden)
 
         assert torch.equal(child(by_native), expected)
+        """,
+        FASTPOOL_BACKEND="reference",
+    )
+
+
+def test_without_the_native_library() -> None:
+    """The child of a child, by another thread: only Python knows."""
+    run(
+        """
+        fastpool.backends.native.info = None
+        expected = fastpool.mean(hidden)
+
+        def first():
+            torch.set_num_threads(4)
+            return in_thread(lambda: child(lambda: heard(lambda: fastpool.mean(hidden))))
+
+        result, said = child(first)
+        assert torch.equal(result, expected) and len(said) == 1
         """,
         FASTPOOL_BACKEND="reference",
     )

@@ -216,6 +216,21 @@ def test_l2_normalize() -> None:
         assert_close(result.flatten(0, 1), wanted.flatten(0, 1), expected.dtype)
 
 
+def test_a_norm_too_large_to_square_in_float64() -> None:
+    run = export(lambda hidden: fastpool.l2_normalize(hidden), hidden=torch.rand(2, 3, 4, dtype=torch.float64))
+    hidden = torch.tensor([[[3e200, 4e200, 0.0, 0.0]]], dtype=torch.float64)
+    torch.testing.assert_close(run(hidden=hidden)[0], fastpool.l2_normalize(hidden))
+
+
+def test_packed_input_without_a_row() -> None:
+    """Texts there are, and each is empty."""
+    modes = [mode for mode in MODES if mode not in ("cls", "last")]  # which the runtime refuses
+    functions = [getattr(fastpool, mode) for mode in modes]
+    run = export(*functions, hidden=torch.rand(5, 4), cu_seqlens=torch.tensor([0, 2, 5]))
+    for result in run(hidden=torch.rand(0, 4), cu_seqlens=torch.tensor([0, 0, 0, 0])):
+        assert torch.equal(result, torch.zeros(3, 4))
+
+
 def test_long_texts_are_added_as_exactly() -> None:
     """100,000 equal tokens, which added one after another are wrong in the fourth digit."""
     run = export(fastpool.mean, hidden=torch.rand(2, 3, 4))
@@ -267,6 +282,10 @@ def test_the_torchscript_exporter_says_where_to_turn(imported: str) -> None:
             import torch.onnx
         import fastpool
         assert ("torch.onnx" in sys.modules) == {imported == "before"}
+        import torch.onnx
+        # Nothing of it is left: not in the way of other imports, and not in the module.
+        assert not any(type(finder).__module__.startswith("fastpool.torch") for finder in sys.meta_path)
+        assert type(torch.onnx.__spec__.loader).__module__ == type(torch.__spec__.loader).__module__
         last = torch.nn.Module()
         last.forward = lambda hidden, mask: fastpool.last(hidden, mask)
         for module, *given in ((last, torch.ones(2, 3, 4), torch.ones(2, 3).bool()),

@@ -35,8 +35,9 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
     runtime adds in its own order, here 32 tokens at a time, in float32 (float64 for float64), and rounds once. NaN and
     infinities in padding reach no result; a text without real tokens gives zeros; NaN goes through `max`.
 
-    An ONNX graph cannot raise errors: each element of an integer mask that is not 0 counts as 1, and bounds of packed
-    input are clamped to the rows there are. Where padded input has no rows (S = 0), or packed input none (T = 0),
+    A `truncate_dim` that is computed stays the number that it was when the model was exported. An ONNX graph cannot
+    raise errors: each element of an integer mask that is not 0 counts as 1, and bounds of packed input are clamped to
+    the rows there are. Where padded input has no rows (S = 0), or packed input none (T = 0),
     onnxruntime refuses `cls` and `last`.
 
     Returns:

@@ -70,8 +70,9 @@ def _padded(hidden: Value, mask: Value | None, starts: Value | None, ends: Value
 def _packed(hidden: Value, mask: Value | None, starts: Value, ends: Value) -> tuple[Value, Value]:
     rows = size(hidden, 0)
     starts, ends = op.Max(starts, integer(0)), op.Min(ends, rows)
-    # At least one, so that there is a longest of no segments, and a token to look at.
+    # At least one, so that there is a longest of no segments, and a token to look at; but none where there are no rows.
     longest = op.ReduceMax(joined(op.Reshape(op.Sub(ends, starts), [-1]), 1), [0], keepdims=1)
+    longest = op.Min(longest, rows)
     index = op.Add(starts, op.Unsqueeze(counted(longest), [0]))
     real = op.Less(index, ends)
     index = op.Min(index, op.Sub(rows, integer(1)))
