@@ -51,7 +51,9 @@ def test_columns_that_requests_ask_for(tmp_path, said, vllm, sglang):
     assert sglang is None or f"--json-model-override-args '{sglang}'" in setting
 
 
-@pytest.mark.parametrize("name", ["Qwen2ForCausalLM", "GPT2LMHeadModel", "Qwen2VLForConditionalGeneration"])
+@pytest.mark.parametrize(
+    "name", ["Qwen2ForCausalLM", "GPT2LMHeadModel", "Qwen2VLForConditionalGeneration", "QChatModel"]
+)
 def test_vllm_takes_a_language_model_for_a_generator(tmp_path, name):
     files: dict[str, Any] = {"config.json": {**QWEN, "architectures": [name]}}
     found = answer(tmp_path / "a", "vLLM", files)
@@ -76,7 +78,8 @@ def test_vllm_follows_a_key_of_nemotron_s_own(tmp_path, said, by_itself):
     transformer = {"architectures": ["LlamaBidirectionalModel"], "model_type": "llama_bidirec", "pooling": said}
     found = answer(tmp_path, "vLLM", model(FLAGS, "Normalize", config={**transformer, "hidden_size": 8}))
     assert found.by_itself == by_itself
-    assert found.setting == '--pooler-config \'{"use_activation": true}\' --hf-overrides \'{"pooling": "avg"}\''
+    pooler, overrides = '{"use_activation": true}', '{"pooling": "avg"}'
+    assert found.setting == f"--trust-remote-code --pooler-config '{pooler}' --hf-overrides '{overrides}'"
 
 
 @pytest.mark.parametrize(
@@ -123,8 +126,8 @@ def test_a_transformer_in_a_folder_of_its_own(tmp_path):
     files["0_Transformer/config.json"] = files.pop("config.json")
     for engine in engines.NAMES:
         found = answer(tmp_path, engine, files)
-        alone = engine in ("sentence-transformers", "SGLang")
-        assert (found.setting is None) == (engine != "sentence-transformers"), engine
+        alone = engine == "sentence-transformers"
+        assert (found.setting is None) != alone, engine
         assert any("config.json at its top" in note for note in found.notes) != alone, engine
 
 
@@ -192,3 +195,73 @@ def test_llama_cpp_reads_the_newer_form(tmp_path, said, by_itself):
     files = model(said, "Normalize")
     files["modules.json"] = modules("Transformer", "Pooling", "Normalize", types=NEW)
     assert answer(tmp_path, "llama.cpp", files).by_itself == by_itself
+
+
+@pytest.mark.parametrize(
+    ("family", "written"), [("bert", True), ("qwen3", True), ("gemma2", False), ("smollm3", False)]
+)
+def test_whose_pooling_llama_cpp_converts(tmp_path, family, written):
+    files = model(FLAGS, "Normalize", config={**BERT, "model_type": family})
+    found = answer(tmp_path, "llama.cpp", files)
+    assert found.by_itself == ("mean, normalised" if written else "no sentence vectors")
+    assert found.setting == "--pooling mean"
+
+
+def test_a_prompt_in_front_does_nothing_to_the_last_token(tmp_path):
+    files = model({"pooling_mode": "lasttoken", "include_prompt": False}, "Normalize", config=QWEN)
+    assert not answer(tmp_path, "vLLM", files).differs
+    files["1_Pooling/config.json"]["pooling_mode"] = "cls"
+    assert answer(tmp_path, "vLLM", files).differs
+
+
+@pytest.mark.parametrize("engine", engines.NAMES)
+def test_no_engine_makes_a_decoder_bidirectional_as_llm2vec_does(tmp_path, engine):
+    files = {"config.json": QWEN, "llm2vec_config.json": {"pooling_mode": "last_token"}}
+    found = answer(tmp_path, engine, files)
+    assert (found.setting, found.differs) == (None, True)
+    assert found.notes[0].startswith("LLM2Vec's own code makes the model bidirectional")
+
+
+def test_a_pooling_that_is_not_where_vllm_looks(tmp_path):
+    """Without a folder of its own, in the model's config.json."""
+    files = {**model({}, "Normalize"), "config.json": {**BERT, **FLAGS}}
+    files["modules.json"][1]["path"] = ""
+    assert answer(tmp_path, "vLLM", files).by_itself == "cls, normalised"
+
+
+def test_a_family_that_sentence_transformers_converts(tmp_path):
+    """It then reads neither modules.json nor prompts."""
+    files = model({"pooling_mode": "cls"}, "Normalize", config_sentence_transformers={"model_type": "Foo"})
+    found = answer(tmp_path, "sentence-transformers", files)
+    assert (found.by_itself, found.differs) == ("mean, not normalised", True)
+    (told,) = PoolingConfig.from_pretrained(tmp_path).contradictions
+    assert told.startswith(
+        "config_sentence_transformers.json: model_type is 'Foo', so that sentence-transformers reads"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [({"pooling_mode": "mean"}, "no embedding_dimension"), ({**FLAGS, "embedding_dimension": 8, "x": 1}, "has ['x']")],
+)
+def test_what_sentence_transformers_does_not_load(tmp_path, said, words):
+    (note,) = answer(tmp_path, "sentence-transformers", model(said)).notes
+    assert words in note
+
+
+def test_text_embeddings_inference_asks_for_an_architecture(tmp_path):
+    files = model(FLAGS, "Normalize", config={"model_type": "bert", "hidden_size": 8})
+    found = answer(tmp_path, "text-embeddings-inference", files)
+    assert (found.setting, found.notes) == (None, ("config.json has no architectures: it does not start",))
+
+
+def test_nemotron_s_parts(tmp_path):
+    inner = {"model_type": "llama_bidirec", "pooling": "last", "hidden_size": 8}
+    config = {"architectures": ["LlamaNemotronVLModel"], "llm_config": inner}
+    assert answer(tmp_path / "a", "vLLM", {"config.json": config}).by_itself == "last, normalised"
+    config["llm_config"] = {}
+    assert answer(tmp_path / "b", "vLLM", {"config.json": config}).by_itself == "mean, normalised"  # its default
+    config["pooling"] = "weighted_avg"
+    assert "unless `pooling`" in answer(tmp_path / "c", "vLLM", {"config.json": config}).notes[0]
+    config["pooling"] = "avg"
+    assert answer(tmp_path / "d", "vLLM", model(FLAGS, config=config)).by_itself == "mean, not normalised"

@@ -1,7 +1,5 @@
 """Model folders as people have them: what they state where, what they imply, and what they want instead of pooling."""
 
-import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ import pytest
 import torch
 from helpers.model_folders import BERT, DENSE, MEAN, NEW, OLD, QWEN, model, modules, steps, write
 
-import fastpool
 from fastpool import PoolingConfig
 
 T5 = {"architectures": ["T5EncoderModel"], "model_type": "t5", "d_model": 1024}
@@ -92,7 +89,7 @@ def test_llm2vec(tmp_path, said, mode, include_prompt, files):
     assert (config.include_prompt, config.prompt_counts) == (include_prompt, include_prompt)
     assert (config.normalize, config.padding_side, config.max_length) == (False, "left", said.get("max_length"))
     assert {config.decision(what).certainty for what in ("normalize", "padding_side", "include_prompt")} == {"stated"}
-    assert not any("causal" in text for text in config.warnings)  # LLM2Vec's code makes it bidirectional
+    assert config.contradictions == ()  # LLM2Vec's code makes it bidirectional, and knows where it pads
     assert any("behind the first token (BOS)" in text for text in config.warnings) == (not include_prompt)
 
 
@@ -209,6 +206,25 @@ def test_an_adapter_with_a_pooling_module(tmp_path):
 # modules.json.
 
 
+def test_modules_without_modules_json(tmp_path):
+    """Their folders tell what they were; what has none, as Normalize may, is a guess."""
+    files = {**model(MEAN, "Dense"), "2_Dense/config.json": DENSE}
+    del files["modules.json"]
+    config = read(tmp_path / "a", {**files, "2024_results/x.json": {}})
+    assert (config.modes, [str(layer) for layer in config.layers]) == (("mean",), ["Dense to 4"])
+    assert (config.decision("layers").certainty, config.decision("normalize").certainty) == ("implied", "guessed")
+    assert any("1_Pooling/config.json, 2_Dense is followed here" in text for text in config.contradictions)
+    config = read(tmp_path / "b", {**files, "3_Normalize/config.json": {}})
+    assert (config.normalize, config.decision("normalize").certainty) == (True, "implied")
+    assert config.decision("normalize").source == "3_Normalize: type"
+    with pytest.raises(ValueError, match=r"1_SpladePooling: type .* is SPLADE's"):
+        read(tmp_path / "c", {**files, "1_SpladePooling/config.json": {}})
+    (tmp_path / "a/1_Pooling/config.json").unlink()
+    (tmp_path / "a/1_Pooling/config.json").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"1_Pooling/config\.json: expected a file, got a broken link"):
+        PoolingConfig.from_pretrained(tmp_path / "a")
+
+
 @pytest.mark.parametrize("home", ["0_Transformer", "a/b"])
 def test_a_transformer_in_a_folder_of_its_own(tmp_path, home):
     entries = modules("Transformer", "Pooling")
@@ -228,6 +244,27 @@ def test_a_transformer_in_a_folder_of_its_own(tmp_path, home):
     assert config.decision("max_length").source == f"{home}/sentence_xlnet_config.json: max_seq_length"
     assert config.decision("width").source == f"{home}/config.json: hidden_size"
     assert any("mean pooling of a causal model" in text for text in config.contradictions)
+
+
+@pytest.mark.parametrize(
+    ("files", "length"),
+    [
+        ({"sentence_bert_config": {"max_seq_length": 20}, "config": {**BERT, "max_position_embeddings": 8}}, 20),
+        ({"sentence_bert_config": {"max_seq_length": 20, "processor_kwargs": {"model_max_length": 7}}}, 7),
+        ({"tokenizer_config": {"model_max_length": 99}, "config": {**BERT, "max_position_embeddings": 32}}, 32),
+        ({"tokenizer_config": {"model_max_length": 9}, "config": {**BERT, "max_position_embeddings": 32}}, 9),
+        ({"config": {**BERT, "max_position_embeddings": 32}}, 32),
+        ({"config": {**BERT, "max_position_embeddings": -1}}, None),  # XLNet's
+    ],
+)
+def test_how_long_a_text_may_be(tmp_path, files, length):
+    config = read(tmp_path, model(MEAN, **files))
+    assert (config.max_length, config.warnings) == (length, ())
+
+
+def test_prompts_that_are_always_there(tmp_path):
+    files = model(MEAN, config_sentence_transformers={"default_prompt_name": "document"})
+    assert read(tmp_path, files).default_prompt_name == "document"
 
 
 @pytest.mark.parametrize("name", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
@@ -298,132 +335,3 @@ def test_pooling_what_is_pooled_is_an_error(tmp_path):
     }
     with pytest.raises(ValueError, match=r"modules\.json \[3\]: type must be something else, .*one vector already"):
         read(tmp_path, files)
-
-
-# Folders that want something else.
-
-
-@pytest.mark.parametrize(
-    ("type_", "words"),
-    [
-        (OLD + "Router", "a router between towers"),
-        (OLD + "Asym", "a router between towers"),
-        ("sentence_transformers.base.modules.router.Router", "a router between towers"),
-        ("sentence_transformers.sparse_encoder.models.SpladePooling", "SPLADE's, .*SparseEncoder"),
-        ("sentence_transformers.multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask", "late interaction"),
-        ("sentence_transformers.multi_vector_encoder.modules.token_pooling.LambdaTokenPooling", "late interaction"),
-        ("sentence_transformers.cross_encoder.modules.logit_score.LogitScore", "a cross-encoder's"),
-        ("st_quantize.FlexibleQuantizer", r"a quantiser .*round\(127 \* tanh\(x\)\)"),
-        (OLD + "StaticEmbedding", "a table of word vectors"),
-        (OLD + "CLIPModel", "a CLIP model"),
-        (OLD + "WeightedLayerPooling", "a weighted mean of the states of all layers"),
-        (OLD + "WordWeights", "fastpool.weighted_mean with weights="),
-        (OLD + "CNN", "a convolution"),
-        (OLD + "LSTM", "a recurrent network"),
-        (OLD + "BoW", "a bag of words"),
-    ],
-)
-@pytest.mark.parametrize("at", [0, 2])
-def test_modules_that_want_something_else(tmp_path, type_, words, at):
-    entries = modules("Transformer", "Pooling")
-    entries.insert(at, {"type": type_, "path": ""})
-    with pytest.raises(ValueError, match=rf"modules\.json \[{at}\]: type .* is .*{words}"):
-        read(tmp_path, {**model(MEAN), "modules.json": entries})
-
-
-@pytest.mark.parametrize("family", ["CrossEncoder", "SparseEncoder", "MultiVectorEncoder"])
-def test_families_that_want_something_else(tmp_path, family):
-    files = model(MEAN, config_sentence_transformers={"model_type": family})
-    with pytest.raises(ValueError, match=rf"config_sentence_transformers\.json: model_type {family} is .*{family}"):
-        read(tmp_path, files)
-    files["config_sentence_transformers.json"] = {"model_type": "SentenceTransformer"}
-    assert read(tmp_path, files).modes == ("mean",)
-
-
-def test_a_reranker(tmp_path):
-    transformer = {**BERT, "architectures": ["BertForSequenceClassification"]}
-    with pytest.raises(
-        ValueError, match=r"config\.json: architectures: BertFor.* cross-encoder \(reranker\).*CrossEncoder"
-    ):
-        read(tmp_path / "a", {"config.json": transformer})
-    assert read(tmp_path / "b", model(MEAN, config=transformer)).modes == ("mean",)  # as it says
-
-
-def test_matryoshka_by_matrices(tmp_path):
-    files = {**model(MEAN), "projections.safetensors": "-"}
-    config = read(tmp_path, files)
-    assert any("projections.safetensors" in text and "leave truncate_dim" in text for text in config.warnings)
-    files["config_sentence_transformers.json"] = {"truncate_dim": 4}
-    with pytest.raises(ValueError, match=r"truncate_dim must be left out, .*projections\.safetensors.*got 4"):
-        read(tmp_path, files)
-
-
-def test_a_contextual_head(tmp_path):
-    with pytest.raises(ValueError, match=r"contextual_head\.safetensors: .*spans"):
-        read(tmp_path, {**model(MEAN), "contextual_head.safetensors": "-"})
-
-
-def test_states_that_are_logits(tmp_path):
-    files = model(MEAN, sentence_bert_config={"transformer_task": "fill-mask"})
-    with pytest.raises(ValueError, match=r"sentence_bert_config\.json: transformer_task must be 'feature-extraction'"):
-        read(tmp_path, files)
-
-
-# What is opened.
-
-
-@pytest.mark.parametrize("path", ["/etc", "../x", "a/../../x", "C:\\x", "..\\x", "\\\\host\\x", "C:x"])
-def test_paths_that_leave_the_folder(tmp_path, path):
-    entries = modules("Transformer", "Pooling")
-    entries[1]["path"] = path
-    with pytest.raises(ValueError, match=r"modules\.json \[1\]: path must be a folder inside the model's, got "):
-        read(tmp_path, {**model(MEAN), "modules.json": entries})
-
-
-@pytest.mark.parametrize("name", ["1_Pooling/config.json", "config.json", "1_Pooling"])
-def test_links_that_leave_the_folder(tmp_path, name):
-    root, outside = tmp_path / "model", tmp_path / "outside"
-    write(root, model(MEAN))
-    (root / name).rename(outside)
-    (root / name).symlink_to(outside)
-    with pytest.raises(ValueError, match=r"config\.json: expected a file inside .*got a link that leads out of it"):
-        PoolingConfig.from_pretrained(root)
-    (root / name).unlink()
-    outside.rename(root / "here")
-    (root / name).symlink_to(root / "here")  # within it, a link is as good as a file
-    assert PoolingConfig.from_pretrained(root).modes == ("mean",)
-
-
-def test_a_hugging_face_cache(tmp_path):
-    """Its snapshots are links into the blobs beside them, and people link to snapshots."""
-    cache = tmp_path / "models--some--model"
-    snapshot = cache / "snapshots" / ("0" * 40)
-    write(snapshot, {**model(MEAN, "Dense"), "2_Dense/config.json": {**DENSE, "bias": False}})
-    torch.save({"linear.weight": torch.eye(8)[:4]}, snapshot / "2_Dense/pytorch_model.bin")
-    (cache / "blobs").mkdir()
-    for i, path in enumerate([path for path in snapshot.rglob("*") if path.is_file()]):
-        path.rename(cache / "blobs" / str(i))
-        path.symlink_to(os.path.relpath(cache / "blobs" / str(i), path.parent))
-    link = tmp_path / "link"
-    link.symlink_to(snapshot)
-    hidden = torch.randn(2, 3, 8)
-    for root in (snapshot, link):
-        config = PoolingConfig.from_pretrained(root)
-        torch.testing.assert_close(config.apply(hidden), fastpool.mean(hidden)[:, :4])
-
-
-def test_files_have_bounds(tmp_path, monkeypatch):
-    deep = "[" * 101 + "]" * 101
-    with pytest.raises(ValueError, match=r"config\.json: expected at most 100 lists and objects inside each other"):
-        read(tmp_path / "a", {**model(MEAN), "config.json": f'{{"x": {deep}}}'})
-    with pytest.raises(ValueError, match=r"modules\.json: expected JSON, got "):
-        read(tmp_path / "b", {**model(MEAN), "modules.json": "[" * 10**6})
-    monkeypatch.setattr("fastpool.models.files.LARGEST", 500)
-    with pytest.raises(ValueError, match=r"config\.json: expected at most 500 bytes, got more"):
-        read(tmp_path / "c", {**model(MEAN), "config.json": json.dumps({**BERT, "x": "y" * 500})})
-
-
-def test_long_values_are_cut_in_messages(tmp_path):
-    with pytest.raises(ValueError, match=r"hidden_size must be") as error:
-        read(tmp_path, model(MEAN, config={"hidden_size": "9" * 10**6}))
-    assert len(str(error.value)) < 400

@@ -45,7 +45,7 @@ def test_apply_checks_the_width(tmp_path):
 
 def test_apply_leaves_the_prompt_out():
     hidden, mask = tokens()
-    starts = torch.tensor([2, 2, 5])
+    starts = torch.tensor([2, 2, 4])
     config = PoolingConfig(("mean",), include_prompt=False)
     behind = mask * (torch.arange(6) >= starts[:, None])
     assert torch.equal(config.apply(hidden, mask, starts=starts), fastpool.mean(hidden, behind))

@@ -36,8 +36,9 @@ def tokenizer(template: str | None, **changes: Any) -> dict[str, Any]:
 def warned(root: Path, files: dict[str, Any]) -> tuple[str, ...]:
     config = PoolingConfig.from_pretrained(write(root, files))
     found = checked(Folder(root), config)
-    assert found.contradictions == found.warnings[len(config.warnings) :]
-    return found.contradictions
+    told = found.contradictions[len(config.contradictions) :]
+    assert told == found.warnings[len(config.warnings) :]
+    return told
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,31 @@ def test_a_tokenizer_that_cannot_be_used_stops_nobody(tmp_path, content):
     found = checked(Folder(tmp_path), config)
     assert found.contradictions == ()
     assert all("tokenizer.json: the tokenizers library cannot use it" in text for text in found.warnings)
+
+
+def test_a_tokenizer_that_would_make_a_word_as_long_as_memory(tmp_path):
+    """Nor is the word cut where tokenizer.json cuts texts."""
+    grows = {"type": "Replace", "pattern": {"String": "w"}, "content": "w" * 1000}
+    made = tokenizer("[CLS] $A", normalizer={"type": "Sequence", "normalizers": [grows] * 4})
+    made["truncation"] = {"max_length": 1, "strategy": "LongestFirst", "direction": "Left", "stride": 0}
+    assert warned(tmp_path, model(CLS, tokenizer_config={"cls_token": "[CLS]"}, tokenizer=made)) == ()
+
+
+def test_a_tokenizer_has_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastpool.models.tokens._LARGEST", 100)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: expected at most 100 bytes, got \d+"):
+        warned(tmp_path, model(CLS, tokenizer=tokenizer(None)))
+
+
+def test_a_class_that_takes_special_tokens_away(tmp_path):
+    """transformers' GPT-NeoX tokenizer adds none, whatever tokenizer.json says."""
+    said = {"tokenizer_class": "GPTNeoXTokenizerFast", "add_eos_token": True, "eos_token": "</s>", "bos_token": "<s>"}
+    both = {"pooling_mode": ["cls", "lasttoken"]}
+    neox = {**QWEN, "model_type": "gpt_neox"}
+    files = model(both, config=neox, tokenizer_config=said, tokenizer=tokenizer("<s> $A </s>"))
+    last, first = warned(tmp_path, files)
+    assert "transformers' GPTNeoXTokenizer takes it away" in last
+    assert "transformers' GPTNeoXTokenizer takes it away" in first
 
 
 def test_without_the_library_it_is_said(tmp_path, monkeypatch):

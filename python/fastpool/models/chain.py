@@ -8,7 +8,7 @@ from .layers import Dense, Layer, LayerNorm, Normalize
 from .unlike import MODULES
 
 _TOKENS, _SENTENCE = "token_embeddings", "sentence_embedding"  # sentence-transformers' names for what modules pass on
-_PASSED = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+CLASSES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 # What else makes token states, as the first module.
 _FIRST = ("Transformer", "WordEmbeddings")
 
@@ -71,15 +71,16 @@ def follow(folder: Folder, modules: Sequence[Module], states: str) -> Chain:
 
 
 def _check(i: int, module: Module) -> None:
-    if module.name in MODULES:
-        raise ValueError(f"{module.entry.name}: type {module.type} is {MODULES[module.name]}")
+    name = "MultiVectorMask" if module.type.startswith("pylate.") else module.name
+    if name in MODULES:
+        raise ValueError(f"{module.entry.name}: type {module.type} is {MODULES[name]}")
     ours = module.type.startswith("sentence_transformers.")
     if i == 0 and (module.name in _FIRST or not ours):
         return  # also one of the model's own code: what makes the token states is not ours to run
-    if not ours or module.name not in _PASSED[1:]:
-        words = ", ".join(_PASSED[1:-1])
+    if not ours or module.name not in CLASSES[1:]:
+        words = ", ".join(CLASSES[1:-1])
         raise module.entry.error(
-            "type", f"sentence-transformers' Transformer (first), {words} or {_PASSED[-1]}; other code is not run"
+            "type", f"sentence-transformers' Transformer (first), {words} or {CLASSES[-1]}; other code is not run"
         )
     if i == 0:
         raise module.entry.error("type", "what makes token states, as sentence-transformers' Transformer")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from .families import parts
 from .files import Document, inside
 from .sources import Sources
 
@@ -73,8 +74,7 @@ def llm2vec(sources: Sources) -> Statement | None:
 
 
 def _keys(transformer: Document) -> Iterator[tuple[Document, str]]:
-    text = Document(f"{transformer.name}: text_config", transformer.get("text_config", dict) or {})
-    for document in (transformer, text):
+    for document in parts(transformer):
         if document.values.get("model_type") not in _INSIDE:
             yield from ((document, key) for key in _KEYS if document.values.get(key) is not None)
 

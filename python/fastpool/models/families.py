@@ -59,14 +59,19 @@ def is_causal(transformer: Document) -> bool:
     return not is_bidirectional(transformer) and is_decoder(transformer)
 
 
+def parts(transformer: Document) -> list[Document]:
+    """It and, of a model of several parts, its text's."""
+    names = ("text_config", "llm_config")
+    return [transformer, *(Document(f"{transformer.name}: {x}", transformer.get(x, dict) or {}) for x in names)]
+
+
 def width(transformer: Document) -> tuple[int, str] | None:
     """The columns of the last hidden state, and what says so: "config.json: hidden_size". Of a model of several parts,
     those of its text's; None where nothing does."""
     # EmbeddingGemma 2 projects from hidden_size.
     family = transformer.get("model_type", str) or ""
     keys = ("embedding_dim", *_WIDTHS) if family.startswith("embedding_gemma2") else _WIDTHS
-    text = Document(f"{transformer.name}: text_config", transformer.get("text_config", dict) or {})
-    for document in (transformer, text):
+    for document in parts(transformer):
         for key in keys:
             columns = document.positive(key)
             if columns is not None:

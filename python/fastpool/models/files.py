@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_MOST = 2**31  # of a count: columns, tokens
 LARGEST = 2**25  # bytes of a JSON file; configurations with the names of a million classes stay below
 _DEEPEST = 100  # lists and objects inside each other
 _WORDS = {bool: "true or false", int: "a whole number", str: "a string", list: "a list", dict: "an object"}
@@ -82,8 +83,8 @@ class Document:
 
     def positive(self, key: str) -> int | None:
         value = self.get(key, int)
-        if value is not None and value < 1:
-            raise self.error(key, "a whole number above 0")
+        if value is not None and not 0 < value < _MOST:
+            raise self.error(key, "a whole number above 0" + (" and below 2^31" if value > 0 else ""))
         return value
 
 
@@ -98,8 +99,11 @@ class Folder:
     root: Path
 
     def __post_init__(self) -> None:
-        if not self.root.is_dir():
-            what = "is not a folder" if self.root.exists() else "does not exist"
+        try:
+            what = None if self.root.is_dir() else "is not a folder" if self.root.exists() else "does not exist"
+        except OSError as error:  # a name that is too long, say
+            what = f"cannot be a folder ({error.strerror})"
+        if what is not None:
             raise FileNotFoundError(f"{self.root} {what}; expected the folder of a model (nothing is downloaded)")
 
     def _at(self, name: str) -> Path:
@@ -113,7 +117,8 @@ class Folder:
         """Where files of the model may lie: its folder, and in a Hugging Face cache, whose snapshots are links, also
         the blobs beside them."""
         root = self.root.resolve()
-        return [root, *(parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots")]
+        snapshots = [parent for parent in root.parents if parent.name == "snapshots"]
+        return [root, *(one.parent / "blobs" for one in snapshots if one.parent.name.startswith("models--"))]
 
     def has(self, name: str) -> bool:
         """Raises ValueError for what is there and no file of this model's: taken for missing, it would be answered by a
@@ -122,7 +127,7 @@ class Folder:
         if not os.path.lexists(path):
             return False
         if not path.is_file():
-            what = "a folder" if path.is_dir() else "a broken link" if path.is_symlink() else "something else"
+            what = "a folder" if path.is_dir() else "something else" if path.exists() else "a broken link"
             raise ValueError(f"{name}: expected a file, got {what}")
         if not any(path.resolve().is_relative_to(home) for home in self._homes):
             raise ValueError(f"{name}: expected a file inside the model's folder, got a link that leads out of it")
@@ -171,17 +176,34 @@ class Folder:
                 raise ValueError(f"modules.json [{i}]: expected an object, got {shown(item)}")
         return [self._module(i, Document(f"modules.json [{i}]", item)) for i, item in enumerate(items)]
 
+    def left_over(self) -> list["Module"]:
+        """What modules.json would say, which is missing, by the folders that it would name: "1_Pooling", "2_Dense"."""
+        found = []
+        for path in self.root.iterdir():
+            number, _, name = path.name.partition("_")
+            if number.isdecimal() and int(number) > 0 and name.isascii() and name.isalpha():
+                found.append((int(number), path.name, name))
+        first = Module(Document("modules.json is missing", {}), "sentence_transformers.models.Transformer", "")
+        return [
+            first,
+            *(
+                Module(Document(path, {}), f"sentence_transformers.models.{name}", path)
+                for _, path, name in sorted(found)
+            ),
+        ]
+
     def _module(self, i: int, entry: Document) -> "Module":
         kind, path = entry.need("type", str), entry.get("path", str)
         stated = path is not None
         if path is None:
             path = f"{i}_{kind.rpartition('.')[2]}"  # as sentence-transformers names folders
-        if leaves(path):
-            raise entry.error("path", "a folder inside the model's")
         # The system's own error about a name that is too long would not name the key; and errors print names, so
         # none may hold a terminal's escape sequence.
-        if len(path.encode(errors="surrogatepass")) > 255 or not path.isprintable():
-            raise entry.error("path" if stated else "type", "at most 255 bytes of printable characters")
+        for key, text in (("type", kind), ("path", path)):
+            if len(text.encode(errors="surrogatepass")) > 255 or not text.isprintable():
+                raise entry.error(key, "at most 255 bytes of printable characters")
+        if leaves(path):
+            raise entry.error("path" if stated else "type", "a folder inside the model's")
         if i == 0 and not stated and not self._at(path).is_dir():
             path = ""  # where sentence-transformers keeps the first one
         return Module(entry, kind, path, stated)

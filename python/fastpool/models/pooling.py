@@ -1,9 +1,10 @@
 """Which modes a folder wants: what its Pooling module says, else what other files say, else what the model is."""
 
-from . import elsewhere
+from . import elsewhere, unlike
+from .chain import CLASSES
 from .decisions import Certainty, Record
 from .families import is_bidirectional, is_causal, is_encoder
-from .files import Document, Folder
+from .files import Document, Folder, Module, shown
 from .sources import Sources
 
 # sentence-transformers' name -> ours (6.2.0, sentence_transformer/modules/pooling.py).
@@ -27,23 +28,26 @@ POOLING_FLAGS = {
 _WORSE = "the wrong one raises no error, it makes search worse"
 
 
-def left_over(folder: Folder, record: Record) -> Document | None:
-    """The configuration of a Pooling module that modules.json, which is missing, does not name: left over from a folder
-    of sentence-transformers, it names the pooling of these weights."""
-    found = sorted(path.parent.name for path in folder.root.glob("*_Pooling/config.json"))
-    if not found:
-        return None
-    document = folder.document(f"{found[0]}/config.json")
-    if len(found) > 1:
+def left_over(folder: Folder, record: Record) -> list[Module]:
+    """The modules of a folder of sentence-transformers whose modules.json is missing, as far as their folders tell;
+    none where no Pooling is among them."""
+    modules = [module for module in folder.left_over() if module.name in CLASSES or module.name in unlike.MODULES]
+    poolings = [module for module in modules if module.name == "Pooling" and folder.has(module.config)]
+    if not poolings:
+        return []
+    first, *more = poolings
+    found = [module for module in modules if module.name != "Pooling" or module is first]
+    if more:
         record.contradiction(
-            f"modules.json is missing, and {', '.join(found)} are all there: the first is followed, though nothing "
-            "says which one is the model's"
+            f"modules.json is missing, and {', '.join(module.path for module in poolings)} are all there: the first is "
+            "followed, though nothing says which one is the model's"
         )
+    followed = ", ".join([first.config, *(module.path for module in found[1:] if module is not first)])
     record.contradiction(
-        f"modules.json is missing: {document.name} is followed here, but sentence-transformers and vLLM do not look "
-        "at it and choose a pooling of their own"
+        f"modules.json is missing: {followed} is followed here, but sentence-transformers and vLLM do not look at it "
+        "and choose a pooling of their own"
     )
-    return document
+    return found
 
 
 def modes(sources: Sources, pooling: Document | None, record: Record) -> tuple[str, ...]:
@@ -105,6 +109,7 @@ def _of_the_model(sources: Sources, record: Record) -> tuple[str, ...]:
 def _of(document: Document, record: Record, certainty: Certainty) -> tuple[str, ...]:
     for key in document.values:
         if key.startswith("pooling_mode_") and key not in POOLING_FLAGS and document.values[key]:
+            key = key if key.isprintable() else shown(key)
             raise ValueError(f"{document.name}: {key} is no pooling mode; expected {', '.join(POOLING_FLAGS)}")
     flags = tuple(mode for key, mode in POOLING_FLAGS.items() if document.get(key, bool))
     said = document.values.get("pooling_mode")

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from . import elsewhere, pooling, unlike
-from .chain import follow, unnamed
-from .decisions import Record
+from .chain import Chain, follow, unnamed
+from .decisions import Certainty, Record
 from .families import is_causal, width
-from .files import Folder
+from .files import Document, Folder, shown
 from .layers import Dense, Layer, LayerNorm, Normalize, columns
 from .sources import Sources
 
@@ -34,13 +34,14 @@ class Reader:
         unlike.refuse(folder, sources.transformer, sources.model, self.has_modules)
         self.architecture = self._architecture()
 
-        chain = follow(folder, sources.modules or [], self._states()) if self.has_modules else None
-        self.pooling = chain.pooling if chain else pooling.left_over(folder, record)
+        modules = pooling.left_over(folder, record) if sources.modules is None else sources.modules
+        chain = follow(folder, modules, self._states()) if self.has_modules or modules else Chain()
+        self.pooling = chain.pooling
         said = elsewhere.llm2vec(sources) if self.pooling is None else None
         self.said = said.more if said else {}
 
         modes = pooling.modes(sources, self.pooling, record)
-        layers, token_layers = (chain.layers, chain.tokens) if chain else ((), ())
+        layers, token_layers = chain.layers, chain.tokens
         width = self._width(len(modes), token_layers, layers)
         pooled = columns(token_layers, width)
         given = columns(layers, pooled and pooled * len(modes))
@@ -79,6 +80,11 @@ class Reader:
             raise sentence.error("transformer_task", "'feature-extraction', which gives token states")
         return sentence.get("module_output_name", str) or "token_embeddings"
 
+    @property
+    def _certainty(self) -> Certainty:
+        """Of what modules say."""
+        return "stated" if self.has_modules else "implied"
+
     def _from_llm2vec(self, what: str, otherwise: Callable[[], T]) -> T:
         """Where LLM2Vec says how a model pools, it says this, too."""
         if what not in self.said:
@@ -89,7 +95,7 @@ class Reader:
 
     def _normalize(self, entry: str | None) -> bool:
         if entry is not None:
-            return self.record.decide("normalize", True, f"{entry}: type", "stated")
+            return self.record.decide("normalize", True, f"{entry}: type", self._certainty)
         if self.has_modules:
             return self.record.decide("normalize", False, "modules.json: no Normalize at the end", "stated")
         return self._from_llm2vec(
@@ -121,10 +127,12 @@ class Reader:
         given, where = known
         if number == given and not token_layers:
             return record.decide("width", number, source, "stated")
-        if number not in (None, columns(token_layers, given)):
+        pooled = columns(token_layers, given)
+        if number not in (None, pooled):
+            through = f", of which layers make {pooled}" if token_layers else ""
             record.warn(
-                f"{source} says {number}, but {where} says {given}, which is followed: sentence-transformers does not "
-                "look at the first when it pools"
+                f"{source} says {number}, but {where} says {given}{through}, which is followed: sentence-transformers "
+                "does not look at the first when it pools"
             )
         return record.decide("width", given, where, "implied")
 
@@ -137,7 +145,8 @@ class Reader:
         return self.pooling.positive(name), f"{self.pooling.name}: {name}"
 
     def _layers(self, what: str, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-        return self.record.decide(what, layers, "modules.json", "stated") if layers else ()
+        source = "modules.json" if self.has_modules else "modules.json is missing"
+        return self.record.decide(what, layers, source, self._certainty) if layers else ()
 
     def _truncate_dim(self, columns: int | None) -> int | None:
         model = self.sources.model
@@ -171,9 +180,9 @@ class Reader:
     def _default_prompt_name(self) -> str | None:
         model = self.sources.model
         name = self.record.stated("default_prompt_name", model, "default_prompt_name", str)
-        known = model.get("prompts", dict) or {}
+        known = {"query": "", "document": ""} | (model.get("prompts", dict) or {})  # those two are always there
         if name is not None and name not in known:
-            raise model.error("default_prompt_name", f"one of prompts ({', '.join(known) or 'there are none'})")
+            raise model.error("default_prompt_name", f"one of prompts ({', '.join(known)})")
         return name
 
     def _padding_side(self) -> str | None:
@@ -185,22 +194,52 @@ class Reader:
         )
 
     def _max_length(self) -> int | None:
+        """As sentence-transformers has it: its own number, or the tokenizer's, but no more than there are positions."""
         if "max_length" in self.said:
             return self._from_llm2vec("max_length", lambda: None)
-        for document, key in ((self.sources.sentence, "max_seq_length"), (self.sources.tokenizer, "model_max_length")):
-            value = document.values.get(key)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is None or (number and value >= _NO_LIMIT):
-                continue
-            if number and value >= 1 and value == int(value):  # some write 512.0
-                return self.record.decide("max_length", int(value), f"{document.name}: {key}", "stated")
-            # Pooling does not depend on it, so it is a warning, not an error.
-            self.record.warn(f"{document.error(key, 'a whole number above 0')}; it is left out")
+        sources, own = self.sources, "model_max_length"
+        given = [
+            Document(f"{sources.sentence.name}: {key}", sources.sentence.get(key, dict) or {})
+            for key in ("processor_kwargs", "tokenizer_args")
+        ]
+        for document, key in [*((one, own) for one in given), (sources.sentence, "max_seq_length")]:
+            length = self._length(document, key)
+            if length is not None:
+                return self.record.decide("max_length", length, f"{document.name}: {key}", "stated")
+        length, positions = (
+            self._length(sources.tokenizer, own),
+            self._length(sources.transformer, "max_position_embeddings"),
+        )
+        if positions is not None and (length is None or positions < length):
+            source = f"{sources.transformer.name}: max_position_embeddings"
+            return self.record.decide("max_length", positions, source, "implied")
+        return (
+            None
+            if length is None
+            else self.record.decide("max_length", length, f"{sources.tokenizer.name}: {own}", "stated")
+        )
+
+    def _length(self, document: Document, key: str) -> int | None:
+        value = document.values.get(key)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        # XLNet has -1 positions, by which it means no limit.
+        if value is None or (number and (value >= _NO_LIMIT or (value == -1 and document is self.sources.transformer))):
+            return None
+        if number and value >= 1 and value == int(value):  # some write 512.0
+            return int(value)
+        # Pooling does not depend on it, so it is a warning, not an error.
+        self.record.warn(f"{document.error(key, 'a whole number above 0')}; it is left out")
         return None
 
     def _warn(self) -> None:
         """About what does not fit together, or is not here."""
         record, sources, modes = self.record, self.sources, self.answers["modes"]
+        family = sources.model.get("model_type", str)
+        if self.has_modules and family not in (None, "SentenceTransformer"):
+            record.contradiction(
+                f"{sources.model.name}: model_type is {shown(family)}, so that sentence-transformers reads neither "
+                "modules.json nor prompts, and chooses a pooling of its own; modules.json is followed here"
+            )
         for warning in unnamed(sources.modules or []):
             record.warn(warning)
         if sources.base_is_elsewhere:
@@ -214,7 +253,7 @@ class Reader:
         if not self.answers["include_prompt"] and self.said:
             record.warn(
                 "LLM2Vec pools a text's own tokens alone (skip_instruction): starts= for apply is the first one behind "
-                "the instruction, or where there is none, behind the first token (BOS)"
+                "the instruction, or where there is none, behind the first token (BOS); for eos_token it appends an EOS"
             )
         if is_causal(sources.transformer) and early and not self.said:
             record.contradiction(
@@ -231,7 +270,7 @@ class Reader:
                 "truncate_dim with Normalize: sentence-transformers truncates what was normalised, so its vectors are "
                 "shorter than 1; here and in vLLM and text-embeddings-inference truncation comes first"
             )
-        if "cls" in modes and self.answers["padding_side"] == "left":
+        if "cls" in modes and self.answers["padding_side"] == "left" and not self.said:
             record.contradiction(
                 "cls with padding on the left: the first real token is not at position 0; a mask tells it here, "
                 "but code that takes hidden[:, 0] takes padding"

@@ -15,6 +15,7 @@ _FIRST = ("BertTokenizer", "BigBirdTokenizer", "CLIPTokenizer", "DebertaTokenize
           "DistilBertTokenizer", "ElectraTokenizer", "FunnelTokenizer", "HerbertTokenizer", "MPNetTokenizer",
           "RobertaTokenizer", "XLMRobertaTokenizer")  # fmt: skip
 _LAST = ("PegasusTokenizer", "T5Tokenizer", "XLMRobertaTokenizer")
+_NONE = ("GPTNeoXTokenizer",)  # takes those away that tokenizer.json puts there
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def checked(folder: Folder, config: PoolingConfig) -> PoolingConfig:
         if "last" in config.modes:
             _last(name, sources, found, record)
         if "cls" in config.modes:
-            _cls(name, sources.tokenizer, found, record)
+            _cls(name, sources, found, record)
     return replace(
         config,
         warnings=(*config.warnings, *record.warnings),
@@ -62,6 +63,7 @@ def _tokenise(folder: Folder, name: str, record: Record) -> _Tokenised | None:
         tokenizer: Any = Tokenizer.from_str(path.read_text(encoding="utf-8"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        tokenizer.normalizer = None  # which adds no special tokens, and could make a word as long as memory
         encoding = tokenizer.encode(_WORD)
     except BaseException as error:
         # A panic of theirs is no Exception; who interrupts is to be heard.
@@ -95,8 +97,10 @@ def _last(name: str, sources: Sources, found: _Tokenised, record: Record) -> Non
         isinstance(said, dict) and said.get(key) is True
         for said in (sources.sentence.values.get(each) for each in ("tokenizer_args", "processor_kwargs"))
     )
-    if appended or not (tokenizer.values.get(key) is True or for_it_alone):
+    if not (tokenizer.values.get(key) is True or for_it_alone):
         return
+    if appended:
+        return _taken_away(name, sources, found.last, record)
     asks = f"{sources.sentence.name if for_it_alone else tokenizer.name}: {key} is true"
     if for_it_alone:
         heeds = "sentence-transformers appends it, engines do not"
@@ -111,13 +115,23 @@ def _last(name: str, sources: Sources, found: _Tokenised, record: Record) -> Non
     )
 
 
-def _cls(name: str, tokenizer: Document, found: _Tokenised, record: Record) -> None:
+def _cls(name: str, sources: Sources, found: _Tokenised, record: Record) -> None:
+    tokenizer = sources.tokenizer
     named = [token for token in (_named(tokenizer, key) for key in ("cls_token", "bos_token")) if token is not None]
     if found.first_is_special and (found.first in named or not named):
-        return
+        return _taken_away(name, sources, found.first, record)
     own = _own(tokenizer, _FIRST, "puts")
     pools = f"{own}but what goes by tokenizer.json" if own else "cls"
     record.contradiction(
         f"cls pooling, but {name} puts no {named[0] if named else 'CLS'} first: the first token of {_WORD!r} is "
         f"{shown(found.first)}; {pools} pools that one, which says little of the text"
     )
+
+
+def _taken_away(name: str, sources: Sources, token: str, record: Record) -> None:
+    own = str(sources.tokenizer.values.get("tokenizer_class")).removesuffix("Fast")
+    if own in _NONE and sources.transformer.values.get("model_type") == "gpt_neox":
+        record.contradiction(
+            f"{name} adds {shown(token)}, but transformers' {own} takes it away: the token that is pooled is another "
+            "one in sentence-transformers and vLLM than in what goes by tokenizer.json, as text-embeddings-inference"
+        )

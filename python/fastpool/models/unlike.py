@@ -49,7 +49,11 @@ def refuse(folder: Folder, transformer: Document, model: Document, has_modules: 
     family = model.get("model_type", str)
     if family in _FAMILIES:
         raise ValueError(f"{model.name}: model_type {family} is {_FAMILIES[family]}")
+    if (model.get("similarity_fn_name", str) or "").lower() == "maxsim":
+        raise ValueError(f"{model.name}: similarity_fn_name MaxSim is {_LATE}")
     name = str((transformer.get("architectures", list) or [""])[0])
+    if name == "HF_ColBERT":
+        raise ValueError(f"{transformer.name}: architectures: {name} is {_LATE}")
     if "latent_attention_config" in transformer.values or name.startswith("NVEmbed"):
         raise ValueError(
             f"{transformer.name}: architectures: {name} pools with latent attention (NV-Embed), which is not "

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeGuard
+from zipfile import ZipFile, ZipInfo, is_zipfile
 
 import torch
 from torch import Tensor
@@ -21,14 +23,16 @@ class Weights:
     kind: str  # of the layer: "Dense"
 
     def like(self, x: Tensor) -> dict[str, Tensor]:
-        """By name, on the device of `x` and in its dtype.
+        """By name, on the device of `x` and in its dtype: constants, whatever mode torch is in.
 
         Raises:
             FileNotFoundError, ValueError: neither file is there; it holds something else, and what.
             ImportError: it takes safetensors, which is not installed.
         """
         if (x.device, x.dtype) not in self._placed:
-            self._placed[x.device, x.dtype] = {key: value.to(x.device, x.dtype) for key, value in self._stored.items()}
+            with torch.inference_mode(False), torch.no_grad():
+                placed = {key: value.detach().to(x.device, x.dtype) for key, value in self._stored.items()}
+            self._placed[x.device, x.dtype] = placed
         return self._placed[x.device, x.dtype]
 
     @cached_property
@@ -46,8 +50,9 @@ class Weights:
             raise FileNotFoundError(f"{self.folder.root}: {name} and {other} are missing")
         for key, shape in self.shapes.items():
             got = found.get(key)
-            if not isinstance(got, Tensor) or got.shape != shape:
-                what = f"shape {tuple(got.shape)}" if isinstance(got, Tensor) else "nothing"
+            if not _plain(got) or got.shape != shape:
+                odd = "nothing" if got is None else "what is no plain tensor"
+                what = f"shape {tuple(got.shape)}" if _plain(got) else odd
                 config = inside(self.name, "config.json")
                 raise ValueError(f"{name}: {key} must have shape {shape}, as {config} says, got {what}")
         return {key: found[key] for key in self.shapes}
@@ -65,13 +70,35 @@ class Weights:
             raise self._unreadable(name, type(error).__name__) from error
 
     def _pickled(self, name: str) -> dict[str, Any]:
+        path = self.folder.path(name)
         try:
-            found = torch.load(self.folder.path(name), map_location="cpu", weights_only=True)
+            # torch compresses nothing, and what is compressed may be of any size.
+            compressed = is_zipfile(path) and any(member.compress_type for member in _members(path))
+            found = None if compressed else torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # of many kinds, too, and one advises to load it unsafely
             raise self._unreadable(name, type(error).__name__) from error
+        if compressed:
+            raise ValueError(f"{name}: expected weights as torch saves them, got a compressed archive")
         if not isinstance(found, dict):
             raise ValueError(f"{name}: expected the weights of a {self.kind} layer, got {type(found).__name__}")
         return found
 
     def _unreadable(self, name: str, error: str) -> ValueError:
         return ValueError(f"{name}: expected the weights of a {self.kind} layer, got what cannot be read ({error})")
+
+
+def _plain(value: object) -> TypeGuard[Tensor]:
+    """A tensor with its numbers side by side, as they are."""
+    return (
+        isinstance(value, Tensor)
+        and not value.is_nested
+        and not value.is_quantized
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.is_floating_point()
+    )
+
+
+def _members(path: Path) -> list[ZipInfo]:
+    with ZipFile(path) as archive:
+        return archive.infolist()

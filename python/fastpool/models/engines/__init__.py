@@ -44,6 +44,9 @@ def answers(folder: Folder, wanted: PoolingConfig) -> list[EngineReport]:
     for engine in _ENGINES:
         own = engine.default(model)
         setting = engine.setting(model, own.pooling) if own.starts else None
-        differs = bool(differences(own.pooling, wanted))
-        found.append(EngineReport(engine.name, engine.version, setting, describe(own.pooling), differs, own.notes))
+        differs, notes = bool(differences(own.pooling, wanted)), own.notes
+        if model.made_by_llm2vec:
+            setting, differs = None, True
+            notes = ("LLM2Vec's own code makes the model bidirectional, which this engine does not run", *notes)
+        found.append(EngineReport(engine.name, engine.version, setting, describe(own.pooling), differs, notes))
     return found

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..config import PoolingConfig
+from ..families import is_causal
 from ..files import Document, Folder
-from ..layers import Layer
+from ..layers import Dense, Layer
 from ..pooling import POOLING_FLAGS
 from ..sources import Sources
 
@@ -46,6 +47,12 @@ class Model:
         return None
 
     @property
+    def made_by_llm2vec(self) -> bool:
+        """Its own code makes it bidirectional, which no engine runs."""
+        alone = self.sources.modules is None and is_causal(self.transformer)
+        return alone and self.wanted.decision("modes").source.endswith("llm2vec_config.json: pooling_mode")
+
+    @property
     def unstated(self) -> str | None:
         """The entry of modules.json that names no path."""
         return next((module.entry.name for module in self.sources.modules or [] if not module.stated), None)
@@ -72,7 +79,9 @@ class Engine:
 
 
 def differences(own: PoolingConfig, wanted: PoolingConfig) -> set[str]:
-    fields = ("modes", "normalize", "truncate_dim", "layers", "token_layers", "include_prompt")
+    fields = ["modes", "normalize", "truncate_dim", "layers", "token_layers", "include_prompt"]
+    if wanted.modes == ("last",):
+        fields.remove("include_prompt")  # a prompt stands in front
     return {field for field in fields if getattr(own, field) != getattr(wanted, field)}
 
 
@@ -116,9 +125,11 @@ def plain(model: Model, *modes: str, layers: tuple[Layer, ...] = ()) -> PoolingC
     )
 
 
-def dense(model: Model, residual: bool = True) -> tuple[Layer, ...]:
-    """The Dense layers, and nothing of what stands between them; without their residual connections, which are new."""
-    return tuple(layer if residual else replace(layer, residual=False) for layer in model.wanted.dense)
+def dense(model: Model, residual: bool = True) -> tuple[Dense, ...]:
+    """All Dense layers, wherever they stand, and nothing of what stands between them; without their residual
+    connections, which are new, if need be."""
+    found = [layer for layer in (*model.wanted.token_layers, *model.wanted.layers) if isinstance(layer, Dense)]
+    return tuple(layer if residual else replace(layer, residual=False) for layer in found)
 
 
 def unknown(model: Model, pooling: Document) -> str:

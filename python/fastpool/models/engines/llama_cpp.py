@@ -12,7 +12,20 @@ from .common import Default, Engine, Model, option, plain, unknown
 
 _MODES = {"mean": "mean", "cls": "cls", "last": "last"}
 _FLAGS = ("pooling_mode_mean_tokens", "pooling_mode_cls_token", "pooling_mode_lasttoken")
-_WITHOUT = ("llama", "llama_bidirec", "mistral", "mixtral")  # the families of conversion/llama.py
+# The families whose converters write it, besides all that have "bert" in their name.
+_WITH = (
+    "arcee",
+    "camembert",
+    "dream",
+    "gemma3",
+    "gemma3_text",
+    "lfm2",
+    "llada",
+    "qwen2",
+    "qwen3",
+    "roberta",
+    "xlm-roberta",
+)
 _DENSE = "--sentence-transformers-dense-modules"
 
 
@@ -42,8 +55,8 @@ def _default(model: Model) -> Default:
         return Default(own, (f"{model.unstated} has no path: the converter fails",), starts=False)
     if not model.folder.has("config.json"):
         return Default(own, ("the model has no config.json at its top: the converter fails",), starts=False)
-    family = model.transformer.get("model_type", str)
-    if family in _WITHOUT:
+    family = model.transformer.get("model_type", str) or "an unknown family"
+    if family not in _WITH and "bert" not in family.lower():
         return Default(own, (f"the converter writes no pooling for {family}: token vectors without --pooling",))
     pooling = _pooling(model)
     if pooling is None:

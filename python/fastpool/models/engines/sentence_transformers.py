@@ -4,9 +4,10 @@ the modules gave; base/model.py: _load_config_modules."""
 from dataclasses import replace
 
 from ..config import PoolingConfig
+from ..files import shown
 from ..layers import Layer, columns
-from ..pooling import POOLING_MODES
-from .common import Default, Engine, Model, plain
+from ..pooling import POOLING_FLAGS, POOLING_MODES
+from .common import NEW, OLD, Default, Engine, Model, plain
 
 
 def _default(model: Model) -> Default:
@@ -14,9 +15,11 @@ def _default(model: Model) -> Default:
     if model.unstated is not None:
         note = f"{model.unstated} has no path: it does not load such a folder"
         return Default(plain(model), (note,), starts=False)
-    if model.sources.modules is None:
+    family = model.sources.model.get("model_type", str)
+    if model.sources.modules is None or family not in (None, "SentenceTransformer"):
         causal = model.architecture.endswith("ForCausalLM") and model.transformer.values.get("is_causal", True)
-        notes = ["modules.json is missing: it takes lasttoken for causal LMs, mean for all others"]
+        why = "modules.json is missing" if model.sources.modules is None else f"of a {family} it reads no modules.json"
+        notes = [f"{why}: it takes lasttoken for causal LMs, mean for all others"]
         if model.sources.adapter.values:
             notes.append("of an adapter, the base model's config.json decides")
         return Default(
@@ -26,7 +29,22 @@ def _default(model: Model) -> Default:
     if wanted.normalize and wanted.truncate_dim is not None:
         note = "it normalises, then truncates, and does not normalise again; encode(normalize_embeddings=True) does"
         return Default(replace(wanted, normalize=False), (note,))
-    return Default(wanted)
+    return Default(wanted, _refused(model))
+
+
+def _refused(model: Model) -> tuple[str, ...]:
+    """What it does not load, though its meaning is plain."""
+    pooling = model.module("Pooling", OLD, NEW["Pooling"])
+    if pooling is None:
+        return ()
+    notes = []
+    sizes = ("embedding_dimension", "word_embedding_dimension")
+    if not any(key in pooling.values for key in sizes):
+        notes.append(f"{pooling.name} has no embedding_dimension: it does not load such a folder")
+    more = pooling.values.keys() - {*sizes, *POOLING_FLAGS, "pooling_mode", "include_prompt"}
+    if more:
+        notes.append(f"{pooling.name} has {shown(sorted(more))}: it does not load a folder with other keys")
+    return tuple(notes)
 
 
 def _step(layer: Layer, *more: str) -> str:

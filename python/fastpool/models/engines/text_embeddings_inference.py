@@ -5,7 +5,6 @@ import json
 from dataclasses import replace
 
 from ..config import PoolingConfig
-from ..layers import Dense
 from ..pooling import POOLING_FLAGS
 from .common import OLD, Default, Engine, Model, dense, option, plain, unknown
 
@@ -19,11 +18,13 @@ def _default(model: Model) -> Default:
     folder, nothing = model.folder, plain(model)
     if not folder.has("config.json"):
         return Default(nothing, ("the model has no config.json at its top: it does not start",), starts=False)
+    if not model.architecture:
+        return Default(nothing, ("config.json has no architectures: it does not start",), starts=False)
     if model.architecture.endswith("Classification"):
         return Default(nothing, (f"{model.architecture} is a classifier to it, whatever --pooling says",), starts=False)
     known = all(module.type in _MODULES for module in model.sources.modules or [])
     layers = dense(model, residual=False) if known else ()
-    if any(isinstance(layer, Dense) and layer.activation not in _ACTIVATIONS for layer in layers):
+    if any(layer.activation not in _ACTIVATIONS for layer in layers):
         return Default(
             nothing, ("it knows no activation of Dense but Tanh and Identity: it does not start",), starts=False
         )

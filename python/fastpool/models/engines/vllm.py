@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from ..config import PoolingConfig
 from ..families import is_decoder, is_encoder
-from ..files import Folder, inside
+from ..files import Document, Folder, inside
 from ..layers import Dense, Layer
-from .common import NEW, OLD, Default, Engine, Model, in_requests, matryoshka, option, overrides, plain, unknown
+from .common import NEW, OLD, Default, Engine, Model, dense, in_requests, matryoshka, option, overrides, plain, unknown
 
 _MODES = {"mean": "MEAN", "cls": "CLS", "last": "LAST"}
 _NORMALIZE = "sentence_transformers.sentence_transformer.modules.normalize."  # of 5.4 to 5.7
@@ -37,14 +37,14 @@ def _architecture(model: Model) -> tuple[str, tuple[str, ...]]:
 
 
 def _layers(model: Model) -> tuple[Layer, ...]:
-    """All Dense layers, wherever they stand, without residual connections; none, if it does not know an activation. One
-    that is not named is none to it, and Tanh to sentence-transformers."""
+    """Dense layers; none, if it does not know an activation. One that is not named is none to it, and Tanh to
+    sentence-transformers."""
     if not model.module("Dense", OLD, NEW["Dense"]):
         return ()
-    found = [layer for layer in (*model.wanted.token_layers, *model.wanted.layers) if isinstance(layer, Dense)]
+    found = dense(model, residual=False)
     if any(layer.activation not in _ACTIVATIONS for layer in found):
         return ()
-    return tuple(replace(layer, residual=False, activation=_activation(model.folder, layer)) for layer in found)
+    return tuple(replace(layer, activation=_activation(model.folder, layer)) for layer in found)
 
 
 def _activation(folder: Folder, layer: Dense) -> str:
@@ -53,6 +53,14 @@ def _activation(folder: Folder, layer: Dense) -> str:
         if folder.document(inside(layer.name, "config.json")).get("activation_function", str)
         else "Identity"
     )
+
+
+def _nemotron(model: Model) -> str | None:
+    word: object = model.transformer.values.get("pooling")
+    if word is None and model.architecture == "LlamaNemotronVLModel":
+        inner = model.transformer.get("llm_config", dict) or {}
+        word = inner.get("pooling", "avg")
+    return None if word is None else str(word)
 
 
 def _generates(model: Model) -> bool:
@@ -73,17 +81,20 @@ def _default(model: Model) -> Default:
     if pooling is None and _generates(model):
         note = "no Pooling module that it knows in modules.json: it starts as a generator without --runner pooling"
         return Default(replace(own, modes=()), (note, *notes))
+    normalize = pooling is None or model.module("Normalize", OLD, NEW["Normalize"], _NORMALIZE) is not None
     if model.architecture in _NEMOTRON:
-        said = {theirs: ours for ours, theirs in _NEMOTRON_MODES.items()}.get(
-            model.transformer.get("pooling", str) or ""
-        )
-        if said is None:
-            return Default(replace(own, modes=()), ("it does not start without `pooling` in config.json",))
-        return Default(replace(own, modes=(said,)), ("config.json: pooling decides, whatever --pooler-config says",))
+        word = _nemotron(model)
+        said = [ours for ours, theirs in _NEMOTRON_MODES.items() if theirs == word]
+        if not said:
+            note = "it does not start unless `pooling` in config.json is avg, cls or last"
+            return Default(replace(own, modes=()), (note,))
+        note = "`pooling` in config.json decides, whatever --pooler-config says"
+        return Default(replace(own, modes=(*said,), normalize=normalize), (note,))
     if pooling is None:
         note = "no Pooling module that it knows in modules.json: the architecture decides, and vectors are normalised"
         return Default(own, (note, *notes))
-    normalize = model.module("Normalize", OLD, NEW["Normalize"], _NORMALIZE) is not None
+    if pooling.name == "config.json":  # of a module without a folder of its own, it finds none
+        pooling = Document(pooling.name, {})
     mode_said: str | None = None
     for key, value in pooling.values.items():  # the last key that it knows wins
         if value is True or (key == "pooling_mode" and isinstance(value, str)):
@@ -107,6 +118,7 @@ def _setting(model: Model, own: PoolingConfig) -> str | None:
     elif not own.modes and _generates(model):
         parts.append("--runner pooling")
     if architecture in _NEMOTRON:
+        parts.append("--trust-remote-code")
         changed["pooling"] = _NEMOTRON_MODES[wanted.modes[0]]
         pooler: dict[str, object] = {"use_activation": wanted.normalize}
     else:
