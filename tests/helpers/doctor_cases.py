@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastpool.doctor.trace import Trace
 from fastpool.models import Decision, PoolingConfig
 
 CONFIG = PoolingConfig(
@@ -74,3 +75,31 @@ class Step(nn.Module):
 
     def forward(self, x: Any) -> Any:
         return self.function(x)
+
+
+class Chain(nn.Module):
+    """Named modules, one after the other, what they give handed on as it is."""
+
+    def __init__(self, **steps: nn.Module) -> None:
+        super().__init__()
+        for name, step in steps.items():
+            setattr(self, name, step)
+        self.order = list(steps)
+
+    def forward(self, x: Any) -> Any:
+        for name in self.order:
+            x = getattr(self, name)(x)
+        return x
+
+
+def traced(inner: nn.Module, x: Tensor | None = None) -> Trace:
+    """After one batch of a model around this, whose hooks are gone."""
+    model = Model(inner)
+    if x is not None:
+        model.first.x = x
+    trace = Trace(model.first)
+    batch = model.preprocess(["a", "b"])
+    with torch.inference_mode(), trace.watch(batch):
+        model[0](batch)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.first.modules())
+    return trace

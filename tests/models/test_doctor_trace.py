@@ -7,12 +7,12 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from helpers.doctor_cases import CONFIG, REAL, Model, Step, needs_packages
+from helpers.doctor_cases import CONFIG, REAL, Chain, Model, Step, needs_packages, traced
 from helpers.tiny_bert import tiny_bert
-from torch import Tensor, nn
+from torch import nn
 
 from fastpool.cli import main
-from fastpool.doctor import embed
+from fastpool.doctor import embed, report
 from fastpool.doctor.finite import HINT
 from fastpool.doctor.trace import Trace
 
@@ -24,7 +24,7 @@ def test_the_error_says_which_module_began():
     with pytest.raises(ValueError, match=f"text 'bb', token 1 .*column 0; {HINT}"):
         embed.vectors(Model(bad), CONFIG, ["bb", "a"], lambda count: None)
     model = Model(bad)
-    with pytest.raises(ValueError, match=r"column 0; the model itself \(First\) was the first"):
+    with pytest.raises(ValueError, match=r"column 0; the model itself \(Step\) was the first"):
         embed.vectors(model, CONFIG, ["bb", "a"], lambda count: None, Trace(model.first))
 
 
@@ -34,33 +34,6 @@ def test_padding_is_not_watched():
     embed.vectors(model, CONFIG, ["bb", "a"], lambda count: None, trace)
     assert trace.within is None
     assert trace.largest.largest == model.first.x[REAL].abs().max()
-
-
-def traced(inner: nn.Module, x: Tensor | None = None) -> Trace:
-    model = Model(inner)
-    if x is not None:
-        model.first.x = x
-    trace = Trace(model.first)
-    batch = model.preprocess(["a", "b"])
-    with torch.inference_mode(), trace.watch(batch):
-        model[0](batch)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.first.modules())
-    return trace
-
-
-class Chain(nn.Module):
-    """Named modules, one after the other, what they give handed on as it is."""
-
-    def __init__(self, **steps: nn.Module) -> None:
-        super().__init__()
-        for name, step in steps.items():
-            setattr(self, name, step)
-        self.order = list(steps)
-
-    def forward(self, x):
-        for name in self.order:
-            x = getattr(self, name)(x)
-        return x
 
 
 OVERFLOWS = Step(lambda x: x.half() * 6e4)
@@ -108,7 +81,7 @@ def test_a_sum_between_modules_is_its_modules():
     trace = traced(Chain(a=Step(lambda x: x.half().clamp(-1, 1) * 6e4), b=Residual()))
     assert trace.why().startswith("b (Residual) was the first whose output is not finite: it took states up to 60000 ")
     between = Step(lambda x: x.half() * 6e4)  # in the model's own forward, whose hooks the wrapper goes past
-    assert traced(between).why().startswith("the model itself (First) was the first ")
+    assert traced(between).why().startswith("the model itself (Step) was the first ")
 
 
 def test_a_module_that_runs_again():
@@ -157,6 +130,30 @@ def test_weights_that_are_not_finite_are_named(dtype, value):
         assert said.endswith(f"{advice}no other dtype mends that")
 
 
+def test_weights_of_other_modules_are_no_cause():
+    linear = nn.Linear(3, 3)
+    linear.weight.data[0, 0] = NAN
+    said = traced(Chain(a=Step(lambda x: x * 3e38 * 3e38), b=linear)).why()
+    assert said.startswith("a (Step) was the first ")
+    assert "parameter" not in said
+
+
+def test_weights_are_named_as_in_the_checkpoint():
+    """The wrapper calls its model's forward past hooks, and so is the one that began."""
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor([1.0, NAN, 1.0]))
+
+        def forward(self, x):
+            return x * self.scale
+
+    said = traced(Inner()).why()
+    assert said.startswith("the model itself (Inner) was the first ")
+    assert said.endswith("; its parameter scale[1] is nan: no other dtype mends that")
+
+
 def test_a_wide_dtype_has_no_wider_one():
     said = traced(Chain(a=Step(lambda x: x * 3e38 * 3e38))).why()
     assert said.endswith("another dtype is unlikely to help, for bfloat16 and float32 have the same range")
@@ -189,6 +186,20 @@ def test_the_cause_is_the_last_batchs():
     assert trace.within.name == "a"
 
 
+def test_within_is_the_first_batchs():
+    a, b = Step(lambda x: x), Step(lambda x: x * INF)
+    model = Model(Chain(a=a, b=b, c=Step(lambda x: x.nan_to_num())))
+    trace = Trace(model.first)
+    for earlier in (a.function, b.function):
+        a.function = earlier
+        batch = model.preprocess(["a", "b"])
+        with trace.watch(batch):
+            model[0](batch)
+    assert trace.why().startswith("a (Step) ")
+    assert trace.within is not None
+    assert trace.within.name == "b"
+
+
 def test_without_a_mask_nothing_is_watched():
     """Such a model has no states, which is another error."""
     model = Model(nn.Identity())
@@ -216,10 +227,28 @@ def test_layers_are_the_outermost_lists():
         return Parts(Step(lambda x: x * factor), Step(lambda x: x / factor))
 
     trace = traced(Chain(encoder=Parts(layer(10.0), layer(655.04), layer(2.0))), x=torch.ones(2, 5, 3))
-    blocks = [(peak.name, round(peak.largest, 2), peak.dtype) for peak in trace.blocks()]
+    peaks = [(block.name, block.peak) for block in trace.blocks()]
+    blocks = [(name, round(peak.largest, 2), peak.dtype) for name, peak in peaks if peak is not None]
     assert blocks == [(f"encoder.parts.{i}", x, "float32") for i, x in enumerate((10.0, 655.04, 2.0))]
+    assert trace.largest is not None
     assert trace.largest.name == "encoder.parts.1.parts.0"
     assert trace.largest.of_float16 == pytest.approx(0.01)
+
+
+def test_layer_1_is_not_layer_10():
+    class Layers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.ModuleList([Step(lambda x, i=i: x * 0 + 2.0**i) for i in range(12)])
+
+        def forward(self, x):
+            for layer in self.layer:
+                x = layer(x)
+            return x
+
+    trace = traced(Layers(), x=torch.zeros(2, 5, 3))
+    largest = [block.peak and block.peak.largest for block in trace.blocks()]
+    assert largest == [2.0**i for i in range(12)]
 
 
 def test_the_largest_counts_what_is_taken_and_every_run():
@@ -272,6 +301,46 @@ def test_a_model_with_a_broken_weight(capsys, tmp_path):
     assert capsys.readouterr().err.endswith(said)
 
 
+class Aside(nn.Module):
+    """Hands its input on, and overflows beside."""
+
+    def __init__(self):
+        super().__init__()
+        self.over = Step(lambda x: x * INF)
+
+    def forward(self, x):
+        self.over(x)
+        return x
+
+
+@needs_packages
+def test_a_model_that_is_finite_again(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    load = embed.load
+
+    def changed(folder):
+        model = load(folder)
+        model[0].auto_model.encoder.layer[1].output.dropout = Aside()
+        return model
+
+    monkeypatch.setattr(embed, "load", changed)
+    folder = str(tiny_bert(tmp_path))
+    assert main(["doctor", folder, "--trace"]) in (0, 1)
+    words = " ".join(capsys.readouterr().out.split())
+    gave = "Within, encoder.layer.1.output.dropout.over (Step) gave what is not finite, which later ones made finite"
+    assert gave in words
+    assert "overflow" not in words  # its values are small
+    assert main(["doctor", folder, "--json", "--trace"]) in (0, 1)
+    assert json.loads(capsys.readouterr().out)["trace"]["not_finite_within"] == "encoder.layer.1.output.dropout.over"
+
+
+@pytest.mark.parametrize("largest", [65504.0, 65519.99, 65520.0])
+def test_what_rounds_to_the_maximum_does_not_overflow(largest):
+    overflows = torch.tensor(largest).half().isinf().item()
+    told = report._about_trace(traced(nn.Identity(), x=torch.full((2, 5, 3), largest)))
+    assert ("In float16 it would overflow." in told) == overflows == (largest == 65520)
+
+
 @needs_packages
 def test_a_finite_model(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
@@ -292,6 +361,9 @@ def test_a_finite_model(capsys, tmp_path, monkeypatch):
     assert "All final states are finite. The largest that a module took or gave was " in words
     assert " in float32, in encoder.layer.1.intermediate.dense: " in words
     assert "In float16 it would overflow." in words
+    assert found["not_counted"] == []
+    assert "not counted" not in words
+    assert "Within" not in words
     assert any(line.startswith("encoder.layer.0 ") and line.endswith("%") for line in map(str.strip, out.splitlines()))
 
     assert main(["doctor", folder, "--json"]) in (0, 1)

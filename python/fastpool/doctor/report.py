@@ -9,7 +9,7 @@ from typing import Any
 from ..models import PoolingConfig
 from .measure import CONFIDENCE, Measured, Row
 from .pairs import Pairs
-from .trace import FLOAT16_MAXIMUM, Peak, Trace, called
+from .trace import FLOAT16_MAXIMUM, FLOAT16_OVERFLOWS, Peak, Trace
 
 _LEVEL = f"{CONFIDENCE:.0%}"
 
@@ -114,18 +114,18 @@ def document(model: str, measured: Measured, config: PoolingConfig, trace: Trace
 
 
 def _plain_trace(trace: Trace) -> dict[str, Any]:
-    def plain(peak: Peak) -> dict[str, Any]:
-        return {
-            "name": peak.name,
-            "largest": peak.largest,
-            "dtype": peak.dtype,
-            "of_float16_maximum": peak.of_float16,
-        }
+    def figures(peak: Peak | None) -> dict[str, Any]:
+        names = {"largest": "largest", "dtype": "dtype", "of_float16_maximum": "of_float16"}
+        return {key: None if peak is None else getattr(peak, name) for key, name in names.items()}
 
+    top = trace.largest
     return {
-        "largest": plain(trace.largest),
+        "largest": None if top is None else {"name": top.name, **figures(top)},
         "not_finite_within": None if trace.within is None else trace.within.name,
-        "blocks": [plain(peak) for peak in trace.blocks()],
+        "not_counted": trace.not_counted,
+        "blocks": [
+            {"name": block.name, **figures(block.peak), "not_counted": block.not_counted} for block in trace.blocks()
+        ],
     }
 
 
@@ -185,24 +185,32 @@ def render(model: str, measured: Measured, config: PoolingConfig, trace: Trace |
         console.print(f"\n{escape(_about_trace(trace))}\n")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("layer", no_wrap=True)
-        for column in ("largest", "of float16's maximum"):
+        missing = ["modules not counted"] if trace.not_counted else []
+        for column in ("largest", "of float16's maximum", *missing):
             table.add_column(column, justify="right", no_wrap=True)
-        for peak in trace.blocks():
-            table.add_row(escape(peak.name), f"{peak.largest:.5g}", f"{peak.of_float16:.3%}")
+        for block in trace.blocks():
+            peak = block.peak
+            cells = ["not seen", ""] if peak is None else [f"{peak.largest:.5g}", f"{peak.of_float16:.3%}"]
+            table.add_row(escape(block.name), *cells, *([str(block.not_counted)] if missing else []))
         console.print(table)
         console.print("\n[dim]What modules take and give; what they compute in between may be larger.[/dim]")
 
 
 def _about_trace(trace: Trace) -> str:
     top = trace.largest
-    told = (
-        f"All final states are finite. The largest that a module took or gave was {top.largest:.5g} in {top.dtype}, in "
-        f"{top.name or 'the model itself'}: {top.of_float16:.3%} of float16's maximum, {FLOAT16_MAXIMUM:g}."
-    )
-    if top.of_float16 > 1:
-        told += " In float16 it would overflow."
+    told = "All final states are finite."
+    if top is not None:
+        told += (
+            f" The largest that a module {'was seen to take or give' if trace.not_counted else 'took or gave'} was "
+            f"{top.largest:.5g} in {top.dtype}, in {top.name or 'the model itself'}: {top.of_float16:.3%} of float16's "
+            f"maximum, {FLOAT16_MAXIMUM:g}."
+        )
+        if top.largest >= FLOAT16_OVERFLOWS:
+            told += " In float16 it would overflow."
+    if trace.not_counted:
+        told += f" {trace.not_counted_told()}."
     if trace.within is not None:
-        told += f" Within, {called(trace.within)} gave what is not finite, which later ones made finite again."
+        told += f" Within, {trace.within.called} gave what is not finite, which later ones made finite again."
     return told
 
 
