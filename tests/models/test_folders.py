@@ -216,8 +216,8 @@ def test_modules_without_modules_json(tmp_path):
     assert any("1_Pooling/config.json, 2_Dense is followed here" in text for text in config.contradictions)
     config = read(tmp_path / "b", {**files, "3_Normalize/config.json": {}})
     assert (config.normalize, config.decision("normalize").certainty) == (True, "implied")
-    assert config.decision("normalize").source == "3_Normalize: type"
-    with pytest.raises(ValueError, match=r"1_SpladePooling: type .* is SPLADE's"):
+    assert config.decision("normalize").source == "modules.json is missing, 3_Normalize: type"
+    with pytest.raises(ValueError, match=r"modules\.json is missing, 1_SpladePooling: type .* is SPLADE's"):
         read(tmp_path / "c", {**files, "1_SpladePooling/config.json": {}})
     (tmp_path / "a/1_Pooling/config.json").unlink()
     (tmp_path / "a/1_Pooling/config.json").symlink_to("nowhere")
@@ -314,7 +314,7 @@ def test_layers_around_the_pooling(tmp_path):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (("Transformer", "LayerNorm", "Pooling"), r"\[1\]: type .*LayerNorm reads sentence_embedding, which must come"),
+        (("Transformer", "LayerNorm", "Pooling"), r"\[1\]: type .*LayerNorm reads 'sentence_embedding', which must"),
         (("Transformer", "Normalize"), r"type must be sentence-transformers' Pooling for one module"),
         (("Pooling",), r"\[0\]: type must be what makes token states"),
         ((), r"Pooling for one module, which gives sentence_embedding, got nothing"),

@@ -226,7 +226,7 @@ def test_no_contradiction(tmp_path, files):
         (steps("Transformer", "my.Pooling"), r"modules\.json \[1\]: type must be .*got 'my\.Pooling'"),
         (steps("Pooling", "Transformer"), r"modules\.json \[0\]: type must be what makes token states"),
         (steps("Transformer", "Pooling", "Transformer"), r"modules\.json \[2\]: type must be .*Transformer \(first\)"),
-        (steps("Transformer", "Dropout", "Pooling"), r"modules\.json \[1\]: type .*Dropout reads sentence_embedding"),
+        (steps("Transformer", "Dropout", "Pooling"), r"modules\.json \[1\]: type .*Dropout reads 'sentence_embedding'"),
         (
             {**model(MEAN), "modules.json": [{"type": "a.Transformer"}, {"type": OLD + "Pooling", "path": "../x"}]},
             r"modules\.json \[1\]: path must be a folder inside the model's, got '\.\./x'",
@@ -262,7 +262,7 @@ def test_no_contradiction(tmp_path, files):
         (dense(activation_function="torch.nnevil.ReLU"), r"activation_function must be .*got 'torch\.nnevil\.ReLU'"),
         (dense(in_features=9), r"2_Dense/config\.json: in_features must be 8, .*got 9"),
         (dense(out_features=None), r"2_Dense/config\.json: out_features must be .*got nothing"),
-        (dense(module_input_name="logits"), r"modules\.json \[2\]: type .*Dense reads logits, which .* got token_emb"),
+        (dense(module_input_name="logits"), r"modules\.json \[2\]: type .*Dense reads 'logits', which .* got 'token"),
         ({"config.json": {**BERT, "pooling_type": "BEST"}}, r"config\.json: pooling_type must be .*got 'BEST'"),
     ],
 )  # fmt: skip

@@ -183,13 +183,9 @@ class Folder:
             number, _, name = path.name.partition("_")
             if number.isdecimal() and int(number) > 0 and name.isascii() and name.isalpha():
                 found.append((int(number), path.name, name))
-        first = Module(Document("modules.json is missing", {}), "sentence_transformers.models.Transformer", "")
         return [
-            first,
-            *(
-                Module(Document(path, {}), f"sentence_transformers.models.{name}", path)
-                for _, path, name in sorted(found)
-            ),
+            Module(Document(f"modules.json is missing, {path}", {}), f"sentence_transformers.models.{name}", path)
+            for _, path, name in [(0, "", "Transformer"), *sorted(found)]
         ]
 
     def _module(self, i: int, entry: Document) -> "Module":
