@@ -89,8 +89,8 @@ def _check(i: int, module: Module) -> None:
 def _given(passed: dict[str, Chain], name: str, module: Module) -> Chain:
     if name not in passed:
         raise ValueError(
-            f"{module.entry.name}: type {module.type} reads {shown(name)}, which must come from a module before it, got "
-            f"{', '.join(map(shown, passed))} from those"
+            f"{module.entry.name}: type {module.type} reads {shown(name)}, which must come from a module before it, "
+            f"got {', '.join(map(shown, passed))} from those"
         )
     return passed[name]
 
