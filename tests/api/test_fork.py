@@ -226,6 +226,7 @@ def test_a_server_that_preloads() -> None:
     )
 
 
+@pytest.mark.wide
 def test_what_was_compiled_before_is_compiled_again() -> None:
     """For one thread, and by nobody else: Inductor's processes belong to the parent."""
     run(
