@@ -1,8 +1,11 @@
 """Model folders, as the tests of fastpool.PoolingConfig write them."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
+
+from fastpool import PoolingConfig
 
 OLD = "sentence_transformers.models."
 NEW = {
@@ -35,6 +38,13 @@ def write(root: Path, files: dict[str, Any]) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content if isinstance(content, str) else json.dumps(content))
     return root
+
+
+def read(root: Path, files: dict[str, Any]) -> PoolingConfig:
+    """What a folder of these files says; guesses are in its warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return PoolingConfig.from_pretrained(write(root, files))
 
 
 def model(pooling: dict[str, Any], *after: str, **files: Any) -> dict[str, Any]:

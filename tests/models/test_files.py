@@ -2,26 +2,19 @@
 
 import json
 import os
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.model_folders import BERT, DENSE, MEAN, OLD, dense, model, modules, write
+from helpers.model_folders import BERT, DENSE, MEAN, OLD, dense, model, modules, read, write
 
 import fastpool
 from fastpool import PoolingConfig
 from fastpool.models.files import Folder
 
 DATA = torch.arange(32.0).view(4, 8)
-
-
-def read(root: Path, files: dict[str, Any]) -> PoolingConfig:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # they are in config.warnings
-        return PoolingConfig.from_pretrained(write(root, files))
 
 
 @pytest.mark.parametrize("path", ["/etc", "../x", "a/../../x", "C:\\x", "..\\x", "\\\\host\\x", "C:x"])

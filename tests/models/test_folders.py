@@ -1,23 +1,16 @@
 """Model folders as people have them: what they state where, what they imply, and what they want instead of pooling."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.model_folders import BERT, DENSE, MEAN, NEW, OLD, QWEN, model, modules, steps, write
+from helpers.model_folders import BERT, DENSE, MEAN, NEW, OLD, QWEN, model, modules, read, steps, write
 
 from fastpool import PoolingConfig
 
 T5 = {"architectures": ["T5EncoderModel"], "model_type": "t5", "d_model": 1024}
 ADAPTER = {"base_model_name_or_path": "some/base", "peft_type": "LORA"}
-
-
-def read(root: Path, files: dict[str, Any]) -> PoolingConfig:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # they are in config.warnings
-        return PoolingConfig.from_pretrained(write(root, files))
 
 
 def about(config: PoolingConfig) -> tuple[Any, str, str]:

@@ -1,19 +1,7 @@
 """Folders that want something else than pooling by a formula: an error that says what they are and what to do."""
 
-import warnings
-from pathlib import Path
-from typing import Any
-
 import pytest
-from helpers.model_folders import BERT, MEAN, OLD, model, modules, write
-
-from fastpool import PoolingConfig
-
-
-def read(root: Path, files: dict[str, Any]) -> PoolingConfig:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # they are in config.warnings
-        return PoolingConfig.from_pretrained(write(root, files))
+from helpers.model_folders import BERT, MEAN, OLD, model, modules, read
 
 
 @pytest.mark.parametrize(
