@@ -59,7 +59,8 @@ class PoolingConfig:
         tokenizer_config.json, adapter_config.json, llm2vec_config.json. Asks no network, executes nothing, reads no
         weights, opens nothing outside of the folder (but for a Hugging Face cache's own blobs).
 
-        Without modules.json, llm2vec_config.json or a key of config.json states the pooling ("pooling", "pooling_type",
+        Without modules.json, the folders that it named are followed, if they are there ("1_Pooling"); else
+        llm2vec_config.json or a key of config.json states the pooling ("pooling", "pooling_type",
         "emb_pooler", ...); without those, the architecture decides: the last token of a causal model, and for an
         encoder, whose architecture does not tell, the mean, as for an architecture that is not known. That is a guess,
         as it is for an adapter and for a model with code of its own. A guess is a UserWarning.

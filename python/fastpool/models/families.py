@@ -24,13 +24,17 @@ _ENCODERS = (
 _WIDTHS = ("word_embed_proj_dim", "hidden_size", "d_model", "n_embd", "emb_dim", "dim")
 
 
-def _name(transformer: Document) -> str:
-    return str((transformer.get("architectures", list) or [""])[0])
+def architecture(transformer: Document) -> str | None:
+    """The name of its class, the first of those that are there. Raises ValueError for what is no name."""
+    names = transformer.get("architectures", list) or [None]
+    if not isinstance(names[0], str | None):
+        raise transformer.error("architectures", "a list of strings")
+    return names[0]
 
 
 def is_decoder(transformer: Document) -> bool:
     """Known to be made for generating text, by the name of its architecture or by its family."""
-    name = _name(transformer)
+    name = architecture(transformer) or ""
     if name.endswith("ForCausalLM") or transformer.get("model_type", str) in _DECODERS:
         return True
     return name.endswith("LMHeadModel") and not is_encoder(transformer)  # XLM's head, too, has that name
@@ -38,7 +42,7 @@ def is_decoder(transformer: Document) -> bool:
 
 def is_encoder(transformer: Document) -> bool:
     """Known to be one, by its family. What is neither an encoder nor a decoder is not known."""
-    name, family = _name(transformer), transformer.get("model_type", str)
+    name, family = architecture(transformer) or "", transformer.get("model_type", str)
     if name.endswith("ForCausalLM") or family in _DECODERS:
         return False
     return name.endswith(("ForMaskedLM", "EncoderModel")) or family in _ENCODERS or "bert" in (family or name).lower()

@@ -3,7 +3,7 @@
 from . import elsewhere, unlike
 from .chain import CLASSES
 from .decisions import Certainty, Record
-from .families import is_bidirectional, is_causal, is_encoder
+from .families import architecture, is_bidirectional, is_causal, is_encoder
 from .files import Document, Folder, Module, shown
 from .sources import Sources
 
@@ -57,7 +57,7 @@ def modes(sources: Sources, pooling: Document | None, record: Record) -> tuple[s
         ValueError: a key that says it says something else, and which.
     """
     if pooling is not None:
-        found = _of(pooling, record, "implied" if sources.modules is None else "stated")
+        found = _of(pooling, record, sources.certainty)
         for said in elsewhere.others(sources, found, record.decisions[-1].source):
             record.contradiction(said)
         code = elsewhere.own_class(sources.transformer)
@@ -78,9 +78,8 @@ def modes(sources: Sources, pooling: Document | None, record: Record) -> tuple[s
 
 def _of_the_model(sources: Sources, record: Record) -> tuple[str, ...]:
     transformer = sources.transformer
-    name = str((transformer.get("architectures", list) or [None])[0] or "none")
-    source = f"{transformer.name}: architectures ({name})"
-    name = "this model" if name == "none" else name
+    said = architecture(transformer)
+    source, name = f"{transformer.name}: architectures ({said or 'none'})", said or "this model"
     causal = is_causal(transformer)
     mode = "last" if causal else "mean"
     if sources.adapter.values:

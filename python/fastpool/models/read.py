@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 
 from . import elsewhere, pooling, unlike
 from .chain import Chain, follow, unnamed
-from .decisions import Certainty, Record
-from .families import is_causal, width
+from .decisions import Record
+from .families import architecture, is_causal, width
 from .files import Document, Folder, shown
 from .layers import Dense, Layer, LayerNorm, Normalize, columns
 from .sources import Sources
@@ -32,7 +32,7 @@ class Reader:
         self.guesses = record.guesses
         self.has_modules = sources.modules is not None
         unlike.refuse(folder, sources.transformer, sources.model, self.has_modules)
-        self.architecture = self._architecture()
+        self.architecture = architecture(sources.transformer)
 
         modules = pooling.left_over(folder, record) if sources.modules is None else sources.modules
         chain = follow(folder, modules, self._states()) if self.has_modules or modules else Chain()
@@ -66,12 +66,6 @@ class Reader:
         for name in ("decisions", "warnings", "contradictions"):
             self.answers[name] = tuple(getattr(record, name))
 
-    def _architecture(self) -> str | None:
-        names = self.sources.transformer.get("architectures", list) or [None]
-        if not isinstance(names[0], str | None):
-            raise self.sources.transformer.error("architectures", "a list of strings")
-        return names[0]
-
     def _states(self) -> str:
         """The name under which the Transformer module passes on what it makes."""
         sentence = self.sources.sentence
@@ -79,11 +73,6 @@ class Reader:
         if task not in (None, "feature-extraction"):
             raise sentence.error("transformer_task", "'feature-extraction', which gives token states")
         return sentence.get("module_output_name", str) or "token_embeddings"
-
-    @property
-    def _certainty(self) -> Certainty:
-        """Of what modules say."""
-        return "stated" if self.has_modules else "implied"
 
     def _from_llm2vec(self, what: str, otherwise: Callable[[], T]) -> T:
         """Where LLM2Vec says how a model pools, it says this, too."""
@@ -95,7 +84,7 @@ class Reader:
 
     def _normalize(self, entry: str | None) -> bool:
         if entry is not None:
-            return self.record.decide("normalize", True, f"{entry}: type", self._certainty)
+            return self.record.decide("normalize", True, f"{entry}: type", self.sources.certainty)
         if self.has_modules:
             return self.record.decide("normalize", False, "modules.json: no Normalize at the end", "stated")
         return self._from_llm2vec(
@@ -146,7 +135,7 @@ class Reader:
 
     def _layers(self, what: str, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         source = "modules.json" if self.has_modules else "modules.json is missing"
-        return self.record.decide(what, layers, source, self._certainty) if layers else ()
+        return self.record.decide(what, layers, source, self.sources.certainty) if layers else ()
 
     def _truncate_dim(self, columns: int | None) -> int | None:
         model = self.sources.model

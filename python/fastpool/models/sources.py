@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from .decisions import Certainty
 from .files import Document, Folder, Module, inside
 
 # The names that sentence-transformers gave the Transformer module's own file; it takes the first that says anything.
@@ -48,6 +49,11 @@ class Sources:
             adapter=adapter,
             model=folder.optional("config_sentence_transformers.json"),
         )
+
+    @property
+    def certainty(self) -> Certainty:
+        """Of what modules say, whose folders may be all that is left of them."""
+        return "implied" if self.modules is None else "stated"
 
     @property
     def base_is_elsewhere(self) -> bool:

@@ -1,5 +1,6 @@
 """Folders that want something else than token states pooled by a formula: what they are, and what to do with them."""
 
+from .families import architecture
 from .files import Document, Folder
 
 _ENCODE = "take its vectors from sentence-transformers"
@@ -51,7 +52,7 @@ def refuse(folder: Folder, transformer: Document, model: Document, has_modules: 
         raise ValueError(f"{model.name}: model_type {family} is {_FAMILIES[family]}")
     if (model.get("similarity_fn_name", str) or "").lower() == "maxsim":
         raise ValueError(f"{model.name}: similarity_fn_name MaxSim is {_LATE}")
-    name = str((transformer.get("architectures", list) or [""])[0])
+    name = architecture(transformer) or ""
     if name == "HF_ColBERT":
         raise ValueError(f"{transformer.name}: architectures: {name} is {_LATE}")
     if "latent_attention_config" in transformer.values or name.startswith("NVEmbed"):

@@ -52,10 +52,12 @@ class Model:
         alone = self.sources.modules is None and is_causal(self.transformer)
         return alone and self.wanted.decision("modes").source.endswith("llm2vec_config.json: pooling_mode")
 
-    @property
-    def unstated(self) -> str | None:
-        """The entry of modules.json that names no path."""
-        return next((module.entry.name for module in self.sources.modules or [] if not module.stated), None)
+    def out_of_place(self, *, paths: bool, top: bool) -> str | None:
+        """Why nothing is found by who wants every module's path, or config.json at the model's top."""
+        for module in self.sources.modules or []:
+            if paths and not module.stated:
+                return f"{module.entry.name} has no path"
+        return "the model has no config.json at its top" if top and not self.folder.has("config.json") else None
 
 
 @dataclass(frozen=True)

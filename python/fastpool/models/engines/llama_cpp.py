@@ -51,10 +51,8 @@ def _pooling(model: Model) -> Document | None:
 
 def _default(model: Model) -> Default:
     own = plain(model)
-    if model.unstated is not None:
-        return Default(own, (f"{model.unstated} has no path: the converter fails",), starts=False)
-    if not model.folder.has("config.json"):
-        return Default(own, ("the model has no config.json at its top: the converter fails",), starts=False)
+    if why := model.out_of_place(paths=True, top=True):
+        return Default(own, (f"{why}: the converter fails",), starts=False)
     family = model.transformer.get("model_type", str) or "an unknown family"
     if family not in _WITH and "bert" not in family.lower():
         return Default(own, (f"the converter writes no pooling for {family}: token vectors without --pooling",))

@@ -12,9 +12,8 @@ from .common import NEW, OLD, Default, Engine, Model, plain
 
 def _default(model: Model) -> Default:
     wanted = model.wanted
-    if model.unstated is not None:
-        note = f"{model.unstated} has no path: it does not load such a folder"
-        return Default(plain(model), (note,), starts=False)
+    if why := model.out_of_place(paths=True, top=False):
+        return Default(plain(model), (f"{why}: it does not load such a folder",), starts=False)
     family = model.sources.model.get("model_type", str)
     if model.sources.modules is None or family not in (None, "SentenceTransformer"):
         causal = model.architecture.endswith("ForCausalLM") and model.transformer.values.get("is_causal", True)

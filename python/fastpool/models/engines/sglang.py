@@ -17,8 +17,8 @@ def _generic(model: Model) -> bool:
 
 
 def _default(model: Model) -> Default:
-    if not model.folder.has("config.json"):
-        return Default(plain(model), ("the model has no config.json at its top: it does not start",), starts=False)
+    if why := model.out_of_place(paths=False, top=True):
+        return Default(plain(model), (f"{why}: it does not start",), starts=False)
     embedding_gemma = model.architecture == "Gemma3TextModel" and is_bidirectional(model.transformer)
     layers = dense(model) if embedding_gemma and model.module("Dense", OLD) else ()
     note = "the architecture decides; it reads no pooling configuration and has no option for one"

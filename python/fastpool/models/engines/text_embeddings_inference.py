@@ -16,8 +16,8 @@ _REFUSES = "it refuses to start without --pooling"
 
 def _default(model: Model) -> Default:
     folder, nothing = model.folder, plain(model)
-    if not folder.has("config.json"):
-        return Default(nothing, ("the model has no config.json at its top: it does not start",), starts=False)
+    if why := model.out_of_place(paths=False, top=True):
+        return Default(nothing, (f"{why}: it does not start",), starts=False)
     if not model.architecture:
         return Default(nothing, ("config.json has no architectures: it does not start",), starts=False)
     if model.architecture.endswith("Classification"):

@@ -69,10 +69,8 @@ def _generates(model: Model) -> bool:
 
 
 def _default(model: Model) -> Default:
-    if model.unstated is not None:
-        return Default(plain(model), (f"{model.unstated} has no path: it does not start",), starts=False)
-    if not model.folder.has("config.json"):
-        return Default(plain(model), ("the model has no config.json at its top: it does not start",), starts=False)
+    if why := model.out_of_place(paths=True, top=True):
+        return Default(plain(model), (f"{why}: it does not start",), starts=False)
     mode, notes = _architecture(model)
     pooling = model.module("Pooling", OLD, NEW["Pooling"])
     own = plain(model, mode, layers=_layers(model))
