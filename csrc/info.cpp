@@ -1,9 +1,10 @@
 // fastpool._native: a small module without torch: how the library was built, the instruction set in use and a way to
-// force a lower one, the constants that C++, Triton and Python must share.
+// force a lower one, the constants that C++, Triton and Python must share, the exceptions that cross the library.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "cpu/pool_cpu.h"
+#include "kept.h"
 #include "native.h"
 #include "threads.h"
 
@@ -43,5 +44,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("set_direct", &native::set_direct);
   m.def("set_python_first", &native::set_python_first, py::arg("on"));
   m.def("set_python_from", &native::set_python_from, py::arg("device_index"), py::arg("bytes"));
-  m.def("set_error", &native::set_error);
+  m.def("keeping", &kept::keeping, py::arg("kernel"), "The kernel; what it raises is kept for this thread.");
+  m.def("take_kept", &kept::take, py::arg("text"), "The exception that became a RuntimeError of this text, or None.");
 }

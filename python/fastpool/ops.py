@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, torchscript_onnx
+from . import dispatch, errors, torchscript_onnx
 from .arguments import OPS, named, schema
 from .backends import native
 from .calls import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
@@ -34,30 +34,29 @@ def call_of(op: str, *args: Any, **kwargs: Any) -> Call:
     return _CALLS[op](**named(op, args, kwargs))
 
 
-def _define(op: str) -> None:
+def _kernel(op: str) -> Callable[..., Tensor]:
     def kernel(*args: Any, **kwargs: Any) -> Tensor:
         return dispatch.run(call_of(op, *args, **kwargs))
 
-    def kernel_for_native(*args: Any, **kwargs: Any) -> Tensor:
-        try:
-            return kernel(*args, **kwargs)
-        except BaseException as error:
-            native.set_error(str(error) or type(error).__name__)
-            raise
+    return kernel
 
+
+def _define(op: str) -> None:
     def fake(*args: Any, **kwargs: Any) -> Tensor:
         call = call_of(op, *args, **kwargs)
         call.check()
         return call.output()
 
-    for name, body in ((op, kernel), (f"_python_{op}", kernel_for_native)):
+    for name in (op, f"_python_{op}"):
         library.define(name + schema(op), tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(name, body, "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastpool::{name}", fake, lib=library)
 
 
 for _op in OPS:
     _define(_op)
-
 dispatch.start()
+for _op in OPS:
+    library.impl(_op, _kernel(_op), "CompositeExplicitAutograd")
+    library.impl(f"_python_{_op}", native.keeping(_kernel(_op)), "CompositeExplicitAutograd")
+    errors.leave_as_themselves(_op)
 torchscript_onnx.refuse()

@@ -30,7 +30,7 @@ def check(mode: str, arguments: dict[str, Any], at: str, value: int) -> None:
         with pytest.raises(ValueError) as caught:  # noqa: PT011  # compared below
             getattr(fastpool, mode)(**given)
         assert str(caught.value) == words(mode, at, value)
-    with pytest.raises((ValueError, RuntimeError)) as raw:
+    with pytest.raises(ValueError) as raw:  # noqa: PT011  # compared below
         getattr(torch.ops.fastpool, mode)(**arguments)
     assert str(raw.value).splitlines()[0] == words(mode, at, value)
 
@@ -131,6 +131,6 @@ def test_explain_and_compiled_calls_say_so_too() -> None:
         fastpool.explain(hidden, mask)
     assert native.unavailable() is None
     compiled = torch.compile(lambda hidden, mask: fastpool.mean(hidden, mask), fullgraph=True, backend="aot_eager")
-    with pytest.raises((ValueError, RuntimeError), match="mask must hold 0 and 1 alone"):
+    with pytest.raises(ValueError, match="mask must hold 0 and 1 alone"):
         compiled(hidden, mask)
     assert compiled(hidden, mask.clamp(max=1)).shape == (1, 8)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastpool import backends
 from fastpool.arguments import OPS, codes, given, schema
 from fastpool.calls import Call
 from helpers import cmake
@@ -63,14 +62,6 @@ class Host:
         self.set_python_first = self.c._ZN8fastpool6native16set_python_firstEb
         self.set_python = self.c._ZN8fastpool6native10set_pythonEb
         self.set_python(True)
-        set_error, tell = self.c._ZN8fastpool6native9set_errorEPKc, backends.native.set_error
-
-        def tell_both(message: str) -> None:
-            """Errors of Python's dispatch reach whichever library has called it."""
-            set_error(message.encode())
-            tell(message)
-
-        backends.native.set_error = tell_both
         self.set_python_from = self.c._ZN8fastpool6native15set_python_fromEil
         self.set_python_from.argtypes = [ctypes.c_int, ctypes.c_int64]
         for device in range(DEVICES):

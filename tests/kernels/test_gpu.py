@@ -206,7 +206,7 @@ def test_validation_where_asked(backend: str) -> None:
     fastpool.validate()
     with pytest.raises(ValueError, match=r"ends must lie between 0 and 5, got ends\[1\] = 9"):
         fastpool.mean(hidden, lengths=lengths)
-    with pytest.raises((ValueError, RuntimeError), match="ends must lie between 0 and 5"):
+    with pytest.raises(ValueError, match="ends must lie between 0 and 5"):
         torch.ops.fastpool.mean(hidden, ends=lengths)
     with pytest.raises(ValueError, match=r"truncate_dims must lie between 0 and 8, got truncate_dims\[1\] = 9"):
         fastpool.l2_normalize(hidden[0, :2], truncate_dims=lengths)

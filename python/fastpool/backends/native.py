@@ -6,6 +6,7 @@ calls that Python's dispatch has had to look at first are run from here.
 
 import json
 import platform
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -103,8 +104,8 @@ def _direct(call: Call) -> Tensor:
     assert info is not None
     op = getattr(torch.ops.fastpool, call.op_name).default
     by_place, by_name = given(call.op_name, call.values())
-    info.set_direct(True)
     try:
+        info.set_direct(True)
         result: Tensor = op(*by_place, **by_name)
     finally:
         info.set_direct(False)
@@ -154,7 +155,12 @@ def set_threads_before_fork(threads: int) -> None:
         info.set_threads_before_fork(threads)
 
 
-def set_error(message: str) -> None:
-    """Hands the message of a Python error to the C++ op that called."""
-    if info is not None:
-        info.set_error(message)
+def keeping(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The kernel, to be called by the library: what it raises is kept for `take_kept`."""
+    return kernel if info is None else info.keeping(kernel)
+
+
+def take_kept(text: str) -> BaseException | None:
+    """The exception of such a kernel that became, in this thread, a RuntimeError of this text on its way through C++;
+    None where that was none."""
+    return None if info is None else info.take_kept(text)

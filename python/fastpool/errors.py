@@ -1,0 +1,47 @@
+"""Exceptions leave an op as themselves.
+
+The native library turns to Python where another backend was asked for, and where an argument is not what the op takes.
+What is raised there, an interrupt too, has C++ to cross on its way out: it arrives as a RuntimeError of the same text.
+The library keeps the exception itself, and the op's object in torch.ops, which all calls from Python go through, raises
+it. Callers without that object, such as compiled graphs that call C++, get the RuntimeError.
+"""
+
+from typing import Any, NoReturn
+
+import torch
+from torch._ops import OpOverload, OpOverloadPacket
+
+from .backends import native
+
+NO_MEMORY = "not enough memory"  # as csrc/ops.h says it
+
+
+def _raise(error: RuntimeError) -> NoReturn:
+    """The exception that became this one; this one where it is itself."""
+    text = str(error)
+    kept = native.take_kept(text)
+    if kept is None and text.startswith("fastpool") and NO_MEMORY in text:
+        kept = torch.OutOfMemoryError(text)
+    raise kept or error
+
+
+def _call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return self._op(*args, **kwargs)
+    except RuntimeError as error:
+        became = error
+    _raise(became)  # outside of the handler, so that the exception's context stays its own
+
+
+class _Overload(OpOverload):
+    __call__ = _call
+
+
+class _Packet(OpOverloadPacket):
+    __call__ = _call
+
+
+def leave_as_themselves(op: str) -> None:
+    """For the op of that name in torch.ops.fastpool."""
+    packet = getattr(torch.ops.fastpool, op)
+    packet.default.__class__, packet.__class__ = _Overload, _Packet
