@@ -5,6 +5,8 @@ argument's, what was expected and what came. What one op asks alone stands with 
 import torch
 from torch import Tensor
 
+from .options import written
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FLOAT_NAMES = "float16, bfloat16, float32 or float64"
 MASK_DTYPES = (
@@ -42,6 +44,25 @@ def check_tensor(op: str, name: str, value: object, optional: bool) -> None:
     )
 
 
+def check_memory(op: str, name: str, tensor: Tensor) -> None:
+    """That the tensor's memory holds its elements: a storage may be freed or shrunk under it, which it does not notice.
+    What does not tell its memory (a tensor of a torch.func transform, or of no real device) is let by."""
+    if tensor.numel() == 0 or tensor.device.type == "meta":
+        return
+    try:
+        held = tensor.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):
+        return
+    last = tensor.storage_offset() + sum((n - 1) * by for n, by in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (last + 1) * tensor.element_size()
+    require(
+        needed <= held,
+        ValueError,
+        f"{op}: {name} must have memory for its elements, {needed:,} bytes, got a storage of {held:,}, which has been "
+        "freed or shrunk",
+    )
+
+
 def check_float(op: str, name: str, dtype: object) -> None:
     require(
         isinstance(dtype, torch.dtype),
@@ -61,16 +82,12 @@ def check_index_dtype(op: str, name: str, tensor: Tensor) -> None:
 
 
 def check_columns(op: str, x: Tensor, truncate_dim: int | None) -> None:
-    require(
-        truncate_dim is None or isinstance(truncate_dim, int | torch.SymInt),
-        TypeError,
-        f"{op}: truncate_dim must be an int, got {type(truncate_dim).__name__}",
-    )
-    require(
-        truncate_dim is None or 1 <= truncate_dim <= x.shape[-1],
-        ValueError,
-        f"{op}: truncate_dim must lie between 1 and the last dimension, {x.shape[-1]}, got {truncate_dim}",
-    )
+    if truncate_dim is not None:
+        require(
+            1 <= truncate_dim <= x.shape[-1],
+            ValueError,
+            f"{op}: truncate_dim must lie between 1 and the last dimension, {x.shape[-1]}, got {written(truncate_dim)}",
+        )
 
 
 def check_leading(op: str, name: str, tensor: Tensor, input: str, like: Tensor) -> None:
@@ -85,17 +102,19 @@ def check_leading(op: str, name: str, tensor: Tensor, input: str, like: Tensor) 
 
 def check_mask_values(op: str, mask: Tensor, starts: Tensor, ends: Tensor) -> None:
     """An integer mask, [B, S] or [T], within segments. Synchronises."""
-    wrong = (mask != 0) & (mask != 1)
-    if not wrong.any():
-        return
-    for b, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-        sequence = (b,) if mask.dim() == 2 else ()
-        for i in wrong[sequence][start:end].nonzero()[:1, 0].tolist():
-            at = (*sequence, start + i)
-            raise ValueError(
-                f"{op}: mask must hold 0 and 1 alone, got mask[{', '.join(map(str, at))}] = {mask[at].item()}; "
-                "where it numbers the texts of a row, fastpool.segments(ids) gives their starts and ends"
-            )
+    wrong = ((mask != 0) & (mask != 1)).nonzero()
+    if mask.dim() == 2:
+        b, i = wrong.unbind(1)
+        wrong = wrong[(i >= starts[b]) & (i < ends[b])]
+    elif len(wrong) > 0:  # the first one behind each start, where it stands before the end
+        rows = wrong[:, 0]
+        first = torch.searchsorted(rows, starts).clamp(max=len(rows) - 1)
+        wrong = wrong[first[(rows[first] >= starts) & (rows[first] < ends)]]
+    for at in wrong[:1].tolist():
+        raise ValueError(
+            f"{op}: mask must hold 0 and 1 alone, got mask[{', '.join(map(str, at))}] = {mask[tuple(at)].item()}; "
+            "where it numbers the texts of a row, fastpool.segments(ids) gives their starts and ends"
+        )
 
 
 def check_dense(

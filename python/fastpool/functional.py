@@ -4,7 +4,7 @@ Each hands its arguments to `torch.ops.fastpool.<mode>`, after putting the two f
 into the op's own: `lengths=` is another name for `ends=`, and a jagged nested tensor is packed rows with offsets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 from . import dispatch
 from .autograd import below_autograd, skips_autograd
 from .calls import PoolCall
+from .checks import check_float
 from .constants import NORM_EPS
 from .modes import MODES, Mode
 from .ops import call_of
+from .options import option
 from .signatures import Pooling, WeightedPooling
 
 __all__ = ["cls", "explain", "l2_normalize", "last", "max", "mean", "mean_sqrt_len", "sum", "weighted_mean"]
@@ -48,26 +50,40 @@ _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector p
         gets 0.
 
     Raises:
-        TypeError: a wrong dtype, or something that is not a tensor; a floating-point mask above all; an argument that
-            there is not, such as dim, which in torch is an axis.
-        ValueError: a wrong shape, device or value; of values in index tensors and integer masks on a GPU, and of
+        TypeError: a wrong dtype, or something that is not a tensor; a floating-point mask above all; an option of
+            another type; an argument that there is not, such as dim, which in torch is an axis.
+        ValueError: a wrong shape, device or value; a tensor whose memory was freed or shrunk; of values in index tensors and integer masks on a GPU, and of
             results that are not finite, where asked (fastpool.validate).
         RuntimeError: the backend asked for cannot serve the call.
+        torch.OutOfMemoryError: the result does not fit in memory.
     """
 _WEIGHTS_DOC = """
         weights: float16, bfloat16, float32 or float64, shaped like the mask; used where tokens are real."""
 
 
-def _to_op(op: str, hidden: Any, cu_seqlens: Any, starts: Any, ends: Any, lengths: Any) -> tuple[Any, Any, Any, Any]:
-    """hidden, cu_seqlens, starts, ends as the op takes them. Raises TypeError or ValueError."""
+# What the op's arguments are in a call with a nested hidden, whose own parts they are.
+_OF_NESTED = {
+    "hidden": "hidden.values()",
+    "cu_seqlens": "hidden.offsets()",
+    "starts": "hidden.offsets()[:-1]",
+    "ends": "hidden.offsets()[:-1] + hidden.lengths()",
+}
+_WRONG = (RuntimeError, TypeError, ValueError)
+Names = Mapping[str, str]  # what the caller calls an argument of the op's; those of the same name are missing
+_OWN: Names = {}
+
+
+def _to_op(
+    op: str, hidden: Any, cu_seqlens: Any, starts: Any, ends: Any, lengths: Any
+) -> tuple[Any, Any, Any, Any, Names]:
+    """hidden, cu_seqlens, starts, ends as the op takes them, and their names. Raises TypeError or ValueError."""
+    names = _OWN
     if lengths is not None:
         if ends is not None:
             raise ValueError(f"{op}: lengths is another name for ends, got both")
-        if not isinstance(lengths, Tensor):
-            raise TypeError(f"{op}: lengths must be a torch.Tensor, got {type(lengths).__name__}")
-        if not isinstance(hidden, Tensor) or hidden.is_nested or hidden.dim() != 3:
+        if isinstance(hidden, Tensor) and (hidden.is_nested or hidden.dim() != 3):
             raise ValueError(f"{op}: lengths goes with padded [B, S, H] hidden")
-        ends = lengths
+        ends, names = lengths, {"ends": "lengths"}
     if isinstance(hidden, Tensor) and hidden.is_nested:
         if hidden.layout != torch.jagged or hidden.dim() != 3:
             raise TypeError(
@@ -80,29 +96,25 @@ def _to_op(op: str, hidden: Any, cu_seqlens: Any, starts: Any, ends: Any, length
             raise ValueError(f"{op}: a nested hidden must be ragged in dimension 1, [B, *, H]")
         jagged: Any = hidden  # torch's types do not know its methods
         offsets, held = jagged.offsets(), jagged.lengths()
-        hidden = hidden.values()
+        hidden, names = hidden.values(), _OF_NESTED
         if held is None:
             cu_seqlens = offsets
         else:  # a view with gaps between its sequences
             starts, ends = offsets[:-1], offsets[:-1] + held
-    return hidden, cu_seqlens, starts, ends
+    return hidden, cu_seqlens, starts, ends, names
 
 
-def _raise_properly(op: str, error: Exception, *args: Any, **kwargs: Any) -> NoReturn:
-    """An op's error as the TypeError or ValueError that it is; as it came if it is something else."""
-    try:
+def _raise_in_callers_words(op: str, error: Exception, names: Names, *args: Any, **kwargs: Any) -> NoReturn:
+    """The op's error: it calls arguments by the names that the caller gave them, and where torch's parser came first,
+    it says what the op itself would have said."""
+    if names or "() Expected a value of type " in str(error):
         described = call_of(op, *args, **kwargs)
-        dispatch.check(described)
-        if dispatch.validates():
-            with torch.no_grad():
-                dispatch.run(described)  # what is wrong with a result is seen once there is one
-    except (TypeError, ValueError) as proper:
-        raise proper from None
-    except RuntimeError:  # torch.func.vmap: there are no values to look at
-        raise error from None
-    # What torch's parser refuses before the op sees it, in its own words: argument, expected type, given type.
-    if words := str(error).partition("() Expected a value of type ")[2]:
-        raise TypeError(f"{described.op}: expected a value of type {words.splitlines()[0]}") from None
+        if isinstance(described, PoolCall):
+            described.names = names
+        try:
+            dispatch.check(described)
+        except (TypeError, ValueError) as proper:
+            raise proper from None
     raise error
 
 
@@ -117,7 +129,7 @@ def refuse(name: str, unknown: dict[str, Any]) -> NoReturn:
     raise TypeError(f"{name}() got an unexpected keyword argument {next(iter(unknown))!r}")
 
 
-def _given(starts: Any, ends: Any, truncate_dim: Any, normalize: Any, out_dtype: Any) -> dict[str, Any]:
+def _given(name: str, starts: Any, ends: Any, truncate_dim: Any, normalize: Any, out_dtype: Any) -> dict[str, Any]:
     """The keyword arguments that are not their defaults: each one costs torch's parser 0.3 us."""
     more = {}
     if starts is not None:
@@ -125,10 +137,12 @@ def _given(starts: Any, ends: Any, truncate_dim: Any, normalize: Any, out_dtype:
     if ends is not None:
         more["ends"] = ends
     if truncate_dim is not None:
-        more["truncate_dim"] = truncate_dim
+        more["truncate_dim"] = option(name, "truncate_dim", truncate_dim, int)
     if normalize is not False:
-        more["normalize"] = normalize
+        more["normalize"] = option(name, "normalize", normalize, bool)
     if out_dtype is not None:
+        if type(out_dtype) is not torch.dtype:  # for which torch's parser takes any number
+            check_float(name, "out_dtype", out_dtype)
         more["out_dtype"] = out_dtype
     return more
 
@@ -156,16 +170,17 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
         ) -> Tensor:
             if unknown:
                 refuse(name, unknown)
+            names = _OWN
             if lengths is not None or getattr(hidden, "is_nested", False):
-                hidden, cu_seqlens, starts, ends = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
-            more = _given(starts, ends, truncate_dim, normalize, out_dtype)
+                hidden, cu_seqlens, starts, ends, names = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
+            more = _given(name, starts, ends, truncate_dim, normalize, out_dtype)
             try:
                 if skips_autograd(hidden, weights):
                     with below_autograd():
                         return op(hidden, mask, cu_seqlens, weights, **more)
                 return op(hidden, mask, cu_seqlens, weights, **more)
-            except RuntimeError as error:
-                _raise_properly(mode.name, error, hidden, mask, cu_seqlens, weights, **more)
+            except _WRONG as error:
+                _raise_in_callers_words(mode.name, error, names, hidden, mask, cu_seqlens, weights, **more)
 
     else:
 
@@ -184,16 +199,17 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
         ) -> Tensor:
             if unknown:
                 refuse(name, unknown)
+            names = _OWN
             if lengths is not None or getattr(hidden, "is_nested", False):
-                hidden, cu_seqlens, starts, ends = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
-            more = _given(starts, ends, truncate_dim, normalize, out_dtype)
+                hidden, cu_seqlens, starts, ends, names = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
+            more = _given(name, starts, ends, truncate_dim, normalize, out_dtype)
             try:
                 if skips_autograd(hidden):
                     with below_autograd():
                         return op(hidden, mask, cu_seqlens, **more)
                 return op(hidden, mask, cu_seqlens, **more)
-            except RuntimeError as error:
-                _raise_properly(mode.name, error, hidden, mask, cu_seqlens, **more)
+            except _WRONG as error:
+                _raise_in_callers_words(mode.name, error, names, hidden, mask, cu_seqlens, **more)
 
     pool.__name__ = pool.__qualname__ = mode.name
     formula = mode.formula[0].upper() + mode.formula[1:] if mode.formula.startswith("the ") else mode.formula
@@ -244,18 +260,21 @@ def l2_normalize(
         once.
 
     Raises:
-        TypeError: a wrong dtype, or something that is not a tensor; an argument that there is not, such as dim.
-        ValueError: a wrong shape, device or value. Values of truncate_dims on a GPU are clamped instead, unless they
+        TypeError: a wrong dtype, or something that is not a tensor; an option of another type; an argument that there
+            is not, such as dim.
+        ValueError: a wrong shape, device or value; a tensor whose memory was freed or shrunk. Values of truncate_dims on a GPU are clamped instead, unless they
             are validated (fastpool.validate).
     """
     if unknown:
         refuse("fastpool.l2_normalize", unknown)
-    more: dict[str, Any] = {"eps": eps}
+    name = "fastpool.l2_normalize"
+    more: dict[str, Any] = {"eps": option(name, "eps", eps, float)}
     if truncate_dim is not None:
-        more["truncate_dim"] = truncate_dim
+        more["truncate_dim"] = option(name, "truncate_dim", truncate_dim, int)
     if truncate_dims is not None:
         more["truncate_dims"] = truncate_dims
     if out_dtype is not None:
+        check_float(name, "out_dtype", out_dtype)
         more["out_dtype"] = out_dtype
     op: Callable[..., Tensor] = torch.ops.fastpool.l2_normalize.default
     try:
@@ -264,7 +283,7 @@ def l2_normalize(
                 return op(x, **more)
         return op(x, **more)
     except RuntimeError as error:
-        _raise_properly("l2_normalize", error, x, **more)
+        _raise_in_callers_words("l2_normalize", error, _OWN, x, **more)
 
 
 def explain(
@@ -295,8 +314,8 @@ def explain(
         raise ValueError(f"fastpool.explain: mode must be one of {', '.join(MODES)}, got {mode!r}")
     if weights is not None and not MODES[mode].takes_weights:
         raise ValueError(f"fastpool.explain: {mode} takes no weights")
+    name, names = f"fastpool.{mode}", _OWN
     if lengths is not None or getattr(hidden, "is_nested", False):
-        hidden, cu_seqlens, starts, ends = _to_op(f"fastpool.{mode}", hidden, cu_seqlens, starts, ends, lengths)
-    return dispatch.explain_call(
-        PoolCall(mode, hidden, mask, cu_seqlens, weights, starts, ends, truncate_dim, normalize, out_dtype)
-    )
+        hidden, cu_seqlens, starts, ends, names = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
+    more = _given(name, starts, ends, truncate_dim, normalize, out_dtype)
+    return dispatch.explain_call(PoolCall(mode, hidden, mask, cu_seqlens, weights, **more, names=names))

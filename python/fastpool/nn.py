@@ -8,25 +8,10 @@ from torch import Tensor
 
 from . import functional
 from .calls import accumulator
-from .checks import FLOATS
+from .checks import check_float
 from .constants import NORM_EPS
 from .modes import MODES
-
-
-def _check_type(module: str, name: str, value: object, expected: type | tuple[type, ...], words: str) -> None:
-    # A bool is an int, and nowhere here is one meant for the other.
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise TypeError(f"{module}: {name} must be {words}, got {type(value).__name__}")
-
-
-def _check_options(module: str, truncate_dim: object, out_dtype: object) -> None:
-    if truncate_dim is not None:
-        _check_type(module, "truncate_dim", truncate_dim, int, "an int")
-        assert isinstance(truncate_dim, int)
-        if truncate_dim < 1:
-            raise ValueError(f"{module}: truncate_dim must be at least 1, got {truncate_dim}")
-    if out_dtype is not None and out_dtype not in FLOATS:
-        raise TypeError(f"{module}: out_dtype must be float16, bfloat16, float32 or float64, got {out_dtype!r}")
+from .options import check_eps, mode_names, option, optional_columns
 
 
 def _options(**options: tuple[Any, Any]) -> list[str]:
@@ -74,18 +59,12 @@ class Pooling(torch.nn.Module):
         name = "fastpool.nn.Pooling"
         if unknown:
             functional.refuse(name, unknown)
-        _check_type(name, "mode", mode, Sequence, "a mode's name or a sequence of them")
-        self.mode = mode if isinstance(mode, str) else tuple(mode)
-        if not self.modes:
-            raise ValueError(f"{name}: mode must name at least one of {', '.join(MODES)}, got none")
-        for one in self.modes:
-            _check_type(name, "mode", one, str, "a mode's name or a sequence of them")
-            if one not in MODES:
-                raise ValueError(f"{name}: mode must be one of {', '.join(MODES)}, got {one!r}")
-        _check_options(name, truncate_dim, out_dtype)
-        _check_type(name, "normalize", normalize, bool, "a bool")
-        self.truncate_dim = truncate_dim
-        self.normalize = normalize
+        names = mode_names(name, "mode", mode)
+        self.mode = mode if isinstance(mode, str) else names
+        if out_dtype is not None:
+            check_float(name, "out_dtype", out_dtype)
+        self.truncate_dim = optional_columns(name, truncate_dim)
+        self.normalize = option(name, "normalize", normalize, bool)
         self.out_dtype = out_dtype
 
     @property
@@ -175,12 +154,11 @@ class Normalize(torch.nn.Module):
         name = "fastpool.nn.Normalize"
         if unknown:
             functional.refuse(name, unknown)
-        _check_options(name, truncate_dim, out_dtype)
-        _check_type(name, "eps", eps, (float, int), "a float")
-        if not eps >= 0:
-            raise ValueError(f"{name}: eps must be at least 0, got {eps}")
-        self.truncate_dim = truncate_dim
-        self.eps = eps
+        if out_dtype is not None:
+            check_float(name, "out_dtype", out_dtype)
+        self.truncate_dim = optional_columns(name, truncate_dim)
+        self.eps = option(name, "eps", eps, float)
+        check_eps(name, self.eps)
         self.out_dtype = out_dtype
 
     def extra_repr(self) -> str:

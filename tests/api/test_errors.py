@@ -77,6 +77,12 @@ FUNCTION_TABLE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("string out_dtype", {"hidden": HIDDEN, "out_dtype": "float32"}, TypeError, "out_dtype must be .*, got str"),
     ("list lengths", {"hidden": HIDDEN, "lengths": [5, 5]}, TypeError, "lengths must be a torch.Tensor, got list"),
     ("lengths of packed", {"hidden": PACKED, "lengths": index(3)}, ValueError, r"lengths goes with padded \[B, S, H\] hidden"),
+    ("long lengths", {"hidden": HIDDEN, "lengths": index(5, 6)}, ValueError, r"lengths must lie between 0 and 5, got lengths\[1\] = 6"),
+    ("lengths before starts", {"hidden": HIDDEN, "starts": index(0, 4), "lengths": index(5, 3)}, ValueError, r"starts must not be greater than lengths, got starts\[1\] = 4 and lengths\[1\] = 3"),
+    ("float lengths", {"hidden": HIDDEN, "lengths": index(5, 5).float()}, TypeError, "lengths must be int32 or int64, got float32"),
+    ("many lengths", {"hidden": HIDDEN, "lengths": index(5, 5, 5)}, ValueError, "lengths must have 2 values, one for each row of hidden, got 3"),
+    ("lengths elsewhere", {"hidden": HIDDEN, "lengths": index(5, 5).to("meta")}, ValueError, "lengths must be on hidden's device, cpu, got meta"),
+    ("lengths of a list", {"hidden": [1.0], "lengths": index(1)}, TypeError, "hidden must be a torch.Tensor, got list"),
     ("lengths and ends", {"hidden": HIDDEN, "lengths": index(3, 3), "ends": index(3, 3)}, ValueError, "lengths is another name for ends, got both"),
     ("sparse hidden", {"hidden": HIDDEN.to_sparse()}, TypeError, "hidden must be a dense strided tensor, got layout torch.sparse_coo"),
     ("mask elsewhere", {"hidden": HIDDEN, "mask": MASK.to("meta")}, ValueError, "mask must be on hidden's device, cpu, got meta"),
@@ -111,7 +117,7 @@ def test_what_no_schema_takes(backend: str) -> None:
                 TypeError, match=f"fastpool.mean: truncate_dim must be an int, got {type(truncate_dim).__name__}"
             ):
                 fastpool.mean(HIDDEN, truncate_dim=truncate_dim)  # type: ignore[arg-type]  # on purpose
-        with pytest.raises(TypeError, match=r"fastpool.max: .*'bool' for argument 'normalize' .* found type 'str'"):
+        with pytest.raises(TypeError, match=r"fastpool\.max: normalize must be a bool, got str"):
             fastpool.max(HIDDEN, normalize="l2")  # type: ignore[arg-type]  # on purpose
         with pytest.raises(TypeError, match=r"fastpool\.l2_normalize: eps must be a float, got str"):
             fastpool.l2_normalize(HIDDEN, eps="small")  # type: ignore[arg-type]  # on purpose
@@ -145,9 +151,9 @@ def test_raw_ops_say_the_same(name: str, arguments: dict[str, Any], error: type[
     with pytest.raises(error) as proper:
         getattr(fastpool, mode)(**arguments)
     for backend in cpu_backends():
-        with fastpool.backend(backend), pytest.raises((RuntimeError, error)) as raw:
+        with fastpool.backend(backend), pytest.raises(error) as raw:
             getattr(torch.ops.fastpool, mode)(**arguments)
-        assert str(raw.value).splitlines()[0] == str(proper.value)
+        assert str(raw.value) == str(proper.value)
 
 
 NORMALIZE_TABLE: list[tuple[Callable[[], object], type[Exception], str]] = [
@@ -213,9 +219,9 @@ def test_dims(name: str, arguments: dict[str, Any], error: type[Exception], word
                 torch.ones(*x.shape[:-1], truncate_dim), x, 1e-12, truncate_dims
             ),
         ):
-            with pytest.raises((RuntimeError, error)) as raw:
+            with pytest.raises(error) as raw:
                 call()
-            assert str(raw.value).splitlines()[0] == str(proper.value)
+            assert str(raw.value) == str(proper.value)
 
 
 @pytest.mark.parametrize("backend", cpu_backends())
@@ -237,6 +243,26 @@ def test_nested() -> None:
         fastpool.mean(torch.nested.nested_tensor([torch.randn(3, 4)]))
     with pytest.raises(ValueError, match="ragged in dimension 1"):
         fastpool.mean(jagged.transpose(1, 2))
+
+
+NESTED_TABLE: list[tuple[str, list[int], list[int] | None, dict[str, Any], str]] = [
+    ("offsets go back", [0, 6, 4, 10], None, {}, r"hidden.offsets\(\) must not decrease, got hidden.offsets\(\)\[1\] = 6 before hidden.offsets\(\)\[2\] = 4"),
+    ("offsets beyond rows", [0, 4, 11], None, {}, r"hidden.offsets\(\) must lie between 0 and 10, got hidden.offsets\(\)\[2\] = 11"),
+    ("lengths beyond rows", [0, 4, 10], [4, 7], {}, r"hidden.offsets\(\)\[:-1\] \+ hidden.lengths\(\) must lie between 0 and 10, got .* = 11"),
+    ("a padded mask", [0, 4, 10], None, {"mask": MASK}, r"mask must have hidden.values\(\)'s shape without its last dimension, \[10\], got \[2, 5\]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", cpu_backends())
+@pytest.mark.parametrize(("name", "offsets", "lengths", "more", "words"), NESTED_TABLE, ids=ids)
+def test_parts_of_a_nested_hidden(
+    name: str, offsets: list[int], lengths: list[int] | None, more: dict[str, Any], words: str, backend: str
+) -> None:
+    held = None if lengths is None else index(*lengths)
+    jagged = torch.nested.nested_tensor_from_jagged(PACKED, index(*offsets), held, min_seqlen=1, max_seqlen=9)
+    for call in (fastpool.mean, fastpool.weighted_mean, fastpool.explain):
+        with fastpool.backend(backend), pytest.raises(ValueError, match=rf"^fastpool.(weighted_)?mean: {words}"):
+            call(jagged, **more)
 
 
 def test_weights_where_there_are_none() -> None:
@@ -279,13 +305,13 @@ def test_backward_ops(name: str, arguments: tuple[torch.Tensor | None, ...], wor
         wanted += [(mode, "hidden") for mode in MODES]
         arguments = (*arguments[:4], MASK.float(), *arguments[5:])
     for mode, of in wanted:
-        with fastpool.backend(backend), pytest.raises((TypeError, ValueError, RuntimeError), match=words):
+        with fastpool.backend(backend), pytest.raises((TypeError, ValueError), match=words):
             torch.ops.fastpool._pool_backward(*codes(mode, of), *arguments)
 
 
 @pytest.mark.parametrize("backend", cpu_backends())
 def test_backward_of_weights_needs_them(backend: str) -> None:
-    with fastpool.backend(backend), pytest.raises((ValueError, RuntimeError), match="weights must be given"):
+    with fastpool.backend(backend), pytest.raises(ValueError, match="weights must be given"):
         torch.ops.fastpool._pool_backward(
             *codes("weighted_mean", "weights"), RESULT, HIDDEN, None, None, None, None, None, RESULT
         )
@@ -295,13 +321,13 @@ def test_backward_of_weights_needs_them(backend: str) -> None:
         (*codes("mean", "hidden")[:1], 1, r"of must be one of \[0\] for mean, got 1"),
         (list(MODES).index("weighted_mean"), 2, r"of must be one of \[0, 1\] for weighted_mean, got 2"),
     ):
-        with fastpool.backend(backend), pytest.raises((ValueError, RuntimeError), match=words):
+        with fastpool.backend(backend), pytest.raises(ValueError, match=words):
             torch.ops.fastpool._pool_backward(mode, of, RESULT, HIDDEN, None, None, None, None, None, RESULT)
     for gradient, words in (
         (RESULT[:1], r"gradient must have shape \[2, 8\], got \[1, 8\]"),
         (RESULT.double(), "float32"),
     ):
-        with fastpool.backend(backend), pytest.raises((TypeError, ValueError, RuntimeError), match=words):
+        with fastpool.backend(backend), pytest.raises((TypeError, ValueError), match=words):
             torch.ops.fastpool._l2_normalize_backward(gradient, torch.ones(2, 8), 1e-12)
 
 

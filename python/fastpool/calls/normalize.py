@@ -9,6 +9,7 @@ from torch import Tensor
 from ..checks import check_columns, check_dense, check_float, check_index_dtype, check_leading, check_tensor, require
 from ..constants import NORM_EPS
 from ..known import Known, known, looked_up
+from ..options import check_eps
 from .common import accumulator, columns_of
 
 
@@ -27,8 +28,7 @@ class NormalizeCall:
     @looked_up
     def known(self) -> Known:
         """What is known of calls that look like this one."""
-        dim, eps = self.truncate_dim, self.eps
-        values = (self.kernel, self.op, dim, type(dim), eps, type(eps), self.out_dtype)
+        values = (self.kernel, self.op, self.truncate_dim, self.eps, self.out_dtype)
         return known(values, (self.x, self.truncate_dims))
 
     @property
@@ -49,6 +49,10 @@ class NormalizeCall:
         """How many columns the result has."""
         return self.x.shape[-1] if self.truncate_dim is None else self.truncate_dim
 
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """All that are given, and what messages call them."""
+        return [("x", self.x), *([("truncate_dims", self.truncate_dims)] if self.truncate_dims is not None else [])]
+
     def output(self) -> Tensor:
         """An empty result."""
         return self.x.new_empty(*self.x.shape[:-1], self.columns, dtype=self.out_dtype or self.x.dtype)
@@ -68,12 +72,7 @@ class NormalizeCall:
         check_columns(self.op, self.x, self.truncate_dim)
         if self.out_dtype is not None:
             check_float(self.op, "out_dtype", self.out_dtype)
-        require(
-            isinstance(self.eps, float | int),
-            TypeError,
-            f"{self.op}: eps must be a float, got {type(self.eps).__name__}",
-        )
-        require(self.eps >= 0, ValueError, f"{self.op}: eps must be at least 0, got {self.eps:g}")
+        check_eps(self.op, self.eps)
         if self.truncate_dims is None:
             return
         require(
@@ -88,12 +87,11 @@ class NormalizeCall:
         """Raises ValueError for truncate_dims that are more columns than there are, or below 0. Synchronises."""
         if self.truncate_dims is None:
             return
-        for i, value in enumerate(self.truncate_dims.flatten().tolist()):
-            if not 0 <= value <= self.columns:
-                at = ", ".join(str(int(n)) for n in torch.unravel_index(torch.tensor(i), self.truncate_dims.shape))
-                raise ValueError(
-                    f"{self.op}: truncate_dims must lie between 0 and {self.columns}, got truncate_dims[{at}] = {value}"
-                )
+        for at in ((self.truncate_dims < 0) | (self.truncate_dims > self.columns)).nonzero()[:1].tolist():
+            raise ValueError(
+                f"{self.op}: truncate_dims must lie between 0 and {self.columns}, got "
+                f"truncate_dims[{', '.join(map(str, at))}] = {self.truncate_dims[tuple(at)].item()}"
+            )
 
 
 @dataclass
@@ -109,15 +107,7 @@ class NormalizeBackwardCall:
     def known(self) -> Known:
         """What is known of calls that look like this one."""
         call = self.normalize
-        values = (
-            self.kernel,
-            call.op,
-            call.truncate_dim,
-            type(call.truncate_dim),
-            call.eps,
-            type(call.eps),
-            call.out_dtype,
-        )
+        values = (self.kernel, call.op, call.truncate_dim, call.eps, call.out_dtype)
         return known(values, (call.x, call.truncate_dims, self.gradient))
 
     @classmethod
@@ -144,6 +134,10 @@ class NormalizeBackwardCall:
     @property
     def tensor(self) -> Tensor:
         return self.normalize.x
+
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """All that are given, and what messages call them."""
+        return [("gradient", self.gradient), *self.normalize.tensors()]
 
     def output(self) -> Tensor:
         """An empty gradient, contiguous."""

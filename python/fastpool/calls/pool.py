@@ -2,16 +2,17 @@
 
 A segment is the rows [start, end) of one sequence in a view [rows, H]. Padded [B, S, H] and packed [T, H] input differ
 only in where start and end come from. csrc/arguments.cpp checks the same things without words: where it refuses an
-argument, it turns to the op's Python kernel, and what is wrong is said here.
+argument, it turns to the op's Python kernel, what is wrong is said here, and errors.py brings it out.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..arguments import GRADIENTS_OF, codes
+from ..arguments import GRADIENTS_OF, POOL_TENSORS, codes
 from ..checks import (
     MASK_DTYPES,
     check_columns,
@@ -27,6 +28,8 @@ from ..checks import (
 from ..known import Known, known, looked_up
 from ..modes import MODES
 from .common import accumulator, columns_of
+
+_TENSORS = tuple(argument.name for argument in POOL_TENSORS)
 
 
 @dataclass
@@ -44,11 +47,12 @@ class PoolCall:
     truncate_dim: int | None = None
     normalize: bool = False
     out_dtype: torch.dtype | None = None
+    names: Mapping[str, str] = field(default_factory=dict)  # what messages call an argument that the caller wrote so
 
     @looked_up
     def known(self) -> Known:
         """What is known of calls that look like this one."""
-        values = (self.kernel, self.mode, self.truncate_dim, type(self.truncate_dim), self.normalize, self.out_dtype)
+        values = (self.kernel, self.mode, self.truncate_dim, self.normalize, self.out_dtype)
         return known(values, (self.hidden, self.mask, self.cu_seqlens, self.weights, self.starts, self.ends))
 
     @property
@@ -64,6 +68,10 @@ class PoolCall:
     def op(self) -> str:
         """How messages begin."""
         return f"fastpool.{self.mode}"
+
+    def name(self, argument: str) -> str:
+        """What messages call it."""
+        return self.names.get(argument, argument)
 
     @property
     def tensor(self) -> Tensor:
@@ -87,6 +95,11 @@ class PoolCall:
         assert self.starts is not None
         return self.starts.shape[0]
 
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """All that are given, and what messages call them."""
+        given = ((name, getattr(self, name)) for name in _TENSORS)
+        return [(self.name(name), tensor) for name, tensor in given if tensor is not None]
+
     def output(self) -> Tensor:
         """An empty result."""
         columns = self.hidden.shape[-1] if self.truncate_dim is None else self.truncate_dim
@@ -95,28 +108,29 @@ class PoolCall:
     def check(self) -> None:
         """Raises TypeError or ValueError for anything but the values of index tensors; reads no data."""
         op, hidden = self.op, self.hidden
-        check_tensor(op, "hidden", hidden, optional=False)
-        for name in ("mask", "cu_seqlens", "weights", "starts", "ends"):
-            check_tensor(op, name, getattr(self, name), optional=True)
-        check_float(op, "hidden", hidden.dtype)
+        said = self.name("hidden")
+        check_tensor(op, said, hidden, optional=False)
+        for name in _TENSORS[1:]:
+            check_tensor(op, self.name(name), getattr(self, name), optional=True)
+        check_float(op, said, hidden.dtype)
         require(
             hidden.dim() in (2, 3),
             ValueError,
-            f"{op}: hidden must be padded [B, S, H] or packed [T, H], got shape {list(hidden.shape)}",
+            f"{op}: {said} must be padded [B, S, H] or packed [T, H], got shape {list(hidden.shape)}",
         )
         check_columns(op, hidden, self.truncate_dim)
         if self.out_dtype is not None:
             check_float(op, "out_dtype", self.out_dtype)
-        for name in ("mask", "cu_seqlens", "weights", "starts", "ends"):
+        for name in _TENSORS[1:]:
             tensor = getattr(self, name)
             require(
                 tensor is None or tensor.device == hidden.device,
                 ValueError,
-                f"{op}: {name} must be on hidden's device, {hidden.device}, "
+                f"{op}: {self.name(name)} must be on {said}'s device, {hidden.device}, "
                 f"got {tensor.device if tensor is not None else None}",
             )
         if self.mask is not None:
-            check_leading(op, "mask", self.mask, "hidden", hidden)
+            check_leading(op, "mask", self.mask, said, hidden)
             require(
                 self.mask.dtype in MASK_DTYPES,
                 TypeError,
@@ -124,7 +138,7 @@ class PoolCall:
                 f"got {name_of(self.mask.dtype)}; an additive mask (0 / -inf) read that way would pick the padding",
             )
         if self.weights is not None:
-            check_leading(op, "weights", self.weights, "hidden", hidden)
+            check_leading(op, "weights", self.weights, said, hidden)
             check_float(op, "weights", self.weights.dtype)
         self._check_bounds_shape()
 
@@ -150,23 +164,23 @@ class PoolCall:
         for name, tensor in (("cu_seqlens", cu), ("starts", starts), ("ends", ends)):
             if tensor is None:
                 continue
-            check_index_dtype(op, name, tensor)
+            check_index_dtype(op, self.name(name), tensor)
             require(
                 tensor.dim() == 1,
                 ValueError,
-                f"{op}: {name} must have one dimension, got shape {list(tensor.shape)}",
+                f"{op}: {self.name(name)} must have one dimension, got shape {list(tensor.shape)}",
             )
         require(
             cu is None or cu.shape[0] >= 1,
             ValueError,
-            f"{op}: cu_seqlens must have B + 1 values, got none",
+            f"{op}: {self.name('cu_seqlens')} must have B + 1 values, got none",
         )
         for name, tensor in (("starts", starts), ("ends", ends)):
             why = "one for each row of hidden" if self.padded else "as starts has"
             require(
                 tensor is None or tensor.shape[0] == self.batch,
                 ValueError,
-                f"{op}: {name} must have {self.batch} values, {why}, "
+                f"{op}: {self.name(name)} must have {self.batch} values, {why}, "
                 f"got {tensor.shape[0] if tensor is not None else None}",
             )
 
@@ -200,20 +214,20 @@ class PoolCall:
             return
         b = int(wrong.nonzero()[0])
         start, stop = int(begin[b]), int(end[b])
-        names = ("starts", b), ("ends", b)
+        first, last = self.name("starts" if cu is None else "cu_seqlens"), self.name("ends")
         if cu is not None:
-            names = ("cu_seqlens", b), ("cu_seqlens", b + 1)
-        for (name, i), value in zip(names, (start, stop), strict=True):
+            last = first
+        i = b if cu is None else b + 1
+        for name, at, value in ((first, b, start), (last, i, stop)):
             require(
                 0 <= value <= self.rows,
                 ValueError,
-                f"{self.op}: {name} must lie between 0 and {self.rows}, got {name}[{i}] = {value}",
+                f"{self.op}: {name} must lie between 0 and {self.rows}, got {name}[{at}] = {value}",
             )
         raise ValueError(
-            f"{self.op}: starts must not be greater than ends, got starts[{b}] = {start} and ends[{b}] = {stop}"
+            f"{self.op}: {first} must not be greater than {last}, got {first}[{b}] = {start} and {last}[{i}] = {stop}"
             if cu is None
-            else f"{self.op}: cu_seqlens must not decrease, got cu_seqlens[{b}] = {start} before "
-            f"cu_seqlens[{b + 1}] = {stop}"
+            else f"{self.op}: {first} must not decrease, got {first}[{b}] = {start} before {last}[{i}] = {stop}"
         )
 
 
@@ -248,15 +262,7 @@ class PoolBackwardCall:
         """What is known of calls that look like this one."""
         pool = self.pool
         tensors = (pool.hidden, pool.mask, pool.cu_seqlens, pool.weights, pool.starts, pool.ends)
-        values = (
-            self.kernel,
-            self.of,
-            pool.mode,
-            pool.truncate_dim,
-            type(pool.truncate_dim),
-            pool.normalize,
-            pool.out_dtype,
-        )
+        values = (self.kernel, self.of, pool.mode, pool.truncate_dim, pool.normalize, pool.out_dtype)
         return known(values, (*tensors, self.gradient, self.result))
 
     @property
@@ -281,6 +287,11 @@ class PoolBackwardCall:
     @property
     def needs_result(self) -> bool:
         return MODES[self.pool.mode].gradient_reads_hidden(self.of)
+
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """All that are given, and what messages call them."""
+        result = [] if self.result is None else [("result", self.result)]
+        return [("gradient", self.gradient), *self.pool.tensors(), *result]
 
     def output(self) -> Tensor:
         """An empty gradient, contiguous."""

@@ -14,6 +14,7 @@ from .. import functional
 from ..calls import accumulator
 from ..checks import FLOATS
 from ..nn import Pooling
+from ..options import mode_names, option, optional_columns
 from .decisions import Decision
 from .files import Folder
 from .layers import Dense, Layer, columns
@@ -52,6 +53,15 @@ class PoolingConfig:
     decisions: tuple[Decision, ...] = field(default=(), hash=False)
     warnings: tuple[str, ...] = ()
     contradictions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        name = "fastpool.PoolingConfig"
+        for field_name, value in (
+            ("modes", mode_names(name, "modes", self.modes)),
+            ("normalize", option(name, "normalize", self.normalize, bool)),
+            ("truncate_dim", optional_columns(name, self.truncate_dim)),
+        ):
+            object.__setattr__(self, field_name, value)  # it is frozen from here on
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> "PoolingConfig":
@@ -111,23 +121,26 @@ class PoolingConfig:
             TypeError, ValueError: what the functions raise; ValueError for hidden of another width than `width`.
             FileNotFoundError, ValueError: a layer's weights are not there, or do not fit.
         """
-        if isinstance(hidden, Tensor) and hidden.dim() > 0 and self.width not in (None, hidden.shape[-1]):
+        bounds = {"lengths": lengths, "starts": starts, "ends": ends}
+        if not _has_rows(hidden):
+            refused: Tensor = Pooling(self.modes)(hidden, mask, cu_seqlens, **bounds)
+            return refused
+        if self.width not in (None, hidden.shape[-1]):
             source = next((f" ({d.source})" for d in self.decisions if d.what == "width"), "")
             raise ValueError(
                 f"fastpool.PoolingConfig.apply: hidden must have {self.width} columns, as the model says{source}, "
                 f"got {hidden.shape[-1]}"
             )
-        bounds = {"lengths": lengths, "starts": starts, "ends": ends}
         weights = None
         if "weighted_mean" in self.modes and not self.include_prompt and self.prompt_counts and starts is not None:
-            weights = _positions(hidden, mask)  # of what is no tensor there are none: the functions refuse it
-        if not (self.layers or self.token_layers) or not isinstance(hidden, Tensor):  # which the functions refuse
+            weights = _positions(hidden, mask)
+        if not (self.layers or self.token_layers):
             pooling = Pooling(self.modes, truncate_dim=self.truncate_dim, normalize=self.normalize)
             result: Tensor = pooling(hidden, mask, cu_seqlens, weights, **bounds)
             return result
         wide = accumulator(hidden.dtype)
-        columns(self.token_layers, hidden.shape[-1] if hidden.dim() else None)
-        states = _each(self.token_layers, hidden.to(wide)) if self.token_layers and hidden.dtype in FLOATS else hidden
+        columns(self.token_layers, hidden.shape[-1])
+        states = _each(self.token_layers, hidden.to(wide)) if self.token_layers else hidden
         result = Pooling(self.modes, out_dtype=wide)(states, mask, cu_seqlens, weights, **bounds)
         columns(self.layers, result.shape[-1])
         for layer in self.layers:
@@ -140,6 +153,15 @@ class PoolingConfig:
                 f"there are, got {self.truncate_dim}"
             )
         return result[..., : self.truncate_dim].to(hidden.dtype)
+
+
+def _has_rows(hidden: object) -> bool:
+    """Whether it is a tensor of token states in one of the layouts; else the functions say what is wrong."""
+    if not isinstance(hidden, Tensor) or hidden.dtype not in FLOATS or hidden.dim() not in (2, 3):
+        return False
+    if hidden.is_nested:
+        return hidden.layout == torch.jagged and hidden.dim() == 3 and getattr(hidden, "_ragged_idx", 1) == 1
+    return hidden.layout == torch.strided
 
 
 def _each(layers: tuple[Layer, ...], hidden: Tensor) -> Tensor:
@@ -155,16 +177,19 @@ def _each(layers: tuple[Layer, ...], hidden: Tensor) -> Tensor:
 
 
 def _positions(hidden: Tensor, mask: Tensor | None) -> Tensor | None:
-    """[B, S]: 1, 2, 3, ... from the first real token of each row, prompt included. None for arguments that no function
-    takes."""
-    if not isinstance(hidden, Tensor) or not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
+    """[B, S]: 1, 2, 3, ... from the first real token of each row, prompt included. None for what the functions refuse:
+    such a mask, and bounds of a nested hidden."""
+    if hidden.is_nested:
         return None
     if hidden.dim() != 3:
         raise ValueError(
             "fastpool.PoolingConfig.apply: weighted_mean without the prompt needs padded [B, S, H] hidden, because its "
             "weights count from the prompt's start, which packed starts do not tell"
         )
-    counted = torch.arange(1, hidden.shape[1] + 1, device=hidden.device, dtype=accumulator(hidden.dtype))
-    if mask is None:
-        return counted.expand(hidden.shape[:2])
+    rows = hidden.shape[:2]
+    counted = torch.arange(1, rows[1] + 1, device=hidden.device, dtype=accumulator(hidden.dtype)).expand(rows)
+    if mask is None or rows[1] == 0:
+        return counted
+    if not isinstance(mask, Tensor) or mask.shape != rows or mask.device != hidden.device:
+        return None
     return counted - (mask != 0).int().argmax(dim=1, keepdim=True)

@@ -1,0 +1,92 @@
+"""Options of functions, modules and PoolingConfig: values of the types that they say, numpy's scalars among them."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+
+from .modes import MODES
+
+T = TypeVar("T", bool, int, float)
+_WORDS: dict[type, str] = {bool: "a bool", int: "an int", float: "a float"}
+_SYMBOLIC: dict[type, type] = {
+    bool: torch.SymBool,
+    int: torch.SymInt,
+    float: torch.SymFloat,
+}  # of a graph that is being traced
+
+
+def option(owner: str, name: str, value: Any, kind: type[T]) -> T:
+    """The option as ops take it. Raises TypeError, naming it, where it is something else than `kind` or a number that
+    is exactly one; ValueError for an int that is larger than any float."""
+    if type(value) is kind:
+        return value
+    if kind is int and isinstance(value, torch.Tensor) and _is_size(value):
+        return cast(T, value)
+    plain: Any = _plain(value)
+    # A bool is an int, and nowhere here is one meant for the other.
+    if isinstance(plain, bool) is (kind is bool):
+        if kind is float and isinstance(plain, int):
+            plain = _as_float(owner, name, plain)
+        if isinstance(plain, kind | _SYMBOLIC[kind]):
+            return cast(T, plain)
+    raise TypeError(f"{owner}: {name} must be {_WORDS[kind]}, got {type(value).__name__}")
+
+
+def _is_size(value: torch.Tensor) -> bool:
+    """What sizes are while torch.jit.trace records, and what torch takes for an int."""
+    return value.dim() == 0 and not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of numpy's as Python's; anything else as it is."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        for theirs, ours in ((numpy.bool_, bool), (numpy.integer, int), (numpy.floating, float)):
+            if isinstance(value, theirs):
+                return ours(value)
+    return value
+
+
+def _as_float(owner: str, name: str, value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(
+            f"{owner}: {name} must be at most {sys.float_info.max:.4g} in size, got an int of {value.bit_length()} bits"
+        ) from None
+
+
+def mode_names(owner: str, name: str, value: Any) -> tuple[str, ...]:
+    """Of one mode, or of a sequence of them. Raises TypeError, ValueError."""
+    names = (value,) if isinstance(value, str) or not isinstance(value, Sequence) else tuple(value)
+    for one in names:
+        if not isinstance(one, str):
+            raise TypeError(f"{owner}: {name} must be a mode's name or a sequence of them, got {type(one).__name__}")
+        if one not in MODES:
+            raise ValueError(f"{owner}: {name} must be one of {', '.join(MODES)}, got {one!r}")
+    if not names:
+        raise ValueError(f"{owner}: {name} must name at least one of {', '.join(MODES)}, got none")
+    return names
+
+
+def check_eps(owner: str, eps: float) -> None:
+    """Raises ValueError for what is below 0, and for NaN."""
+    if not eps >= 0:
+        raise ValueError(f"{owner}: eps must be at least 0, got {eps:g}")
+
+
+def optional_columns(owner: str, truncate_dim: Any) -> int | None:
+    """truncate_dim, as far as it can be judged without knowing the columns there are. Raises TypeError, ValueError."""
+    if truncate_dim is None:
+        return None
+    columns = option(owner, "truncate_dim", truncate_dim, int)
+    if columns < 1:
+        raise ValueError(f"{owner}: truncate_dim must be at least 1, got {written(columns)}")
+    return columns
+
+
+def written(value: int) -> str:
+    """The int in a message: by its size where it has more digits than anybody reads."""
+    return str(value) if abs(value) < 2**64 else f"an int of {value.bit_length()} bits"
