@@ -99,12 +99,14 @@ const void* dense(const Tensor& t, const std::vector<int64_t>& shape, DType dtyp
   for (int64_t d = rank - 1; d >= 0 && !empty; stride *= shape[d--])
     contiguous &= t.size(d) == 1 || t.stride(d) == stride;
   require(contiguous, argument);
+  require(t.in_memory(accumulator_size(dtype)), argument);
   return t.data();
 }
 
-// [B, S] or [T], like hidden without its columns.
-PerToken per_token(const Tensor& t, const Tensor& hidden, const char* argument) {
+// [B, S] or [T], like hidden without its columns; each value has so many bytes.
+PerToken per_token(const Tensor& t, const Tensor& hidden, int64_t bytes, const char* argument) {
   require_leading(t, hidden, argument);
+  require(t.in_memory(bytes), argument);
   PerToken tokens;
   tokens.data = t.data();
   // An empty tensor may have no memory; it is present all the same.
@@ -118,6 +120,7 @@ PerToken per_token(const Tensor& t, const Tensor& hidden, const char* argument) 
 // Of any shape; `stride` stays 1.
 Indices index_values(const Tensor& t, const char* argument) {
   require(t.dtype() == aoti_torch_dtype_int32() || t.dtype() == aoti_torch_dtype_int64(), argument);
+  require(t.in_memory(integer_bytes(t.dtype())), argument);
   Indices indices;
   indices.data = t.data();
   static const int64_t none = 0;
@@ -189,14 +192,16 @@ PoolCall PoolArguments::call() {
   const bool padded = hidden.dim() == 3;
   call.rows = hidden.size(hidden.dim() - 2);
   if (mask) {
-    call.mask = per_token(mask, hidden, "mask");
-    call.mask.bytes = integer_bytes(mask.dtype());
-    require(call.mask.bytes != 0, "mask");
+    const int bytes = integer_bytes(mask.dtype());
+    require(bytes != 0, "mask");
+    call.mask = per_token(mask, hidden, bytes, "mask");
+    call.mask.bytes = bytes;
     call.mask.boolean = mask.dtype() == aoti_torch_dtype_bool();
   }
   if (weights) {
-    call.weights = per_token(weights, hidden, "weights");
-    call.weights.dtype = required_dtype(weights.dtype(), "weights");
+    const DType dtype = required_dtype(weights.dtype(), "weights");
+    call.weights = per_token(weights, hidden, size_of(dtype), "weights");
+    call.weights.dtype = dtype;
   }
 
   require(!(padded && cu_seqlens) && (padded || cu_seqlens || (starts && ends)), "cu_seqlens");
@@ -215,6 +220,7 @@ PoolCall PoolArguments::call() {
     require(!ends || ends.size(0) == call.batch, "ends");
   }
 
+  require(hidden.in_memory(size_of(call.dtype)), "hidden");
   make_columns_contiguous(hidden);
   call.row_stride = hidden.stride(hidden.dim() - 2);
   call.batch_stride = padded ? hidden.stride(0) : 0;
@@ -258,6 +264,7 @@ NormalizeCall NormalizeArguments::call() {
     call.truncate_dims_strides = truncate_dims.strides();
   }
 
+  require(x.in_memory(size_of(call.dtype)), "x");
   make_columns_contiguous(x);
   call.x = x.data();
   call.sizes = x.sizes();
@@ -341,13 +348,18 @@ Tensor NormalizeBackwardArguments::output() const {
 
 Tensor empty(int64_t dim, const int64_t* sizes, int32_t dtype, Device device) {
   int64_t strides[64];
-  int64_t stride = 1;
+  const auto floating = float_dtype(dtype);
+  int64_t stride = 1, bytes = floating ? size_of(*floating) : integer_bytes(dtype);
+  bool countable = true;
   for (int64_t d = dim - 1; d >= 0; --d) {
     strides[d] = stride;
-    stride *= sizes[d] > 1 ? sizes[d] : 1;
+    const int64_t size = sizes[d] > 1 ? sizes[d] : 1;
+    countable &= !__builtin_mul_overflow(bytes, size, &bytes);
+    if (countable) stride *= size;
   }
   AtenTensorHandle handle = nullptr;
-  check_api(aoti_torch_empty_strided(dim, sizes, strides, dtype, device.type, device.index, &handle), "an output");
+  if (!countable || aoti_torch_empty_strided(dim, sizes, strides, dtype, device.type, device.index, &handle) != 0)
+    throw NoMemory{countable ? bytes : INT64_MAX};
   return Tensor(handle);
 }
 

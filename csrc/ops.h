@@ -3,6 +3,7 @@
 #pragma once
 #include <torch/csrc/stable/library.h>
 
+#include <new>
 #include <utility>
 
 #include "arguments.h"
@@ -22,6 +23,11 @@ inline bool ran_in_python(const char* name, StableIValue* stack, int device, int
   return true;
 }
 
+// These words make it an OutOfMemoryError for callers in Python (errors.py).
+inline std::runtime_error out_of_memory(const char* name, const std::string& why) {
+  return std::runtime_error(std::string("fastpool.") + name + ": not enough memory: " + why);
+}
+
 // Puts the tensor that `body` makes from the arguments on the stack. Where it refuses one of them, Python is asked,
 // whose checks have words for what is wrong; a program without it gets the argument's name.
 template <class Arguments, class Body>
@@ -33,6 +39,10 @@ void answer(const char* name, StableIValue* stack, Arguments& arguments, Body bo
       throw std::runtime_error(std::string("fastpool.") + name + ": not a valid argument: " + refused.argument);
     arguments.put_back(stack);
     run_in_python(name, stack);
+  } catch (const NoMemory& refused) {
+    throw out_of_memory(name, std::to_string(refused.bytes) + " bytes were asked for");
+  } catch (const std::bad_alloc&) {
+    throw out_of_memory(name, "there is none to work in");
   }
 }
 

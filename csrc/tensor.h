@@ -45,6 +45,18 @@ class Tensor {
   const int64_t* sizes() const { return sizes_; }
   const int64_t* strides() const { return strides_; }
   int32_t dtype() const { return dtype_; }
+  // Whether all its elements, of so many bytes each, stand in memory that it has. A storage may be freed or shrunk
+  // under a tensor, which notices nothing.
+  bool in_memory(int64_t bytes) const {
+    int64_t last = 0, held = 0;
+    check_api(aoti_torch_get_storage_offset(handle_, &last), "a tensor's offset");
+    check_api(aoti_torch_get_storage_size(handle_, &held), "a tensor's memory");
+    for (int64_t d = 0; d < dim_; ++d) {
+      if (sizes_[d] == 0) return true;
+      last += (sizes_[d] - 1) * strides_[d];
+    }
+    return (last + 1) * bytes <= held;
+  }
   void copy_from(const Tensor& source) { check_api(aoti_torch_copy_(handle_, source.handle_, 0), "to copy a tensor"); }
   Device device() const {
     Device device;
@@ -68,6 +80,11 @@ class Tensor {
   int64_t dim_ = 0;
   int64_t *sizes_ = nullptr, *strides_ = nullptr;
   int32_t dtype_ = 0;
+};
+
+// Thrown where torch has no memory for a tensor of so many bytes.
+struct NoMemory {
+  int64_t bytes;
 };
 
 // A contiguous tensor, not filled.

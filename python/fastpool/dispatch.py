@@ -18,7 +18,8 @@ from torch import Tensor
 
 from . import fork
 from .backends import native, reference, triton
-from .calls import Call
+from .calls import Call, out_of_memory
+from .checks import check_memory
 from .finite import check_finite
 from .triton_kernels.config import native_below_bytes, slug
 
@@ -126,10 +127,12 @@ def check(call: Call) -> None:
         fork.warn()  # before anything uses torch, and here, so that calls of a known kind need not ask
         call.check()
         call.known["checked"] = True
-    _check_values(call)
+    _check_data(call)
 
 
-def _check_values(call: Call) -> None:
+def _check_data(call: Call) -> None:
+    for name, tensor in call.tensors():
+        check_memory(call.op, name, tensor)
     if _validate or call.tensor.device.type == "cpu":
         call.check_values()
 
@@ -209,7 +212,7 @@ class Explanation:
 def explain_call(call: Call) -> Explanation:
     """Which backend a call takes, without running it. Raises what the call itself would raise for its arguments."""
     call.check()
-    _check_values(call)
+    _check_data(call)
     asked = requested()
     reasons: dict[str, str] = {}
     taken: str | None = None
@@ -231,7 +234,13 @@ def run(call: Call) -> Tensor:
     """Checks a call, runs it on the backend it takes, and where asked validates the result."""
     check(call)
     chosen = choose(call)
-    result: Tensor = getattr(chosen, call.kernel)(call)
+    try:
+        result: Tensor = getattr(chosen, call.kernel)(call)
+    except RuntimeError as error:
+        refused = out_of_memory(call.op, error)
+        if refused is None:
+            raise
+        raise refused from error
     if _validate:
         check_finite(call, result)
     return result

@@ -22,6 +22,7 @@ def _run(call: Call) -> Tensor:
     """Runs a checked call."""
     if call.tensor.device.type == "cpu":
         fork.used_threads()
+        call.output()  # first: a result that no memory can hold is an error now, not after minutes of work
     result: Tensor = getattr(reference, call.kernel)(call)
     return result
 

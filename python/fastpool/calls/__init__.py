@@ -1,9 +1,17 @@
 """Calls: an op's arguments as one object, which every backend gets; the checks of them, and what is wrong in words."""
 
-from .common import accumulator
+from .common import accumulator, out_of_memory
 from .normalize import NormalizeBackwardCall, NormalizeCall
 from .pool import PoolBackwardCall, PoolCall
 
 Call = PoolCall | PoolBackwardCall | NormalizeCall | NormalizeBackwardCall
 
-__all__ = ["Call", "NormalizeBackwardCall", "NormalizeCall", "PoolBackwardCall", "PoolCall", "accumulator"]
+__all__ = [
+    "Call",
+    "NormalizeBackwardCall",
+    "NormalizeCall",
+    "PoolBackwardCall",
+    "PoolCall",
+    "accumulator",
+    "out_of_memory",
+]
