@@ -52,8 +52,8 @@ _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector p
     Raises:
         TypeError: a wrong dtype, or something that is not a tensor; a floating-point mask above all; an option of
             another type; an argument that there is not, such as dim, which in torch is an axis.
-        ValueError: a wrong shape, device or value; a tensor whose memory was freed or shrunk; of values in index tensors and integer masks on a GPU, and of
-            results that are not finite, where asked (fastpool.validate).
+        ValueError: a wrong shape, device or value; a tensor whose memory was freed or shrunk; of values in index
+            tensors and integer masks on a GPU, and of results that are not finite, where asked (fastpool.validate).
         RuntimeError: the backend asked for cannot serve the call.
         torch.OutOfMemoryError: the result does not fit in memory.
     """
@@ -262,8 +262,9 @@ def l2_normalize(
     Raises:
         TypeError: a wrong dtype, or something that is not a tensor; an option of another type; an argument that there
             is not, such as dim.
-        ValueError: a wrong shape, device or value; a tensor whose memory was freed or shrunk. Values of truncate_dims on a GPU are clamped instead, unless they
-            are validated (fastpool.validate).
+        ValueError: a wrong shape, device or value; a tensor whose memory was freed or shrunk. Values of truncate_dims
+            on a GPU are clamped instead, unless they are validated (fastpool.validate).
+        torch.OutOfMemoryError: the result does not fit in memory.
     """
     if unknown:
         refuse("fastpool.l2_normalize", unknown)
