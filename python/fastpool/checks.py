@@ -44,23 +44,25 @@ def check_tensor(op: str, name: str, value: object, optional: bool) -> None:
     )
 
 
-def check_memory(op: str, name: str, tensor: Tensor) -> None:
-    """That the tensor's memory holds its elements: a storage may be freed or shrunk under it, which it does not notice.
-    What does not tell its memory (a tensor of a torch.func transform, or of no real device) is let by."""
+def lacks_memory(tensor: Tensor) -> str | None:
+    """In words, where the tensor's memory does not hold its elements: a storage may be freed or shrunk under it, which
+    it does not notice. None where it does, or does not tell (as in torch.func's transforms and on no real device)."""
     if tensor.numel() == 0 or tensor.device.type == "meta":
-        return
+        return None
     try:
         held = tensor.untyped_storage().nbytes()
     except (NotImplementedError, RuntimeError):
-        return
+        return None
     last = tensor.storage_offset() + sum((n - 1) * by for n, by in zip(tensor.shape, tensor.stride(), strict=True))
     needed = (last + 1) * tensor.element_size()
-    require(
-        needed <= held,
-        ValueError,
-        f"{op}: {name} must have memory for its elements, {needed:,} bytes, got a storage of {held:,}, which has been "
-        "freed or shrunk",
-    )
+    if needed <= held:
+        return None
+    return f"{needed:,} bytes, got a storage of {held:,}, which has been freed or shrunk"
+
+
+def check_memory(op: str, name: str, tensor: Tensor) -> None:
+    lacking = lacks_memory(tensor)
+    require(lacking is None, ValueError, f"{op}: {name} must have memory for its elements, {lacking}")
 
 
 def check_float(op: str, name: str, dtype: object) -> None:

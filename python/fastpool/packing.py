@@ -5,7 +5,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .checks import MASK_DTYPES, check_tensor, name_of, require
+from .checks import MASK_DTYPES, check_memory, check_tensor, name_of, require
 
 _OP = "fastpool.segments"
 
@@ -44,7 +44,7 @@ def segments(ids: Tensor | None = None, *, position_ids: Tensor | None = None) -
 
     Raises:
         TypeError: both or neither were given, something that is not a tensor, or no integer type (bool cannot number).
-        ValueError: a wrong shape, or a value that does not fit the one before it, with its place.
+        ValueError: a wrong shape, memory that was freed, a value that does not fit the one before it, with its place.
     """
     require((ids is None) != (position_ids is None), TypeError, f"{_OP}: give either ids or position_ids")
     name, given = ("ids", ids) if position_ids is None else ("position_ids", position_ids)
@@ -58,6 +58,7 @@ def segments(ids: Tensor | None = None, *, position_ids: Tensor | None = None) -
     require(
         given.dim() in (1, 2), ValueError, f"{_OP}: {name} must be padded [B, S] or packed [T], got {list(given.shape)}"
     )
+    check_memory(_OP, name, given)
     rows = given.long() if given.dim() == 2 else given.long()[None]
     real, begins, wrong = _by_number(rows) if position_ids is None else _by_position(rows)
     goes_on = torch.nn.functional.pad((real & ~begins)[:, 1:], (0, 1))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import fastpool
 from fastpool.arguments import codes
+from fastpool.models.layers import Normalize
 from fastpool.modes import MODES
 from fastpool.testing import cpu_backends
 
@@ -77,6 +78,23 @@ def backward(mode: str, gradient: Tensor, hidden: Tensor, result: Tensor | None)
         *codes(mode, "hidden"), gradient, hidden, None, None, None, None, None, result
     )
     return of_hidden
+
+
+def test_what_looks_at_tensors_before_an_op_does() -> None:
+    freed, mask = without_memory(HIDDEN.bfloat16(), 0), without_memory(torch.ones(2, 5).bool(), 4)
+    with pytest.raises(ValueError, match=r"^fastpool\.segments: ids must have memory"):
+        fastpool.segments(without_memory(torch.ones(5).long(), 0))
+    config = fastpool.PoolingConfig(("mean",), token_layers=(Normalize(),))
+    with pytest.raises(ValueError, match=r"^fastpool\.mean: hidden must have memory"):
+        config.apply(freed)
+    config = fastpool.PoolingConfig(("weighted_mean",), include_prompt=False)
+    with pytest.raises(ValueError, match=r"^fastpool\.weighted_mean: mask must have memory"):
+        config.apply(HIDDEN, mask, starts=torch.tensor([0, 1]))
+    nested = torch.nested.nested_tensor_from_jagged(PACKED.clone(), torch.tensor([0, 4, 10]))
+    nested.values().untyped_storage().resize_(0)
+    for call in (fastpool.mean, fastpool.PoolingConfig(("mean",), token_layers=(Normalize(),)).apply):
+        with pytest.raises(ValueError, match=r"^fastpool\.mean: hidden\.values\(\) must have memory"):
+            call(nested)
 
 
 @pytest.mark.parametrize("backend", cpu_backends())

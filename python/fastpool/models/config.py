@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import functional
 from ..calls import accumulator
-from ..checks import FLOATS
+from ..checks import FLOATS, lacks_memory
 from ..nn import Pooling
 from ..options import mode_names, option, optional_columns
 from .decisions import Decision
@@ -159,9 +159,9 @@ def _has_rows(hidden: object) -> bool:
     """Whether it is a tensor of token states in one of the layouts; else the functions say what is wrong."""
     if not isinstance(hidden, Tensor) or hidden.dtype not in FLOATS or hidden.dim() not in (2, 3):
         return False
-    if hidden.is_nested:
-        return hidden.layout == torch.jagged and hidden.dim() == 3 and getattr(hidden, "_ragged_idx", 1) == 1
-    return hidden.layout == torch.strided
+    if hidden.layout != torch.jagged:
+        return hidden.layout == torch.strided and not hidden.is_nested and lacks_memory(hidden) is None
+    return hidden.dim() == 3 and getattr(hidden, "_ragged_idx", 1) == 1 and lacks_memory(hidden.values()) is None
 
 
 def _each(layers: tuple[Layer, ...], hidden: Tensor) -> Tensor:
@@ -190,6 +190,6 @@ def _positions(hidden: Tensor, mask: Tensor | None) -> Tensor | None:
     counted = torch.arange(1, rows[1] + 1, device=hidden.device, dtype=accumulator(hidden.dtype)).expand(rows)
     if mask is None or rows[1] == 0:
         return counted
-    if not isinstance(mask, Tensor) or mask.shape != rows or mask.device != hidden.device:
+    if not isinstance(mask, Tensor) or mask.shape != rows or mask.device != hidden.device or lacks_memory(mask):
         return None
     return counted - (mask != 0).int().argmax(dim=1, keepdim=True)
