@@ -61,6 +61,8 @@ def segments(ids: Tensor | None = None, *, position_ids: Tensor | None = None) -
     check_memory(_OP, name, given)
     rows = given.long() if given.dim() == 2 else given.long()[None]
     real, begins, wrong = _by_number(rows) if position_ids is None else _by_position(rows)
+    if given.dtype == torch.uint64:  # of which the larger half is no int64
+        wrong |= rows < 0
     goes_on = torch.nn.functional.pad((real & ~begins)[:, 1:], (0, 1))
     # The one look at the data. Beginnings and ends come in pairs, so an odd number says that something is wrong.
     marks = torch.cat([begins.flatten(), (real & ~goes_on).flatten(), wrong.any().view(1)])
@@ -94,11 +96,11 @@ def _raise(name: str, given: Tensor, rows: Tensor, wrong: Tensor) -> NoReturn:
     """Names the first value that is wrong."""
     row, column = wrong.nonzero()[0].tolist()
     at = f"{row}, {column}" if given.dim() == 2 else str(column)
-    value = int(rows[row, column])
+    value = (given[row] if given.dim() == 2 else given)[column].item()
     must = (
         "number a row's texts upwards from 1, each in one piece, with 0 for padding"
         if name == "ids"
         else "count each text's tokens from 0 up by one, or be negative where padding is"
     )
-    before = f" after {rows[row, :column].tolist()[-3:]}" if column > 0 else ""
+    before = f" after {rows[row, :column][-3:].tolist()}" if column > 0 else ""
     raise ValueError(f"{_OP}: {name} must {must}, got {name}[{at}] = {value}{before}")

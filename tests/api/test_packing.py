@@ -101,6 +101,7 @@ COUNT = (
     "fastpool.segments: position_ids must count each text's tokens from 0 up by one, or be negative where padding is, "
     "got "
 )
+LARGE = torch.tensor([0, 1, 2**63 + 5], dtype=torch.uint64)
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({}, TypeError, "fastpool.segments: give either ids or position_ids"),
     ({"ids": torch.ones(2).long(), "position_ids": torch.ones(2).long()}, TypeError, "give either ids or position_ids"),
@@ -121,6 +122,8 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"position_ids": torch.tensor([0, 1, 1])}, ValueError, COUNT + "position_ids[2] = 1 after [0, 1]"),
     ({"position_ids": torch.tensor([-1, 1, 2])}, ValueError, COUNT + "position_ids[1] = 1 after [-1]"),
     ({"position_ids": torch.tensor([0, 1, -1, 2])}, ValueError, COUNT + "position_ids[3] = 2 after [0, 1, -1]"),
+    ({"ids": LARGE}, ValueError, IDS + f"ids[2] = {2**63 + 5} after [0, 1]"),
+    ({"position_ids": LARGE}, ValueError, COUNT + f"position_ids[2] = {2**63 + 5} after [0, 1]"),
     ({"position_ids": torch.tensor([2**63 - 1])}, ValueError, COUNT + f"position_ids[0] = {2**63 - 1}"),
 ]  # fmt: skip
 
