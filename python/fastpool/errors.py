@@ -6,7 +6,7 @@ The library keeps the exception itself, and the op's object in torch.ops, which 
 it. Callers without that object, such as compiled graphs that call C++, get the RuntimeError.
 """
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
@@ -16,21 +16,23 @@ from .backends import native
 NO_MEMORY = "not enough memory"  # as csrc/ops.h says it
 
 
-def _raise(error: RuntimeError) -> NoReturn:
+def _original(error: RuntimeError) -> BaseException:
     """The exception that became this one; this one where it is itself."""
+    if type(error) is not RuntimeError:
+        return error
     text = str(error)
     kept = native.take_kept(text)
-    if kept is None and text.startswith("fastpool") and NO_MEMORY in text:
-        kept = torch.OutOfMemoryError(text)
-    raise kept or error
+    if kept is not None:
+        return kept
+    return torch.OutOfMemoryError(text) if text.startswith("fastpool.") and NO_MEMORY in text else error
 
 
 def _call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
     try:
         return self._op(*args, **kwargs)
     except RuntimeError as error:
-        became = error
-    _raise(became)  # outside of the handler, so that the exception's context stays its own
+        original = _original(error)
+    raise original  # outside of the handler, so that the exception's context stays its own
 
 
 class _Overload(OpOverload):
