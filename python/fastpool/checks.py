@@ -51,7 +51,9 @@ def lacks_memory(tensor: Tensor) -> str | None:
         return None
     try:
         held = tensor.untyped_storage().nbytes()
-    except (NotImplementedError, RuntimeError):
+    except RuntimeError as error:
+        if type(error) not in (RuntimeError, NotImplementedError):
+            raise  # a signal's handler may do so anywhere
         return None
     last = tensor.storage_offset() + sum((n - 1) * by for n, by in zip(tensor.shape, tensor.stride(), strict=True))
     needed = (last + 1) * tensor.element_size()

@@ -30,7 +30,9 @@ def known(values: tuple[object, ...], tensors: tuple[Tensor | None, ...]) -> Kno
                 return {}
         key = tuple(looks)
         found = _young.get(key)
-    except (RuntimeError, TypeError):  # no memory, no strides, no hash
+    except (RuntimeError, TypeError) as error:  # no memory, no strides, no hash
+        if type(error) not in (RuntimeError, NotImplementedError, TypeError):
+            raise  # a signal's handler may do so anywhere
         return {}
     return _remembered(key) if found is None else found
 

@@ -72,6 +72,22 @@ def test_forward(raised: BaseException, route: str, state: str) -> None:
     assert fastpool.mean(HIDDEN).shape == (2, 8)  # nothing stays
 
 
+def test_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter makes errors of its own from what is raised in a kernel."""
+    from triton.runtime import interpreter
+
+    error = OwnError("in a kernel")
+
+    def interrupted(*_: int) -> None:
+        raise error
+
+    monkeypatch.setattr(interpreter.interpreter_builder, "set_grid_idx", interrupted)
+    for call in (fastpool.mean, fastpool.l2_normalize, OPS.mean):
+        with fastpool.backend("triton"), pytest.raises(OwnError) as caught:
+            call(HIDDEN)
+        assert caught.value is error
+
+
 def test_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(call: object) -> Tensor:
         raise KeyboardInterrupt

@@ -73,8 +73,19 @@ def _copied(call: Call) -> Any:
 
 def _run(call: Call) -> Tensor:
     """Runs a checked call."""
-    result: Tensor = getattr(_kernels(), call.kernel)(_copied(call))
-    return result
+    try:
+        result: Tensor = getattr(_kernels(), call.kernel)(_copied(call))
+        return result
+    except Exception as error:
+        original = _raised_inside(error)
+    raise original
+
+
+def _raised_inside(error: BaseException) -> BaseException:
+    """What was raised where Triton's interpreter, function by function, has made an error of its own from it."""
+    while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 pool = pool_backward = l2_normalize = l2_normalize_backward = _run
