@@ -39,7 +39,7 @@ def _why_pooled(call: PoolCall, segment: int, columns: Tensor) -> NoReturn:
     if wrong.any():
         token, column = wrong.nonzero()[0].tolist()
         at = (*sequence, int(rows[token]), int(columns[column]))
-        raise ValueError(f"{what}hidden{_place(*at)} is {call.hidden[at].item()}")
+        raise ValueError(f"{what}{call.name('hidden')}{_place(*at)} is {call.hidden[at].item()}")
     if call.weights is not None:
         wrong = ~call.weights[sequence][rows].isfinite()
         if wrong.any():

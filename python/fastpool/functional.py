@@ -113,6 +113,9 @@ def _raise_in_callers_words(op: str, error: Exception, names: Names, *args: Any,
             described.names = names
         try:
             dispatch.check(described)
+            if dispatch.validates():
+                with torch.no_grad():
+                    dispatch.run(described)  # what is wrong with a result is seen once there is one
         except (TypeError, ValueError) as proper:
             raise proper from None
     raise error

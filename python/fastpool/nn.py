@@ -11,7 +11,7 @@ from .calls import accumulator
 from .checks import check_float
 from .constants import NORM_EPS
 from .modes import MODES
-from .options import check_eps, mode_names, option, optional_columns
+from .options import check_eps, mode_names, option, optional_count
 
 
 def _options(**options: tuple[Any, Any]) -> list[str]:
@@ -63,7 +63,7 @@ class Pooling(torch.nn.Module):
         self.mode = mode if isinstance(mode, str) else names
         if out_dtype is not None:
             check_float(name, "out_dtype", out_dtype)
-        self.truncate_dim = optional_columns(name, truncate_dim)
+        self.truncate_dim = optional_count(name, "truncate_dim", truncate_dim)
         self.normalize = option(name, "normalize", normalize, bool)
         self.out_dtype = out_dtype
 
@@ -156,7 +156,7 @@ class Normalize(torch.nn.Module):
             functional.refuse(name, unknown)
         if out_dtype is not None:
             check_float(name, "out_dtype", out_dtype)
-        self.truncate_dim = optional_columns(name, truncate_dim)
+        self.truncate_dim = optional_count(name, "truncate_dim", truncate_dim)
         self.eps = option(name, "eps", eps, float)
         check_eps(name, self.eps)
         self.out_dtype = out_dtype

@@ -77,14 +77,14 @@ def check_eps(owner: str, eps: float) -> None:
         raise ValueError(f"{owner}: eps must be at least 0, got {eps:g}")
 
 
-def optional_columns(owner: str, truncate_dim: Any) -> int | None:
-    """truncate_dim, as far as it can be judged without knowing the columns there are. Raises TypeError, ValueError."""
-    if truncate_dim is None:
+def optional_count(owner: str, name: str, value: Any) -> int | None:
+    """A number of columns, as truncate_dim, or of tokens; None stays. Raises TypeError; ValueError below 1."""
+    if value is None:
         return None
-    columns = option(owner, "truncate_dim", truncate_dim, int)
-    if columns < 1:
-        raise ValueError(f"{owner}: truncate_dim must be at least 1, got {written(columns)}")
-    return columns
+    count = option(owner, name, value, int)
+    if count < 1:
+        raise ValueError(f"{owner}: {name} must be at least 1, got {written(count)}")
+    return count
 
 
 def written(value: int) -> str:

@@ -125,3 +125,17 @@ def test_modes(value: Any, error: type[Exception], words: str) -> None:
     ):
         fastpool.PoolingConfig(value)
     assert fastpool.PoolingConfig("mean").modes == fastpool.PoolingConfig(["mean"]).modes == ("mean",)  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("include_prompt", 1, "must be a bool, got int"),
+        ("prompt_counts", "no", "must be a bool, got str"),
+        ("width", 384.0, "must be an int, got float"),
+        ("max_length", True, "must be an int, got bool"),
+    ],
+)
+def test_what_only_a_configuration_has(name: str, value: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=f"^fastpool.PoolingConfig: {name} {words}$"):
+        fastpool.PoolingConfig(("mean",), **{name: value})

@@ -50,6 +50,10 @@ def test_segment_token_and_column(mode: str, normalize: bool) -> None:
         getattr(fastpool, mode)(hidden.flatten(0, 1), **packed, normalize=normalize)
     with pytest.raises(ValueError, match=words):
         getattr(torch.ops.fastpool, mode)(hidden.flatten(0, 1), **packed, normalize=normalize)
+    nested = torch.nested.nested_tensor_from_jagged(hidden.flatten(0, 1), torch.tensor([0, 8, 24]))
+    words = rf"^fastpool.{mode}: the result of segment 1 is not finite: hidden\.values\(\)\[13, 6\] is nan$"
+    with pytest.raises(ValueError, match=words):
+        getattr(fastpool, mode)(nested, normalize=normalize)
 
 
 def test_what_one_token_decides() -> None:

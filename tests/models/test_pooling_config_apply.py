@@ -10,6 +10,7 @@ from helpers.tiny_bert import tiny_bert
 
 import fastpool
 from fastpool import PoolingConfig
+from fastpool.models.layers import Normalize
 
 
 def tokens(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,6 +136,57 @@ def test_layers_on_tokens_in_every_layout(dtype):
     cu_seqlens = torch.tensor([0, 6, 10, 13])
     assert torch.equal(config.apply(rows, cu_seqlens=cu_seqlens), expected)
     assert torch.equal(config.apply(torch.nested.nested_tensor_from_jagged(rows, cu_seqlens)), expected)
+
+
+CONFIGS = {
+    "a mode": PoolingConfig(("weighted_mean", "max")),
+    "no prompt": PoolingConfig(("weighted_mean",), include_prompt=False),
+    "layers": PoolingConfig(("mean",), layers=(Normalize(),)),
+    "token layers": PoolingConfig(("mean",), token_layers=(Normalize(),), normalize=True),
+}
+STARTS = torch.tensor([0, 0])
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_nothing_to_pool(config):
+    hidden, mask = torch.ones(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
+    columns = 8 * len(config.modes)
+    for rows, given in ((0, (hidden[:0], mask[:0])), (2, (hidden[:, :0], mask[:, :0]))):
+        starts = {"starts": STARTS[:rows]} if not config.include_prompt else {}
+        for arguments in ((given[0],), given):
+            assert torch.equal(config.apply(*arguments, **starts), torch.zeros(rows, columns))
+    assert config.apply(hidden[0][:0], cu_seqlens=torch.tensor([0])).shape == (0, columns)
+    nested = torch.nested.nested_tensor_from_jagged(torch.ones(5, 8), torch.tensor([0, 2, 5]))
+    assert config.apply(nested).shape == (2, columns)
+    assert config.apply(nested, mask[0]).shape == (2, columns)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_what_the_functions_refuse_is_refused_in_their_words(config):
+    hidden, mask = torch.ones(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
+    starts = {"starts": STARTS} if not config.include_prompt else {}
+    nested = torch.nested.nested_tensor_from_jagged(torch.ones(5, 8), torch.tensor([0, 2, 5]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # nested tensors of that layout are a prototype
+        strided = torch.nested.nested_tensor([torch.ones(2, 8), torch.ones(3, 8)])
+    for given in (
+        (hidden, mask.to("meta")),
+        (hidden, mask[:, :4]),
+        (hidden, mask.float()),
+        (hidden, mask * 3),
+        (hidden, [[1] * 5] * 2),
+        ([1.0],),
+        (hidden.long(),),
+        (hidden[0, 0],),
+        (hidden[None],),
+        (hidden.to_sparse(),),
+        (nested.transpose(1, 2),),
+        (strided,),
+    ):
+        with pytest.raises((TypeError, ValueError)) as expected:
+            getattr(fastpool, config.modes[0])(*given, **starts)
+        with pytest.raises(expected.type, match=f"^{re.escape(str(expected.value))}$"):
+            config.apply(*given, **starts)
 
 
 def test_dense_rounds_once(tmp_path):

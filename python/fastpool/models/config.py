@@ -14,7 +14,7 @@ from .. import functional
 from ..calls import accumulator
 from ..checks import FLOATS, lacks_memory
 from ..nn import Pooling
-from ..options import mode_names, option, optional_columns
+from ..options import mode_names, option, optional_count
 from .decisions import Decision
 from .files import Folder
 from .layers import Dense, Layer, columns
@@ -56,11 +56,12 @@ class PoolingConfig:
 
     def __post_init__(self) -> None:
         name = "fastpool.PoolingConfig"
-        for field_name, value in (
-            ("modes", mode_names(name, "modes", self.modes)),
-            ("normalize", option(name, "normalize", self.normalize, bool)),
-            ("truncate_dim", optional_columns(name, self.truncate_dim)),
-        ):
+        taken: dict[str, Any] = {"modes": mode_names(name, "modes", self.modes)}
+        for flag in ("normalize", "include_prompt", "prompt_counts"):
+            taken[flag] = option(name, flag, getattr(self, flag), bool)
+        for count in ("truncate_dim", "width", "max_length"):
+            taken[count] = optional_count(name, count, getattr(self, count))
+        for field_name, value in taken.items():
             object.__setattr__(self, field_name, value)  # it is frozen from here on
 
     @classmethod
