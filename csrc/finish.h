@@ -1,4 +1,4 @@
-// What follows a reduction, as far as a CPU and a GPU do it alike: the divisor.
+// What follows a reduction, as far as a CPU and a GPU do it alike: the divisor, and the scale of a norm.
 #pragma once
 #include "state.h"
 
@@ -22,5 +22,14 @@ FASTPOOL_HOST_DEVICE constexpr bool counts_tokens(Divisor divisor) {
   return divisor == Divisor::count || divisor == Divisor::sqrt_count;
 }
 FASTPOOL_HOST_DEVICE constexpr bool adds_up_weights(Divisor divisor) { return divisor == Divisor::weight; }
+
+// What a vector is scaled by whose squares add up to this. One below eps stays as it is where eps * scale might
+// overflow: nothing is divided by its norm.
+template <class A>
+FASTPOOL_INLINE A norm_scale(A squares, A eps) {
+  constexpr A scale = sizeof(A) == 4 ? static_cast<A>(kNormScale32) : static_cast<A>(kNormScale64);
+  if (squares == static_cast<A>(__builtin_inff())) return scale;
+  return eps < scale && squares < scale * scale ? 1 / scale : 1;
+}
 
 }  // namespace fastpool

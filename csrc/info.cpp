@@ -18,7 +18,7 @@ PYBIND11_MODULE(_native, m) {
   m.attr("cuda_architectures") = FASTPOOL_CUDA_ARCHITECTURES;
   m.attr("LEAF") = kLeaf;
   m.attr("NORM_EPS") = kNormEps;
-  m.attr("OVERFLOW_SCALES") = py::make_tuple(kOverflowScale32, kOverflowScale64);
+  m.attr("NORM_SCALES") = py::make_tuple(kNormScale32, kNormScale64);
   // Of each mode: its name, and its traits as their places in the enumerations of modes.py.
   py::list modes;
   for (const Mode& mode : kModes)

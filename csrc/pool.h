@@ -11,9 +11,10 @@ namespace fastpool {
 constexpr int kLeaf = 32;
 // F.normalize's default: a vector shorter than this is divided by it instead.
 constexpr double kNormEps = 1e-12;
-// A vector whose squared norm overflows is scaled by this power of two first.
-constexpr float kOverflowScale32 = 0x1p-100f;
-constexpr double kOverflowScale64 = 0x1p-600;
+// x / norm is (x * scale) / (norm * scale), and norm * scale is the norm of x * scale^2, over the scale. The scale is
+// this power of two where a squared norm overflows, its inverse where the norm is less than it, else 1.
+constexpr float kNormScale32 = 0x1p-50f;
+constexpr double kNormScale64 = 0x1p-300;
 
 enum class DType : int { float16 = 0, bfloat16, float32, float64 };
 FASTPOOL_HOST_DEVICE constexpr int64_t size_of(DType dtype) {

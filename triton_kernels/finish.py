@@ -3,15 +3,15 @@
 import triton
 import triton.language as tl
 
-from ..constants import OVERFLOW_SCALES
+from ..constants import NORM_SCALES
 from ..modes import Divisor
 from .state import add_columns
 
 COUNT = tl.constexpr(Divisor.COUNT.value)
 SQRT_COUNT = tl.constexpr(Divisor.SQRT_COUNT.value)
 WEIGHT = tl.constexpr(Divisor.WEIGHT.value)
-SCALE32 = tl.constexpr(OVERFLOW_SCALES[0])
-SCALE64 = tl.constexpr(OVERFLOW_SCALES[1])
+SCALE32 = tl.constexpr(NORM_SCALES[0])
+SCALE64 = tl.constexpr(NORM_SCALES[1])
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -60,16 +60,18 @@ def quotient(x, divisor):
 
 
 @triton.jit
-def norm_scale(squares):
-    """1, or the power of two that vectors are scaled by because the square of their norm overflows."""
-    small = SCALE64 if squares.dtype == tl.float64 else SCALE32
-    return tl.where(squares == float("inf"), tl.full((), small, squares.dtype), tl.full((), 1.0, squares.dtype))
+def norm_scale(squares, eps):
+    """1, or the power of two that vectors are scaled by because their squares, which add up to this, overflow or
+    underflow. One below eps stays as it is where eps * scale might overflow: nothing is divided by its norm."""
+    small: tl.constexpr = SCALE64 if squares.dtype == tl.float64 else SCALE32
+    below = (eps < small) & (squares < small * small)
+    scale = tl.where(below, tl.full((), 1.0 / small, squares.dtype), tl.full((), 1.0, squares.dtype))
+    return tl.where(squares == float("inf"), tl.full((), small, squares.dtype), scale)
 
 
 @triton.jit
-def norm_divisor(squares, scale, eps):
-    """max(norm, eps) of a scaled vector, and whether it is the norm; NaN stays."""
-    norm = square_root(squares)
+def norm_divisor(norm, scale, eps):
+    """max(norm, eps), and whether it is the norm; NaN stays. Norm and result are scaled."""
     least = eps * scale
     return tl.where((norm > least) | (norm != norm), norm, least), (norm < least) == 0
 
@@ -79,11 +81,12 @@ def scaled_norm(x, eps):
     """x, scaled where it must be, its divisor, whether that is its norm, and the scale; columns that are not there
     hold 0."""
     squares = add_columns(x * x)
-    scale = norm_scale(squares)
+    scale = norm_scale(squares, eps)
+    norm = square_root(squares)
     if scale != 1:
         x = x * scale
-        squares = add_columns(x * x)
-    divisor, is_norm = norm_divisor(squares, scale, eps)
+        norm = divide(square_root(add_columns((x * scale) * (x * scale))), scale)
+    divisor, is_norm = norm_divisor(norm, scale, eps)
     return x, divisor, is_norm, scale
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .finish import divide, norm_divisor, norm_scale, normalize, round_to, scaled_norm
+from .finish import divide, norm_divisor, norm_scale, normalize, round_to, scaled_norm, square_root
 from .state import SUM, accumulator_of, add_columns, empty_scalars, push, total, widen
 
 
@@ -54,10 +54,12 @@ def wide_norm(x, used, truncate_dims, eps, VECTOR: tl.constexpr, COLUMNS: tl.con
     """scaled_norm's divisor, whether it is the norm, and scale, tile by tile."""
     scale = tl.full((), 1.0, eps.dtype)
     squares = sum_of_squares(x, used, truncate_dims, scale, VECTOR, eps.dtype, COLUMNS, LEVELS)
-    scale = norm_scale(squares)
+    scale = norm_scale(squares, eps)
+    norm = square_root(squares)
     if scale != 1:
-        squares = sum_of_squares(x, used, truncate_dims, scale, VECTOR, eps.dtype, COLUMNS, LEVELS)
-    divisor, is_norm = norm_divisor(squares, scale, eps)
+        squares = sum_of_squares(x, used, truncate_dims, scale * scale, VECTOR, eps.dtype, COLUMNS, LEVELS)
+        norm = divide(square_root(squares), scale)
+    divisor, is_norm = norm_divisor(norm, scale, eps)
     return divisor, is_norm, scale
 
 

@@ -18,8 +18,7 @@ FASTPOOL_INLINE A square_root(A x) {
     return __builtin_sqrt(x);
 }
 
-// x * scale is divided by `divisor`: the norm of x * scale, or eps * scale where that is greater. The scale is 1, or a
-// power of two where the square of the norm overflows.
+// x / max(norm, eps) is (x * scale) / divisor.
 template <class A>
 struct Norm {
   A scale, divisor;
@@ -28,18 +27,14 @@ struct Norm {
 template <class A>
 FASTPOOL_INLINE Norm<A> norm_of(const A* x, int64_t dim, A eps) {
   using V = typename Vec<A>::type;
-  constexpr A infinity = sizeof(A) == 4 ? __builtin_inff() : __builtin_inf();
   A scale = 1;
   const auto square = [&](int64_t c, int) __attribute__((always_inline)) {
-    const V y = read<V>(x + c) * scale;
+    const V y = read<V>(x + c) * (scale * scale);
     return y * y;
   };
-  A squares = add_columns<A>(dim, square);
-  if (squares == infinity) {
-    scale = sizeof(A) == 4 ? static_cast<A>(kOverflowScale32) : static_cast<A>(kOverflowScale64);
-    squares = add_columns<A>(dim, square);
-  }
-  const A norm = square_root(squares);
+  const A squares = add_columns<A>(dim, square);
+  scale = norm_scale(squares, eps);
+  const A norm = scale == 1 ? square_root(squares) : square_root(add_columns<A>(dim, square)) / scale;
   const A least = eps * scale;  // the norm is scaled, so its lower bound is too
   return {scale, norm > least || norm != norm ? norm : least, norm < least};
 }

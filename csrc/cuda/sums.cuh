@@ -1,6 +1,7 @@
 // Sums in the canonical tree that are not of token states: of a row's columns, of a segment's weights. A thread takes
 // four neighbouring columns at a time.
 #pragma once
+#include "../finish.h"
 #include "block.cuh"
 
 namespace fastpool::cuda {
@@ -139,8 +140,7 @@ FASTPOOL_KERNEL_INLINE A total_weight(const PoolCall& call, int64_t b, const Seg
   return add_up<A>((n + kWarpTokens - 1) / kWarpTokens, of_warp, sums);
 }
 
-// ---- x / max(norm(x), eps) is (x * scale) / divisor. A norm whose square overflows is taken of x scaled by a power of
-// two.
+// ---- x / max(norm(x), eps) is (x * scale) / divisor
 template <class A>
 struct Norm {
   A scale = 1, divisor = 1;
@@ -148,21 +148,24 @@ struct Norm {
 
   template <class Load>
   __device__ __forceinline__ static Norm of(Load load, int64_t dim, A eps, A* sums) {
-    const A infinity = static_cast<A>(__builtin_inff());
     Norm norm;
     A squares;
 #pragma unroll 1
     for (;;) {
+      const A scale = norm.scale * norm.scale;
       const auto square = [&](int64_t c, A(&x)[kQuad]) {
         load(c, x);
 #pragma unroll
-        for (int i = 0; i < kQuad; ++i) x[i] = (x[i] * norm.scale) * (x[i] * norm.scale);
+        for (int i = 0; i < kQuad; ++i) x[i] = (x[i] * scale) * (x[i] * scale);
       };
       squares = add_columns<A>(square, dim, sums);
-      if (squares != infinity || norm.scale != 1) break;
-      norm.scale = sizeof(A) == 4 ? static_cast<A>(kOverflowScale32) : static_cast<A>(kOverflowScale64);
+      if (norm.scale != 1) break;
+      norm.scale = norm_scale(squares, eps);
+      if (norm.scale == 1) break;
     }
-    const A length = square_root(squares), least = eps * norm.scale;  // the norm is scaled, so its lower bound is too
+    A length = square_root(squares);
+    if (norm.scale != 1) length /= norm.scale;
+    const A least = eps * norm.scale;  // the norm is scaled, so its lower bound is too
     norm.divisor = length > least || length != length ? length : least;
     norm.below_eps = length < least;
     return norm;

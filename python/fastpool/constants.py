@@ -2,5 +2,7 @@
 
 LEAF = 32  # tokens that are added one after another, before leaves meet in a tree
 NORM_EPS = 1e-12  # F.normalize's default: a vector shorter than this is divided by it instead
-# A vector whose squared norm overflows is scaled by this power of two first: in float32, in float64.
-OVERFLOW_SCALES = (2.0**-100, 2.0**-600)
+# x / norm is (x * scale) / (norm * scale), and norm * scale is the norm of x * scale^2, over the scale. The scale is
+# this power of two where a squared norm overflows, its inverse where the norm is less than it, else 1: in float32, in
+# float64.
+NORM_SCALES = (2.0**-50, 2.0**-300)

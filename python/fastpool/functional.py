@@ -259,8 +259,8 @@ def l2_normalize(
 
     Returns:
         x's shape with `truncate_dim` columns. Squares are added in float32 (float64 for float64 input) in one canonical
-        order (fastpool.reference), a norm too large to square is taken of x scaled down, and the result is rounded
-        once.
+        order (fastpool.reference), a norm too large or too small to square is taken of x scaled by a power of two, and
+        the result is rounded once. Zeros over an eps of 0 are NaN.
 
     Raises:
         TypeError: a wrong dtype, or something that is not a tensor; an option of another type; an argument that there

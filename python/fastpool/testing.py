@@ -4,6 +4,7 @@ A `Sequence` is one text: its token states, which of them are real (holes), and 
 into the arguments of a pooling function, each in its own way, with NaN wherever no token is.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -79,6 +80,29 @@ def special_values(batch: int, rows: int, width: int) -> Tensor:
     for b in range(4, batch):
         hidden[b] = torch.rand(rows, width, generator=generator) * (1e35 if b % 2 else 1e-40)
     return hidden
+
+
+# Bounds of norms: none, one among the subnormals of either accumulator, below and above where l2_normalize may scale
+# up, and so large that they must not be scaled.
+EPS = (0.0, 1e-310, 1e-200, 1e-45, 1e-30, 2.0**-50, 1e-12, 1e24, 1e220)
+
+
+def every_norm(dtype: torch.dtype) -> Tensor:
+    """[N, 20]: a row of zeros, one with nothing but the smallest number of dtype's accumulator, and rows whose norms
+    run from there to the largest; the closest stand where norms begin to be scaled. Columns from the eighth on are
+    smaller and smaller."""
+    double = dtype == torch.float64
+    smallest, largest, begin, finer = (-1074, 1023, -300, 7) if double else (-149, 127, -50, 1)
+    exponents = [*range(smallest, largest, 12 * finer), *range(begin - 4, begin + 1), largest]
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(len(exponents), 20, generator=generator, dtype=torch.float64) + 1
+    x = torch.where(torch.rand(x.shape, generator=generator) > 0.5, x, -x)
+    rows = [
+        [math.ldexp(value, exponent - 12 * finer * max(0, column - 7)) for column, value in enumerate(row)]
+        for exponent, row in zip(exponents, x.tolist(), strict=True)
+    ]
+    one = [0.0, -math.ldexp(1, smallest), *[0.0] * 18]
+    return torch.tensor([[0.0] * 20, one, *rows], dtype=torch.float64).to(dtype)
 
 
 def exact(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastpool
 from fastpool.backends import native
-from fastpool.constants import LEAF, NORM_EPS, OVERFLOW_SCALES
+from fastpool.constants import LEAF, NORM_EPS, NORM_SCALES
 from fastpool.modes import MODES
 from fastpool.testing import DTYPES, LAYOUTS, Sequence, cpu_backends, error, exact, sequences, variants
 
@@ -218,7 +218,7 @@ def test_table_is_complete() -> None:
     rows = [(mode.name, mode.select, mode.weight, mode.reduce, mode.divisor) for mode in MODES.values()]
     assert rows == native.info.MODES
     assert (native.info.LEAF, native.info.NORM_EPS) == (LEAF, NORM_EPS)
-    assert native.info.OVERFLOW_SCALES == OVERFLOW_SCALES
+    assert native.info.NORM_SCALES == NORM_SCALES
     for mode in MODES.values():
         assert mode.formula[:20] in (getattr(fastpool, mode.name).__doc__ or "").replace("The", "the")
         assert mode.name in fastpool.__all__

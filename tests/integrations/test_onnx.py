@@ -1,6 +1,7 @@
 """torch.onnx.export(dynamo=True) with fastpool's table, run by onnxruntime on batches other than the exported."""
 
 import doctest
+import functools
 import importlib
 import itertools
 import subprocess
@@ -17,7 +18,7 @@ from torch import Tensor
 import fastpool
 from fastpool.arguments import OPS
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, LAYOUTS, error, sequences, variants
+from fastpool.testing import DTYPES, EPS, LAYOUTS, error, every_norm, sequences, variants
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -216,10 +217,15 @@ def test_l2_normalize() -> None:
         assert_close(result.flatten(0, 1), wanted.flatten(0, 1), expected.dtype)
 
 
-def test_a_norm_too_large_to_square_in_float64() -> None:
-    run = export(lambda hidden: fastpool.l2_normalize(hidden), hidden=torch.rand(2, 3, 4, dtype=torch.float64))
-    hidden = torch.tensor([[[3e200, 4e200, 0.0, 0.0]]], dtype=torch.float64)
-    torch.testing.assert_close(run(hidden=hidden)[0], fastpool.l2_normalize(hidden))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_norms_of_any_size(dtype: torch.dtype) -> None:
+    """Squares overflow or underflow; a vector of zeros over an eps of 0 is NaN."""
+    functions = [functools.partial(fastpool.l2_normalize, eps=eps) for eps in EPS]
+    run = export(*(lambda hidden, of=of: of(hidden) for of in functions), hidden=torch.rand(2, 3, 20, dtype=dtype))
+    hidden = every_norm(dtype)[:, None]
+    close = {"rtol": 1e-6, "atol": 1e-44} if dtype == torch.float32 else {"rtol": 1e-14, "atol": 0.0}
+    for of, result in zip(functions, run(hidden=hidden), strict=True):
+        torch.testing.assert_close(result, of(hidden), **close, equal_nan=True)
 
 
 def test_packed_input_without_a_row() -> None:

@@ -275,14 +275,11 @@ def test_dims(dtype: torch.dtype, backend: str) -> None:
         for index in (truncate_dims, truncate_dims.int()):
             (got,) = gradients(fastpool.l2_normalize, poisoned, nothing, truncate_dim=33, truncate_dims=index)
             assert same_bits(got, expected)
-        # A norm that underflows, and nothing in its place.
-        small = torch.full((1, 3), torch.finfo(dtype).smallest_normal, dtype=dtype)
-        more = {"truncate_dim": 3, "eps": 0.0}
-        (got,) = gradients(
-            fastpool.l2_normalize, {"x": small}, torch.ones(1, 3, dtype=dtype), truncate_dims=torch.tensor([2]), **more
-        )
-        (alone,) = gradients(fastpool.l2_normalize, {"x": small[:, :2]}, torch.ones(1, 2, dtype=dtype), eps=0.0)
-        assert same_bits(got[:, :2], alone)
+        # A norm of 0, and nothing in its place.
+        zeros, ones = torch.zeros(1, 3, dtype=dtype), torch.ones(1, 3, dtype=dtype)
+        more = {"truncate_dims": torch.tensor([2]), "eps": 0.0}
+        (got,) = gradients(fastpool.l2_normalize, {"x": zeros}, ones, **more)
+        assert got[0, :2].isnan().all()
         assert got[0, 2] == 0
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..constants import OVERFLOW_SCALES
+from ..constants import NORM_SCALES
 from ..modes import Divisor
 from .graph import DOUBLE, Dtype, Value, constant, op
 from .segment import TokenIndex
@@ -37,11 +37,14 @@ def divide(divisor: Divisor, tokens: TokenIndex, weights: Value | None, x: Value
 
 
 def normalize(x: Value, eps: float, dtype: Dtype) -> Value:
-    """x / max(norm, eps) over the last dimension; a norm too large to square is taken of x scaled down."""
-    small = constant(OVERFLOW_SCALES[dtype == DOUBLE], dtype)
-    scale = op.Where(op.IsInf(_add_squares(x)), small, constant(1.0, dtype))
+    """x / max(norm, eps) over the last dimension; a norm too large to square, or too small, is taken of x scaled."""
+    small, squares = NORM_SCALES[dtype == DOUBLE], _add_squares(x)
+    scale = op.Where(op.IsInf(squares), constant(small, dtype), constant(1.0, dtype))
+    if eps < small:
+        scale = op.Where(op.Less(squares, constant(small * small, dtype)), constant(1 / small, dtype), scale)
     scaled = op.Mul(x, scale)
-    norm, least = op.Sqrt(_add_squares(scaled)), op.Mul(constant(eps, dtype), scale)
+    norm = op.Div(op.Sqrt(_add_squares(op.Mul(scaled, scale))), scale)
+    least = op.Mul(constant(eps, dtype), scale)
     return op.Div(scaled, op.Where(op.Less(norm, least), least, norm))  # a NaN stays one
 
 

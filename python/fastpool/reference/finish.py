@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..constants import OVERFLOW_SCALES
+from ..constants import NORM_SCALES
 from ..modes import MODES, Divisor
 from .segment import TokenIndex
 from .state import total_weight, tree
@@ -44,12 +44,15 @@ def add_columns(x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x * scale, max(norm, eps) * scale, whether it is the norm, and scale: 1, or a power of two where the square of
-    the norm overflows. [..., columns] and three of [..., 1]"""
-    squares = add_columns(x * x)
-    small = OVERFLOW_SCALES[x.dtype == torch.float64]
-    scale = torch.where(squares == float("inf"), small, torch.ones_like(squares))
-    norm = _sqrt(add_columns((x * scale) * (x * scale)))
+    """x * scale, max(norm, eps) * scale, whether it is the norm, and scale: 1, or a power of two where squares overflow
+    or underflow. [..., columns] and three of [..., 1]"""
+    squares, small = add_columns(x * x), NORM_SCALES[x.dtype == torch.float64]
+    one = torch.ones_like(squares)
+    # A norm below eps stays as it is where eps * scale might overflow: nothing is divided by it.
+    scale = torch.where((squares < small * small) & (eps * one < small), 1 / small, one)
+    scale = torch.where(squares == float("inf"), small, scale)
+    y = x * (scale * scale)
+    norm = _sqrt(add_columns(y * y)) / scale
     least = eps * scale
     return x * scale, torch.where((norm > least) | norm.isnan(), norm, least), ~(norm < least), scale
 
