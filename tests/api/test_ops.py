@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,19 +125,16 @@ def test_inputs_are_left_alone() -> None:
 def test_padding_is_not_read() -> None:
     """Padding on pages that nobody may read: touching a byte of them ends the process."""
     code = """
-        import ctypes, mmap, torch, fastpool
-        page, width = mmap.PAGESIZE, mmap.PAGESIZE // 4
+        import torch, fastpool
+        from helpers.pages import PAGE, at_the_edge, forbid
+        width = PAGE // 4
         rows = 80
-        memory = mmap.mmap(-1, 3 * rows * page)
-        hidden = torch.frombuffer(memory, dtype=torch.float32).view(3, rows, width)
+        hidden = at_the_edge(3 * rows * width, torch.float32, behind=True).view(3, rows, width)
         hidden.fill_(1.0)
         real = torch.zeros(3, rows, dtype=torch.bool)
         real[0, :40] = real[1, 30:] = real[2, ::3] = True
-        libc = ctypes.CDLL(None, use_errno=True)
-        for b in range(3):
-            for s in range(rows):
-                if not real[b, s]:
-                    assert libc.mprotect(ctypes.c_void_p(hidden[b, s].data_ptr()), page, 0) == 0
+        for b, s in (~real).nonzero().tolist():
+            forbid(hidden[b, s].data_ptr(), PAGE)
         for threads in (1, 2):
             torch.set_num_threads(threads)
             for mode in fastpool.MODES:
@@ -148,7 +146,9 @@ def test_padding_is_not_read() -> None:
         hidden[0, 79].sum()
         print("read")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
     # The last line of the program proves that the pages were protected.
     assert done.stdout.strip() == "not read", done.stderr
     assert done.returncode < 0
