@@ -6,13 +6,12 @@ Backward ops read masks and bounds again and write the gradient of hidden; they 
 itself where a gradient depends on its values (Mode.gradient_reads_hidden).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch import autograd_function
+from torch._C import _functorch
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
@@ -62,12 +61,12 @@ def _shape_of(tensor: Tensor) -> Tensor:
     return tensor.new_empty(tensor.shape[-1:]).expand(tensor.shape)
 
 
-@contextmanager
-def _next_level() -> Iterator[None]:
-    """Below this level's autograd. A torch.func transform may have another level there, whose gradients are to be
-    recorded although this one's must not be."""
+def _at_next_level(op: Callable[..., Tensor], *args: Any, **more: Any) -> Tensor:
+    """Calls it below this level's autograd. A torch.func transform may have another level there, whose gradients are to
+    be recorded although this one's must not be. (No generator of contextlib's: one that a signal interrupts as it is
+    entered keeps its guards for as long as somebody keeps the exception.)"""
     with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), below_autograd():
-        yield
+        return op(*args, **more)
 
 
 class _Function(_SingleLevelFunction):
@@ -83,8 +82,7 @@ class NoDoubleBackward(_Function):
 
     @staticmethod
     def forward(op: Callable[..., Tensor], name: str, *args: Any) -> Tensor:
-        with _next_level():
-            return op(*args)
+        return _at_next_level(op, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -111,8 +109,7 @@ class _Pool(_Function):
 
     @staticmethod
     def forward(*args: Any) -> Tensor:  # as _pool's
-        with _next_level():
-            return _pool(*args)
+        return _at_next_level(_pool, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -131,11 +128,15 @@ class _Pool(_Function):
         *tensors, result = ctx.saved_tensors
         dtype = accumulator(tensors[0].dtype)
         gradient = gradient.to(dtype).contiguous()
-        with dispatch.requesting(ctx.requested):  # autograd may run this in a thread of its own
+
+        def backward() -> dict[str, Tensor]:
+            exact = result
             if ctx.reads_hidden:
-                result = (_pool(ctx.mode, ctx.truncate_dim, dtype, *tensors) if result is None else result).to(dtype)
+                exact = (_pool(ctx.mode, ctx.truncate_dim, dtype, *tensors) if result is None else result).to(dtype)
             op = torch.ops.fastpool._pool_backward.default
-            gradients = {of: op(*codes(ctx.mode, of), gradient, *tensors, result) for of in ctx.of}
+            return {of: op(*codes(ctx.mode, of), gradient, *tensors, exact) for of in ctx.of}
+
+        gradients = dispatch.requesting(ctx.requested, backward)  # autograd may run this in a thread of its own
         return None, None, None, *(gradients.get(name) for name in _TENSORS)
 
 
@@ -147,9 +148,9 @@ class _Normalize(_Function):
         x: Tensor, truncate_dim: int | None, truncate_dims: Tensor | None, eps: float, out_dtype: torch.dtype | None
     ) -> Tensor:
         op = torch.ops.fastpool.l2_normalize.default
-        with _next_level():
-            result: Tensor = op(x, truncate_dim=truncate_dim, truncate_dims=truncate_dims, eps=eps, out_dtype=out_dtype)
-        return result
+        return _at_next_level(
+            op, x, truncate_dim=truncate_dim, truncate_dims=truncate_dims, eps=eps, out_dtype=out_dtype
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -161,16 +162,20 @@ class _Normalize(_Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, truncate_dims = ctx.saved_tensors
         gradient = gradient.to(accumulator(x.dtype)).contiguous()
-        with dispatch.requesting(ctx.requested):
-            of_x = torch.ops.fastpool._l2_normalize_backward(gradient, x, ctx.eps, truncate_dims)
+        op = torch.ops.fastpool._l2_normalize_backward
+        of_x = dispatch.requesting(ctx.requested, lambda: op(gradient, x, ctx.eps, truncate_dims))
         return of_x, None, None, None, None
 
 
 def _record(function: type[_Function], *args: Any) -> Tensor:
     """Applies a function for the level of torch.func's transforms that autograd is at, if there are any: this is a
     kernel of the Autograd key, where each level comes by itself."""
-    with autograd_function.enable_single_level_autograd_function():  # type: ignore[attr-defined]  # not exported
+    allowed = _functorch.get_single_level_autograd_function_allowed()
+    try:  # as torch's own context manager, which is an error by itself where a signal interrupts its first line
+        _functorch.set_single_level_autograd_function_allowed(True)
         result: Tensor = function.apply(*args)  # type: ignore[attr-defined]  # torch's types lack it
+    finally:
+        _functorch.set_single_level_autograd_function_allowed(allowed)
     return result
 
 

@@ -7,11 +7,11 @@ or, on a GPU, another one is the faster. Every other call comes through `choose`
 import os
 import threading
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from .checks import check_memory
 from .finite import check_finite
 from .triton_kernels.config import native_below_bytes, slug
 
+T = TypeVar("T")
 BACKENDS: dict[str, ModuleType] = {"triton": triton, "native": native, "reference": reference}
 _NAMES = ("auto", *BACKENDS)
 
@@ -51,9 +52,19 @@ def start() -> None:
     fork.start()
 
 
+def _stack() -> tuple[str, ...]:
+    """What this thread has asked for, within each other."""
+    stack: tuple[str, ...] = getattr(_thread, "requested", ())
+    return stack
+
+
+def _code(stack: tuple[str, ...]) -> int:
+    return _NATIVE_CODES.get(stack[-1], native.OTHER) if stack else native.INHERIT
+
+
 def thread_requested() -> str | None:
     """The backend this thread asks for by itself."""
-    stack: list[str] = getattr(_thread, "requested", [])
+    stack = _stack()
     return stack[-1] if stack else None
 
 
@@ -77,28 +88,37 @@ class backend:
         self.name = _known(name, "fastpool.backend: name")
 
     def __enter__(self) -> "backend":
-        if not hasattr(_thread, "requested"):
-            _thread.requested = []
-        _thread.requested.append(self.name)
-        self._tell_native()
+        outer = _stack()
+        try:
+            _thread.requested = (*outer, self.name)
+            native.override_thread(_code(_thread.requested))
+        except BaseException:  # a signal's handler may raise anywhere, and nobody leaves what was not entered
+            _thread.requested = outer
+            native.override_thread(_code(outer))
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _thread.requested.pop()
-        self._tell_native()
-
-    @staticmethod
-    def _tell_native() -> None:
-        native.override_thread(
-            _NATIVE_CODES.get(_thread.requested[-1], native.OTHER) if _thread.requested else native.INHERIT
-        )
+        _thread.requested = _stack()[:-1]
+        native.override_thread(_code(_thread.requested))
 
 
-def requesting(requested: str | None) -> AbstractContextManager[Any]:
-    """In this thread, calls take what `thread_requested` said in another."""
-    return nullcontext() if requested is None else backend(requested)
+def requesting(requested: str | None, body: Callable[[], T]) -> T:
+    """What `body` gives where calls take what `thread_requested` said in another thread. It leaves nothing behind,
+    though a signal's handler may raise anywhere, which a `with` of Python's cannot promise for its last step."""
+    outer = _stack()
+    if requested is None or requested == thread_requested():
+        return body()
+    inner, back, there = (*outer, requested), _code(outer), _code((requested,))
+    try:
+        _thread.requested = inner
+        native.override_thread(there)
+        return body()
+    finally:
+        _thread.requested = outer
+        native.override_thread(back)
 
 
 def validate(on: bool = True) -> None:

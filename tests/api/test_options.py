@@ -120,10 +120,11 @@ def test_modes(value: Any, error: type[Exception], words: str) -> None:
         error, match=f"^fastpool.nn.Pooling: mode {words if words.startswith('must') else '.*' + words}$"
     ):
         fastpool.nn.Pooling(value)
-    with pytest.raises(
-        error, match=f"^fastpool.PoolingConfig: modes {words if words.startswith('must') else '.*' + words}$"
-    ):
-        fastpool.PoolingConfig(value)
+    if value:  # without modes it says what an engine does that gives no vectors
+        with pytest.raises(
+            error, match=f"^fastpool.PoolingConfig: modes {words if words.startswith('must') else '.*' + words}$"
+        ):
+            fastpool.PoolingConfig(value)
     assert fastpool.PoolingConfig("mean").modes == fastpool.PoolingConfig(["mean"]).modes == ("mean",)  # type: ignore[arg-type]  # on purpose
 
 

@@ -6,8 +6,8 @@ The clock decides where in a call the signal comes: the same input again is the 
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from random import Random
 from typing import Any
@@ -54,7 +54,10 @@ def attempt(random: Random, say: Callable[[str], None]) -> bool:
     said = f"{kind.__name__} after {share:.2f} of {duration * 1e6:.0f} us of {route}"
     say(said)
     fastpool.validate(validated)
-    result, came, raised = _interrupted(call, kind, duration * share)
+    # Context managers in Python, torch's own among them, are left as they are where a signal interrupts their first or
+    # last step: here it does not.
+    with _surroundings(how, backend):
+        result, came, raised = _interrupted(call, kind, duration * share)
     try:
         assert came is raised, f"{said}: raised {raised!r}, and what came out is {came!r}"
         if came is None:
@@ -62,10 +65,17 @@ def attempt(random: Random, say: Callable[[str], None]) -> bool:
         left = _left_behind()  # while the exception, its traceback and what that holds are there
         assert not left, f"{said}: left behind: {left}"
         assert dispatch.validates() == validated
-        assert _same(call(), expected), f"{said}: other bits in the next call"
+        with _surroundings(how, backend):
+            assert _same(call(), expected), f"{said}: other bits in the next call"
     finally:
         fastpool.validate(False)
     return came is None
+
+
+@contextmanager
+def _surroundings(how: str, backend: str | None) -> Iterator[None]:
+    with nullcontext() if backend is None else fastpool.backend(backend), torch.inference_mode(how == "inference"):
+        yield
 
 
 @cache
@@ -80,18 +90,18 @@ def _prepared(route: Route) -> tuple[Callable[[], Any], Any, float]:
     gradient = torch.ones(shape if op == "l2_normalize" else (shape[0], shape[2]))
 
     def call() -> Any:
-        with nullcontext() if backend is None else fastpool.backend(backend):
-            if how.startswith("gradients"):
-                return gradients(function, arguments, gradient)
-            with torch.inference_mode(how == "inference"):
-                return function(**arguments)
+        if how.startswith("gradients"):
+            return gradients(function, arguments, gradient)
+        return function(**arguments)
 
     fastpool.validate(validated)
-    expected, times = call(), []
-    for _ in range(3):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
+    times = []
+    with _surroundings(how, backend):
+        expected = call()
+        for _ in range(3):
+            begin = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begin)
     return call, expected, min(times)
 
 

@@ -12,18 +12,17 @@ from .calls import Call, batch_of
 
 Given = dict[str, Any]
 BOUNDS = ("starts", "ends", "lengths", "cu_seqlens")
-FREED = False  # whether the library looks for memory that was freed under a tensor
 HUGE = (2**31 - 1, 2**31, 2**62, 2**63 - 1, -1, -(2**31), -(2**63))
+
+
+def _said(given: Given, name: str) -> str:
+    """How messages call it: of a nested hidden, by its parts."""
+    return "hidden.values()" if name == "hidden" and "offsets" in given else name
 
 
 def _present(given: Given, names: tuple[str, ...], random: Random) -> str | None:
     there = [name for name in names if isinstance(given.get(name), Tensor)]
     return random.choice(there) if there else None
-
-
-def _said(name: str) -> str:
-    """How messages call it."""
-    return "ends" if name == "lengths" else name
 
 
 def states(given: Given) -> str:
@@ -67,7 +66,7 @@ def bound_value(given: Given, random: Random) -> str | None:
     if values.dtype == torch.int32 and not -(2**31) <= value < 2**31:
         value = rows + 1
     values[random.randrange(len(values))] = value
-    return f"{_said(name)} must lie between"
+    return f"{name} must lie between"
 
 
 def bounds_cross(given: Given, random: Random) -> str | None:
@@ -83,7 +82,7 @@ def bounds_cross(given: Given, random: Random) -> str | None:
         b = random.randrange(len(ends))
         ends[b] = random.randrange(rows)
         given["starts"][b] = random.randint(int(ends[b]) + 1, rows)
-        return "starts must not be greater than ends"
+        return f"starts must not be greater than {'lengths' if 'lengths' in given else 'ends'}"
     return None
 
 
@@ -92,7 +91,7 @@ def index_dtype(given: Given, random: Random) -> str | None:
     if name is None:
         return None
     given[name] = given[name].to(random.choice((torch.int16, torch.uint8, torch.float32, torch.bool)))
-    return f"{_said(name)} must be int32 or int64"
+    return f"{name} must be int32 or int64"
 
 
 def index_shape(given: Given, random: Random) -> str | None:
@@ -100,7 +99,7 @@ def index_shape(given: Given, random: Random) -> str | None:
     if name is None:
         return None
     given[name] = given[name][None] if random.random() < 0.5 else torch.tensor(0)
-    return f"{_said(name)} must have one dimension"
+    return f"{name} must have one dimension"
 
 
 def index_length(given: Given, random: Random) -> str | None:
@@ -108,7 +107,7 @@ def index_length(given: Given, random: Random) -> str | None:
     if name is None or (given["hidden"].dim() == 2 and name == "starts"):
         return None
     given[name] = torch.nn.functional.pad(given[name], (0, 1))
-    return f"{_said(name)} must have"
+    return f"{name} must have"
 
 
 def no_cuts(given: Given, random: Random) -> str | None:
@@ -139,7 +138,7 @@ def float_dtype(given: Given, random: Random) -> str | None:
     name = _present(given, ("hidden", "x", "weights"), random)
     assert name is not None
     given[name] = torch.zeros(given[name].shape, dtype=random.choice((torch.int64, torch.bool, torch.complex64)))
-    return f"{name} must be float16"
+    return f"{_said(given, name)} must be float16"
 
 
 def out_dtype(given: Given, random: Random) -> str | None:
@@ -229,7 +228,7 @@ def elsewhere(given: Given, random: Random) -> str | None:
     if name is None:
         return None
     given[name] = given[name].to("meta")
-    return f"{_said(name)} must be on"
+    return f"{_said(given, name)} must be on"
 
 
 MISTAKES: tuple[Callable[[Given, Random], str | None], ...] = (
@@ -255,8 +254,8 @@ def reach(tensor: Tensor) -> int:
 
 
 def free(call: Call, given: Given, random: Random) -> str | None:
-    """Takes all memory, or the last of it, away from under one of a call's tensors. Returns which argument the refusal
-    must name; nothing, where no element of it is to be read."""
+    """Takes all memory, or the last of it, away from under one of a call's tensors. Returns what the refusal must
+    say; nothing, where no element of it is to be read."""
     name = random.choice([name for name, value in given.items() if isinstance(value, Tensor) and name != "offsets"])
     tensor = given[name]
     read = given[states(given)].shape[-1] > 0 and all(bool(real.any()) for real in call.real.values())
@@ -268,4 +267,4 @@ def free(call: Call, given: Given, random: Random) -> str | None:
     given[name] = memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
     left = random.choice((0, random.randrange(len(memory)))) if len(memory) else 0
     memory.untyped_storage().resize_(left * memory.element_size())
-    return _said(name) if tensor.numel() > 0 else None
+    return f"{_said(given, name)} must have memory" if tensor.numel() > 0 else None

@@ -28,6 +28,14 @@ info: ModuleType | None = None  # fastpool._native, once the library is loaded
 _why_not: str | None = "the native library has not been loaded"
 _why_not_cuda: str | None = "the CUDA library has not been loaded"
 
+
+def _unloaded(requested: int) -> None:
+    pass
+
+
+# Tells what this thread asks for. No signal can interrupt the library's own.
+override_thread: Callable[[int], None] = _unloaded
+
 INHERIT, NATIVE, OTHER, AUTOMATIC = -1, 0, 1, 2  # requested backends, as in csrc/native.h
 NEVER = 2**63 - 1  # bytes
 
@@ -47,8 +55,10 @@ def _because(reason: str | None) -> str:
 
 def load() -> None:
     """Loads the libraries. The ops must be defined by then. What fails costs this backend, never the import."""
-    global info, _why_not, _why_not_cuda
+    global info, override_thread, _why_not, _why_not_cuda
     _why_not = _load_cpu()
+    if info is not None:
+        override_thread = info.override_thread
     _why_not_cuda = _why_not or _load_cuda()
 
 
@@ -119,12 +129,6 @@ def override_process(requested: int) -> None:
     """The backend of threads that have not requested one themselves, as one of these codes."""
     if info is not None:
         info.override_process(requested)
-
-
-def override_thread(requested: int) -> None:
-    """What this thread asks for."""
-    if info is not None:
-        info.override_thread(requested)
 
 
 _python_first: set[str] = set()

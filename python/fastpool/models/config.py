@@ -36,7 +36,7 @@ class PoolingConfig:
     >>> embeddings = config.apply(hidden, mask)
     """
 
-    modes: tuple[str, ...]  # fastpool's names
+    modes: tuple[str, ...]  # fastpool's names; none where an engine gives no vector of a text
     normalize: bool = False
     truncate_dim: int | None = None  # columns to keep (Matryoshka)
     width: int | None = None  # columns that token states must have, H
@@ -56,7 +56,7 @@ class PoolingConfig:
 
     def __post_init__(self) -> None:
         name = "fastpool.PoolingConfig"
-        taken: dict[str, Any] = {"modes": mode_names(name, "modes", self.modes)}
+        taken: dict[str, Any] = {"modes": mode_names(name, "modes", self.modes) if self.modes != () else ()}
         for flag in ("normalize", "include_prompt", "prompt_counts"):
             taken[flag] = option(name, flag, getattr(self, flag), bool)
         for count in ("truncate_dim", "width", "max_length"):
