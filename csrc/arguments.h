@@ -37,7 +37,8 @@ struct PoolArguments {
   PoolArguments() = default;
   PoolArguments(const Mode& mode, StableIValue* stack);
   void put_back(StableIValue* stack);
-  // Checks all but the values of index tensors and masks. Hidden becomes a copy where its columns are not contiguous.
+  // Checks all but the values of index tensors, masks and weights. Hidden becomes a copy where its columns are not
+  // contiguous.
   PoolCall call();
   Tensor output(const PoolCall& call) const;
 

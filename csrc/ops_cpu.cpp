@@ -18,6 +18,7 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
     Tensor out = arguments.output(call);
     call.out = out.mutable_data();
     require(cpu::valid_bounds(call), "bounds");
+    require(cpu::valid_weights(call), "weights");
     require(cpu::pool(call, parallel()), "mask");
     return out;
   });

@@ -1,6 +1,8 @@
 #include "pool_cpu.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "isa.h"
 #include "work.h"
@@ -135,6 +137,23 @@ bool valid_dims(const NormalizeCall& call) {
   for (int64_t row = 0; row < call.rows; ++row) {
     const int64_t value = call.truncate_dims[offset_of(row, call.leading, call.sizes, call.truncate_dims_strides)];
     if (value < 0 || value > call.dim) return false;
+  }
+  return true;
+}
+
+bool valid_weights(const PoolCall& call) {
+  const PerToken& weights = call.weights;
+  if (weights.data == nullptr || weights.dtype != DType::float64 || call.dtype == DType::float64) return true;
+  for (int64_t b = 0; b < call.batch; ++b) {
+    const Segment segment = bounds_of(call, b);
+    const auto* const of_segment = static_cast<const double*>(weights.data) + b * weights.batch_stride;
+    double largest = 0;  // few are larger than all before, so that the mask is seldom looked at
+    for (int64_t i = segment.begin; i < segment.end; ++i) {
+      const double size = std::abs(of_segment[i * weights.stride]);
+      if (size > largest && std::isfinite(size) && is_real(call.mask, b, i)) largest = size;
+    }
+    using Float = std::numeric_limits<float>;
+    if (largest != 0 && (largest < Float::min() || largest > Float::max())) return false;
   }
   return true;
 }

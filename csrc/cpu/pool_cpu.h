@@ -24,6 +24,9 @@ void l2_normalize_backward(const NormalizeBackwardCall& call, const Parallel& pa
 bool valid_bounds(const PoolCall& call);
 // Whether those of truncate_dims lie within the columns.
 bool valid_dims(const NormalizeCall& call);
+// Whether float64 weights fit the float32 that they are added up in beside narrower states: the largest finite one of
+// each segment's real tokens is 0 or a normal number of float32.
+bool valid_weights(const PoolCall& call);
 
 // The instruction set in use, those this CPU can run, and a way to ask for one ("" is the best again).
 // Returns false when this CPU cannot run it.

@@ -121,6 +121,38 @@ def check_mask_values(op: str, mask: Tensor, starts: Tensor, ends: Tensor) -> No
         )
 
 
+def check_weight_values(
+    op: str, weights: Tensor, states: torch.dtype, mask: Tensor | None, starts: Tensor, ends: Tensor
+) -> None:
+    """float64 weights, [B, S] or [T], that become float32, at real tokens of segments. Where even the largest of a
+    segment is beyond that dtype's normal numbers, all of them would be inf, 0 or imprecise; what is not finite passes.
+    Synchronises."""
+    float32 = torch.finfo(torch.float32)
+    sizes = weights.detach().abs()
+    sizes = sizes.where(sizes.isfinite() if mask is None else sizes.isfinite() & (mask != 0), 0.0)
+    each = (torch.arange(len(starts), device=starts.device),) if weights.dim() == 2 else ()
+    first, behind = (*each, starts), (*each, ends)
+
+    def within(tokens: Tensor) -> Tensor:
+        """How many of these tokens each segment has."""
+        before = torch.nn.functional.pad(tokens.cumsum(-1), (1, 0))
+        return before[behind] - before[first]
+
+    too_large = within(sizes > float32.max) > 0
+    too_small = (within(sizes > 0) > 0) & (within(sizes >= float32.smallest_normal) == 0)
+    wrong = too_large | too_small
+    if not wrong.any():
+        return
+    b = int(wrong.nonzero()[0])
+    row, start = (b,) if weights.dim() == 2 else (), int(starts[b])
+    at = (*row, start + int(sizes[row][start : int(ends[b])].argmax()))
+    raise ValueError(
+        f"{op}: weights beside {name_of(states)} states are float32, so a segment's largest must be 0 or lie between "
+        f"{float32.smallest_normal:g} and {float32.max:g} in size, got weights[{', '.join(map(str, at))}] = "
+        f"{weights[at].item()}; scale them, or give float64 states"
+    )
+
+
 def check_dense(
     op: str, name: str, tensor: object, shape: list[int], dtype: torch.dtype, input: str, like: Tensor
 ) -> None:

@@ -53,12 +53,15 @@ _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector p
         TypeError: a wrong dtype, or something that is not a tensor; a floating-point mask above all; an option of
             another type; an argument that there is not, such as dim, which in torch is an axis.
         ValueError: a wrong shape, device or value; a tensor whose memory was freed or shrunk; of values in index
-            tensors and integer masks on a GPU, and of results that are not finite, where asked (fastpool.validate).
+            tensors, integer masks and weights on a GPU, and of results that are not finite, where asked
+            (fastpool.validate).
         RuntimeError: the backend asked for cannot serve the call.
         torch.OutOfMemoryError: the result does not fit in memory.
     """
 _WEIGHTS_DOC = """
-        weights: float16, bfloat16, float32 or float64, shaped like the mask; used where tokens are real."""
+        weights: float16, bfloat16, float32 or float64, shaped like the mask; used where tokens are real. They are
+            float32 unless hidden is float64, so of float64 weights the largest of each text must be 0 or within
+            float32's normal numbers, 1.2e-38 to 3.4e38 in size; smaller ones beside it may become 0."""
 
 
 # What the op's arguments are in a call with a nested hidden, whose own parts they are.

@@ -67,6 +67,7 @@ WEIGHTS_TABLE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("integer weights", {"hidden": HIDDEN, "weights": MASK.long()}, TypeError, "weights must be float16, .*, got int64"),
     ("bool weights", {"hidden": HIDDEN, "weights": MASK}, TypeError, "weights must be float16, .*, got bool"),
     ("weights too long", {"hidden": HIDDEN, "weights": torch.ones(2, 6)}, ValueError, r"weights must have hidden's shape without its last dimension, \[2, 5\], got \[2, 6\]"),
+    ("weights beyond float32", {"hidden": HIDDEN, "weights": torch.full((2, 5), -1e300, dtype=torch.float64)}, ValueError, r"weights beside float32 states are float32, so .* between 1.17549e-38 and 3.40282e\+38 in size, got weights\[0, 0\] = -1e\+300; scale them"),
     ("weights per column", {"hidden": HIDDEN, "weights": torch.ones(2, 5, 8)}, ValueError, r"got \[2, 5, 8\]"),
 ]  # fmt: skip
 

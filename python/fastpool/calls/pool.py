@@ -22,6 +22,7 @@ from ..checks import (
     check_leading,
     check_mask_values,
     check_tensor,
+    check_weight_values,
     name_of,
     require,
 )
@@ -196,10 +197,13 @@ class PoolCall:
 
     def check_values(self) -> None:
         """Raises ValueError for bounds that point outside hidden or run backwards, then for an integer mask that is not
-        0 and 1 alone. Synchronises."""
+        0 and 1 alone, then for float64 weights that do not fit the float32 that they are added up in. Synchronises."""
         self.check_bounds()
         if self.mask is not None and self.mask.dtype != torch.bool:
             check_mask_values(self.op, self.mask, *self.bounds())
+        weights, states = self.weights, self.hidden.dtype
+        if weights is not None and weights.dtype == torch.float64 != states:
+            check_weight_values(self.op, weights, states, self.mask, *self.bounds())
 
     def check_bounds(self) -> None:
         """Raises ValueError for starts, ends or cu_seqlens that point outside hidden or run backwards. Synchronises."""
