@@ -63,6 +63,33 @@ def test_a_requested_backend_ends_with_an_exception(served: list[str]) -> None:
     assert served == []
 
 
+def test_a_call_interrupted_on_its_way_to_native_leaves_nothing(
+    served: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's handler may raise as soon as the library has been told that a call comes from here."""
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> object:
+            return getattr(info, name)
+
+        def set_direct(self, on: bool) -> None:
+            info.set_direct(on)
+            if on:
+                raise KeyboardInterrupt
+
+    info = native.info
+    assert info is not None
+    fastpool.validate()
+    monkeypatch.setattr(native, "info", Interrupted())
+    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+        fastpool.mean(HIDDEN)
+    monkeypatch.setattr(native, "info", info)
+    fastpool.validate(False)
+    with fastpool.backend("reference"):
+        fastpool.max(HIDDEN)
+    assert served == ["max"]
+
+
 def test_a_requested_backend_is_its_threads_own(served: list[str]) -> None:
     with fastpool.backend("reference"):
         thread = threading.Thread(target=lambda: fastpool.mean(HIDDEN))
