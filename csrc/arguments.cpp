@@ -359,7 +359,7 @@ Tensor empty(int64_t dim, const int64_t* sizes, int32_t dtype, Device device) {
   }
   AtenTensorHandle handle = nullptr;
   if (!countable || aoti_torch_empty_strided(dim, sizes, strides, dtype, device.type, device.index, &handle) != 0)
-    throw NoMemory{countable ? bytes : INT64_MAX};
+    throw NoMemory{countable ? bytes : INT64_MAX, countable};
   return Tensor(handle);
 }
 

@@ -16,6 +16,10 @@ namespace py = pybind11;
 inline thread_local PyObject* exception = nullptr;
 inline thread_local std::string text;
 
+inline void forget() {
+  while (exception != nullptr) Py_DECREF(std::exchange(exception, nullptr));
+}
+
 // As a RuntimeError can hold it. An exception may have a text of its own making, or none that it can tell.
 inline std::string text_of(py::handle error) {
   const auto words = py::reinterpret_steal<py::object>(PyObject_Str(error.ptr()));
@@ -30,12 +34,17 @@ inline std::string text_of(py::handle error) {
 // raise as one begins, before anything there could catch.
 inline py::object keeping(const py::object& kernel) {
   return py::cpp_function([kernel](const py::args& args, const py::kwargs& kwargs) -> py::object {
+    forget();  // nobody has asked for it
     try {
       return kernel(*args, **kwargs);
     } catch (py::error_already_set& error) {
       if (error.trace()) PyException_SetTraceback(error.value().ptr(), error.trace().ptr());
-      Py_XDECREF(std::exchange(exception, py::object(error.value()).release().ptr()));
-      native::set_error((text = text_of(error.value())).c_str());
+      // What makes its text, and what an older one does in its end, may be calls of their own: they come first.
+      std::string words = text_of(error.value());
+      forget();
+      exception = py::object(error.value()).release().ptr();
+      text = std::move(words);
+      native::set_error(text.c_str());
       throw;
     }
   });

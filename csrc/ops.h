@@ -40,7 +40,7 @@ void answer(const char* name, StableIValue* stack, Arguments& arguments, Body bo
     arguments.put_back(stack);
     run_in_python(name, stack);
   } catch (const NoMemory& refused) {
-    throw out_of_memory(name, std::to_string(refused.bytes) + " bytes were asked for");
+    throw out_of_memory(name, refused.words() + " bytes were asked for");
   } catch (const std::bad_alloc&) {
     throw out_of_memory(name, "there is none to work in");
   }

@@ -82,9 +82,11 @@ class Tensor {
   int32_t dtype_ = 0;
 };
 
-// Thrown where torch has no memory for a tensor of so many bytes.
+// Thrown where torch has no memory for a tensor of so many bytes, or of more than can be counted.
 struct NoMemory {
   int64_t bytes;
+  bool countable;
+  std::string words() const { return (countable ? "" : "more than ") + std::to_string(bytes); }
 };
 
 // A contiguous tensor, not filled.

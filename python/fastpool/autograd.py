@@ -18,6 +18,7 @@ from torch.autograd.function import _SingleLevelFunction
 from . import dispatch
 from .arguments import POOL_TENSORS, codes, given, named
 from .calls import accumulator
+from .checks import check_memory
 from .constants import NORM_EPS
 from .modes import MODES
 from .ops import library
@@ -59,6 +60,12 @@ def skips_autograd(hidden: Any, weights: Any = None) -> bool:
 def _shape_of(tensor: Tensor) -> Tensor:
     """Shape and dtype of a tensor in the memory of one row."""
     return tensor.new_empty(tensor.shape[-1:]).expand(tensor.shape)
+
+
+def _widened(op: str, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gradient, or a result, as backward ops take it."""
+    check_memory(op, name, tensor)
+    return tensor.to(dtype).contiguous()
 
 
 def _at_next_level(op: Callable[..., Tensor], *args: Any, **more: Any) -> Tensor:
@@ -126,13 +133,14 @@ class _Pool(_Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         *tensors, result = ctx.saved_tensors
-        dtype = accumulator(tensors[0].dtype)
-        gradient = gradient.to(dtype).contiguous()
+        name, dtype = f"fastpool.{ctx.mode}", accumulator(tensors[0].dtype)
+        gradient = _widened(name, "gradient", gradient, dtype)
 
         def backward() -> dict[str, Tensor]:
             exact = result
             if ctx.reads_hidden:
-                exact = (_pool(ctx.mode, ctx.truncate_dim, dtype, *tensors) if result is None else result).to(dtype)
+                exact = _pool(ctx.mode, ctx.truncate_dim, dtype, *tensors) if result is None else result
+                exact = _widened(name, "result", exact, dtype)
             op = torch.ops.fastpool._pool_backward.default
             return {of: op(*codes(ctx.mode, of), gradient, *tensors, exact) for of in ctx.of}
 
@@ -161,7 +169,7 @@ class _Normalize(_Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, truncate_dims = ctx.saved_tensors
-        gradient = gradient.to(accumulator(x.dtype)).contiguous()
+        gradient = _widened("fastpool.l2_normalize", "gradient", gradient, accumulator(x.dtype))
         op = torch.ops.fastpool._l2_normalize_backward
         of_x = dispatch.requesting(ctx.requested, lambda: op(gradient, x, ctx.eps, truncate_dims))
         return of_x, None, None, None, None

@@ -5,8 +5,7 @@ argument's, what was expected and what came. What one op asks alone stands with 
 import torch
 from torch import Tensor
 
-from .options import written
-
+PLAIN = (Tensor, torch.nn.Parameter)  # what a subclass looks like is its own affair
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FLOAT_NAMES = "float16, bfloat16, float32 or float64"
 MASK_DTYPES = (
@@ -44,16 +43,22 @@ def check_tensor(op: str, name: str, value: object, optional: bool) -> None:
     )
 
 
+def raised_in_python(error: Exception) -> bool:
+    """Whether a call of C that failed has not failed by itself: a signal's handler may raise whatever it likes."""
+    return error.__traceback__ is not None and error.__traceback__.tb_next is not None
+
+
 def lacks_memory(tensor: Tensor) -> str | None:
     """In words, where the tensor's memory does not hold its elements: a storage may be freed or shrunk under it, which
-    it does not notice. None where it does, or does not tell (as in torch.func's transforms and on no real device)."""
-    if tensor.numel() == 0 or tensor.device.type == "meta":
+    it does not notice. None where it does, or does not tell (as where graphs are made, and in torch.func's
+    transforms)."""
+    if torch.compiler.is_compiling() or type(tensor) not in PLAIN or tensor.is_meta or tensor.numel() == 0:
         return None
     try:
         held = tensor.untyped_storage().nbytes()
     except RuntimeError as error:
-        if type(error) not in (RuntimeError, NotImplementedError):
-            raise  # a signal's handler may do so anywhere
+        if raised_in_python(error):
+            raise
         return None
     last = tensor.storage_offset() + sum((n - 1) * by for n, by in zip(tensor.shape, tensor.stride(), strict=True))
     needed = (last + 1) * tensor.element_size()
@@ -90,7 +95,7 @@ def check_columns(op: str, x: Tensor, truncate_dim: int | None) -> None:
         require(
             1 <= truncate_dim <= x.shape[-1],
             ValueError,
-            f"{op}: truncate_dim must lie between 1 and the last dimension, {x.shape[-1]}, got {written(truncate_dim)}",
+            f"{op}: truncate_dim must lie between 1 and the last dimension, {x.shape[-1]}, got {truncate_dim}",
         )
 
 

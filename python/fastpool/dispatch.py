@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import fork
 from .backends import native, reference, triton
-from .calls import Call, out_of_memory
+from .calls import Call, why_no_memory
 from .checks import check_memory
 from .finite import check_finite
 from .triton_kernels.config import native_below_bytes, slug
@@ -258,10 +258,9 @@ def run(call: Call) -> Tensor:
     try:
         result: Tensor = getattr(chosen, call.kernel)(call)
     except RuntimeError as error:
-        refused = out_of_memory(call.op, error)
-        if refused is None:
+        if (why := why_no_memory(error)) is None:
             raise
-        raise refused from error
+        raise torch.OutOfMemoryError(f"{call.op}: not enough memory: {why}") from error
     if _validate:
         check_finite(call, result)
     return result

@@ -6,6 +6,7 @@ The library keeps the exception itself, and the op's object in torch.ops, which 
 it. Callers without that object, such as compiled graphs that call C++, get the RuntimeError.
 """
 
+import re
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 from .backends import native
 
-NO_MEMORY = "not enough memory"  # as csrc/ops.h says it
+_NO_MEMORY = re.compile(r"fastpool\.\w+: not enough memory: ")  # as csrc/ops.h says it
 
 
 def _original(error: RuntimeError) -> BaseException:
@@ -24,15 +25,21 @@ def _original(error: RuntimeError) -> BaseException:
     kept = native.take_kept(text)
     if kept is not None:
         return kept
-    return torch.OutOfMemoryError(text) if text.startswith("fastpool.") and NO_MEMORY in text else error
+    return torch.OutOfMemoryError(text) if _NO_MEMORY.match(text) else error
 
 
 def _call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
     try:
         return self._op(*args, **kwargs)
     except RuntimeError as error:
-        original = _original(error)
-    raise original  # outside of the handler, so that the exception's context stays its own
+        try:
+            original = _original(error)
+        finally:
+            native.take_kept("")  # none stays, though a signal may have come in between
+    try:
+        raise original  # outside of the handler, so that the exception's context stays its own
+    finally:
+        del original  # or this frame, which it knows, would keep it and all its tensors
 
 
 class _Overload(OpOverload):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from . import dispatch
 from .autograd import below_autograd, skips_autograd
-from .calls import PoolCall
-from .checks import check_float
+from .calls import Call, PoolCall
+from .checks import check_float, check_memory
 from .constants import NORM_EPS
 from .modes import MODES, Mode
 from .ops import call_of
@@ -103,25 +103,34 @@ def _to_op(
         if held is None:
             cu_seqlens = offsets
         else:  # a view with gaps between its sequences
+            check_memory(op, "hidden.offsets()", offsets)
+            check_memory(op, "hidden.lengths()", held)
             starts, ends = offsets[:-1], offsets[:-1] + held
     return hidden, cu_seqlens, starts, ends, names
 
 
 def _raise_in_callers_words(op: str, error: Exception, names: Names, *args: Any, **kwargs: Any) -> NoReturn:
     """The op's error: it calls arguments by the names that the caller gave them, and where torch's parser came first,
-    it says what the op itself would have said."""
-    if names or "() Expected a value of type " in str(error):
-        described = call_of(op, *args, **kwargs)
-        if isinstance(described, PoolCall):
-            described.names = names
-        try:
-            dispatch.check(described)
-            if dispatch.validates():
-                with torch.no_grad():
-                    dispatch.run(described)  # what is wrong with a result is seen once there is one
-        except (TypeError, ValueError) as proper:
-            raise proper from None
-    raise error
+    it says what the op itself would have said. What a signal's handler has raised stays as it is."""
+    try:
+        refused = bool(names) and type(error) in (TypeError, ValueError)
+        if refused or (type(error) is RuntimeError and "() Expected a value of type " in str(error)):
+            _refuse_in_callers_words(call_of(op, *args, **kwargs), names)
+        raise error
+    finally:
+        del error  # or this frame, which it knows, would keep it and all tensors
+
+
+def _refuse_in_callers_words(call: Call, names: Names) -> None:
+    if isinstance(call, PoolCall):
+        call.names = names
+    try:
+        dispatch.check(call)
+        if dispatch.validates():
+            with torch.no_grad():
+                dispatch.run(call)  # what is wrong with a result is seen once there is one
+    except (TypeError, ValueError) as proper:
+        raise proper from None
 
 
 def refuse(name: str, unknown: dict[str, Any]) -> NoReturn:
@@ -317,7 +326,9 @@ def explain(
     """
     if unknown:
         refuse("fastpool.explain", unknown)
-    if not isinstance(mode, str) or mode not in MODES:
+    if not isinstance(mode, str):
+        raise TypeError(f"fastpool.explain: mode must be a mode's name, got {type(mode).__name__}")
+    if mode not in MODES:
         raise ValueError(f"fastpool.explain: mode must be one of {', '.join(MODES)}, got {mode!r}")
     if weights is not None and not MODES[mode].takes_weights:
         raise ValueError(f"fastpool.explain: {mode} takes no weights")

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.nn import Parameter
+
+from .checks import PLAIN, raised_in_python
 
 Known = dict[str, Any]
 
 _LIMIT = 4096  # kinds of calls; then a new generation begins, and what was not asked for since the last is forgotten
 _young: dict[tuple[object, ...], Known] = {}
 _old: dict[tuple[object, ...], Known] = {}
-_PLAIN = (Tensor, Parameter)  # what a subclass looks like is its own affair
 
 
 def known(values: tuple[object, ...], tensors: tuple[Tensor | None, ...]) -> Known:
@@ -23,7 +23,7 @@ def known(values: tuple[object, ...], tensors: tuple[Tensor | None, ...]) -> Kno
         for tensor in tensors:
             if tensor is None:
                 looks.append(None)
-            elif type(tensor) in _PLAIN:
+            elif type(tensor) in PLAIN:
                 # One that is not strided has no memory to point at, or no shape.
                 looks += (tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.data_ptr() % 16)
             else:
@@ -31,8 +31,8 @@ def known(values: tuple[object, ...], tensors: tuple[Tensor | None, ...]) -> Kno
         key = tuple(looks)
         found = _young.get(key)
     except (RuntimeError, TypeError) as error:  # no memory, no strides, no hash
-        if type(error) not in (RuntimeError, NotImplementedError, TypeError):
-            raise  # a signal's handler may do so anywhere
+        if raised_in_python(error):
+            raise
         return {}
     return _remembered(key) if found is None else found
 

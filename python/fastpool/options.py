@@ -19,24 +19,19 @@ _SYMBOLIC: dict[type, type] = {
 
 def option(owner: str, name: str, value: Any, kind: type[T]) -> T:
     """The option as ops take it. Raises TypeError, naming it, where it is something else than `kind` or a number that
-    is exactly one; ValueError for an int that is larger than any float."""
-    if type(value) is kind:
-        return value
-    if kind is int and isinstance(value, torch.Tensor) and _is_size(value):
-        return cast(T, value)
-    plain: Any = _plain(value)
+    is exactly one; ValueError for an int of more than 64 bits, or larger than any float."""
+    if kind is int and isinstance(value, torch.Tensor) and torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return cast(T, value)  # what sizes are while torch.jit.trace records
+    plain: Any = value if type(value) is kind else _plain(value)
     # A bool is an int, and nowhere here is one meant for the other.
     if isinstance(plain, bool) is (kind is bool):
         if kind is float and isinstance(plain, int):
             plain = _as_float(owner, name, plain)
+        if isinstance(plain, int) and kind is int and not -(2**63) <= plain < 2**63:
+            raise ValueError(f"{owner}: {name} must be an int of 64 bits, got one of {plain.bit_length()}")
         if isinstance(plain, kind | _SYMBOLIC[kind]):
             return cast(T, plain)
     raise TypeError(f"{owner}: {name} must be {_WORDS[kind]}, got {type(value).__name__}")
-
-
-def _is_size(value: torch.Tensor) -> bool:
-    """What sizes are while torch.jit.trace records, and what torch takes for an int."""
-    return value.dim() == 0 and not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
 
 
 def _plain(value: Any) -> Any:
@@ -60,7 +55,7 @@ def _as_float(owner: str, name: str, value: int) -> float:
 
 def mode_names(owner: str, name: str, value: Any) -> tuple[str, ...]:
     """Of one mode, or of a sequence of them. Raises TypeError, ValueError."""
-    names = (value,) if isinstance(value, str) or not isinstance(value, Sequence) else tuple(value)
+    names = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)
     for one in names:
         if not isinstance(one, str):
             raise TypeError(f"{owner}: {name} must be a mode's name or a sequence of them, got {type(one).__name__}")
@@ -83,10 +78,5 @@ def optional_count(owner: str, name: str, value: Any) -> int | None:
         return None
     count = option(owner, name, value, int)
     if count < 1:
-        raise ValueError(f"{owner}: {name} must be at least 1, got {written(count)}")
+        raise ValueError(f"{owner}: {name} must be at least 1, got {count}")
     return count
-
-
-def written(value: int) -> str:
-    """The int in a message: by its size where it has more digits than anybody reads."""
-    return str(value) if abs(value) < 2**64 else f"an int of {value.bit_length()} bits"

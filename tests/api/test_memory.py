@@ -80,6 +80,33 @@ def backward(mode: str, gradient: Tensor, hidden: Tensor, result: Tensor | None)
     return of_hidden
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("bytes", [0, 4])
+@pytest.mark.parametrize("strided", [False, True])
+def test_gradients(dtype: torch.dtype, bytes: int, strided: bool) -> None:
+    """Autograd's own, before anything makes them contiguous or wider; and a result that was saved for them."""
+    for call in (fastpool.mean, fastpool.max, lambda x: fastpool.l2_normalize(x[:, 0])):
+        result = call(HIDDEN.to(dtype).requires_grad_())
+        gradient = torch.ones(8, 2, dtype=dtype).t() if strided else torch.ones(2, 8, dtype=dtype)
+        gradient.untyped_storage().resize_(bytes)
+        with pytest.raises(ValueError, match=rf"^fastpool\.\w+: gradient must have memory .* a storage of {bytes},"):
+            result.backward(gradient)
+    result = fastpool.max(HIDDEN.to(dtype).requires_grad_())
+    result.untyped_storage().resize_(bytes)
+    with pytest.raises(ValueError, match=r"^fastpool\.max: result must have memory"):
+        result.backward(torch.ones(2, 8, dtype=dtype))
+
+
+@pytest.mark.parametrize("part", ["offsets", "lengths"])
+def test_parts_of_a_nested_tensor_with_gaps(part: str) -> None:
+    starts, lengths = torch.tensor([0, 1]), torch.tensor([2, 3])
+    nested: Any = torch.nested.narrow(HIDDEN, 1, starts, lengths, layout=torch.jagged)
+    getattr(nested, part)().untyped_storage().resize_(0)
+    for call in (fastpool.mean, fastpool.PoolingConfig(("mean",)).apply):
+        with pytest.raises(ValueError, match=rf"^fastpool\.mean: hidden\.{part}\(\) must have memory"):
+            call(nested)
+
+
 def test_what_looks_at_tensors_before_an_op_does() -> None:
     freed, mask = without_memory(HIDDEN.bfloat16(), 0), without_memory(torch.ones(2, 5).bool(), 4)
     with pytest.raises(ValueError, match=r"^fastpool\.segments: ids must have memory"):
@@ -132,6 +159,9 @@ def test_a_result_that_no_memory_holds(op: str, bytes: int, call: Callable[[Any]
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_a_result_that_no_number_counts(backend: str) -> None:
-    hidden = torch.zeros(1, 1, 1).expand(2**31, 1, 2**31)
-    with fastpool.backend(backend), pytest.raises(torch.OutOfMemoryError, match=r"^fastpool\.mean: not enough memory"):
+    hidden, words = torch.zeros(1, 1, 1).expand(2**31, 1, 2**31), f"more than {2**63 - 1} bytes were asked for"
+    with (
+        fastpool.backend(backend),
+        pytest.raises(torch.OutOfMemoryError, match=rf"^fastpool\.mean: not enough memory: {words}$"),
+    ):
         fastpool.mean(hidden)

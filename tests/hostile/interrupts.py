@@ -37,7 +37,10 @@ class NoTimeError(ValueError):
     """Another one."""
 
 
-EXCEPTIONS = (KeyboardInterrupt, SystemExit, DeadlineError, Halt, LateError, NoTimeError)
+EXCEPTIONS = (
+    KeyboardInterrupt, SystemExit, DeadlineError, Halt, LateError, NoTimeError, RuntimeError, TypeError, ValueError,
+    torch.OutOfMemoryError,
+)  # fmt: skip
 BACKENDS = (None, "auto", "native", "reference")
 SIZES = ((2, 5, 8), (2, 5, 8), (3, 70, 33))
 ROUTES = ("function", "op", "inference", "gradients", "gradients by op")

@@ -299,3 +299,21 @@ def test_minilm():
     assert (config.modes, config.normalize, config.width, config.max_length) == (("mean",), True, 384, 256)
     assert {config.decision(what).certainty for what in ("modes", "normalize", "width")} == {"stated"}
     assert config.warnings == ()
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_apply_compiles_and_exports(config):
+    hidden, mask = tokens()
+    more = () if config.include_prompt else (torch.tensor([1, 1, 3]),)
+
+    class Module(torch.nn.Module):
+        def forward(self, hidden, mask, *starts):
+            return config.apply(hidden, mask, **({"starts": starts[0]} if starts else {}))
+
+    module = Module()
+    expected = module(hidden, mask, *more)
+    assert torch.equal(torch.compile(module, fullgraph=True, backend="aot_eager")(hidden, mask, *more), expected)
+    b, s = torch.export.Dim("b"), torch.export.Dim("s")
+    shapes = ({0: b, 1: s}, {0: b, 1: s}, *([({0: b},)] if more else []))
+    exported = torch.export.export(module, (hidden, mask, *more), dynamic_shapes=shapes)
+    assert torch.equal(exported.module()(hidden, mask, *more), expected)

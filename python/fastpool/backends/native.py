@@ -29,12 +29,11 @@ _why_not: str | None = "the native library has not been loaded"
 _why_not_cuda: str | None = "the CUDA library has not been loaded"
 
 
-def _unloaded(requested: int) -> None:
-    pass
-
-
-# Tells what this thread asks for. No signal can interrupt the library's own.
-override_thread: Callable[[int], None] = _unloaded
+# The library's own functions once it is loaded, so that no signal can interrupt them. They tell what this thread asks
+# for, and give the exception of a `keeping` kernel that became, in this thread, a RuntimeError of this text on its way
+# through C++, or None, and keep none any more.
+override_thread: Callable[[int], None] = lambda requested: None  # noqa: E731
+take_kept: Callable[[str], BaseException | None] = lambda text: None  # noqa: E731
 
 INHERIT, NATIVE, OTHER, AUTOMATIC = -1, 0, 1, 2  # requested backends, as in csrc/native.h
 NEVER = 2**63 - 1  # bytes
@@ -55,10 +54,10 @@ def _because(reason: str | None) -> str:
 
 def load() -> None:
     """Loads the libraries. The ops must be defined by then. What fails costs this backend, never the import."""
-    global info, override_thread, _why_not, _why_not_cuda
+    global override_thread, take_kept, _why_not, _why_not_cuda
     _why_not = _load_cpu()
     if info is not None:
-        override_thread = info.override_thread
+        override_thread, take_kept = info.override_thread, info.take_kept
     _why_not_cuda = _why_not or _load_cuda()
 
 
@@ -162,9 +161,3 @@ def set_threads_before_fork(threads: int) -> None:
 def keeping(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The kernel, to be called by the library: what it raises is kept for `take_kept`."""
     return kernel if info is None else info.keeping(kernel)
-
-
-def take_kept(text: str) -> BaseException | None:
-    """The exception of such a kernel that became, in this thread, a RuntimeError of this text on its way through C++;
-    None where that was none."""
-    return None if info is None else info.take_kept(text)

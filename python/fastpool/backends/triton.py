@@ -78,7 +78,10 @@ def _run(call: Call) -> Tensor:
         return result
     except Exception as error:
         original = _raised_inside(error)
-    raise original
+    try:
+        raise original
+    finally:
+        del original  # or this frame, which it knows, would keep it and all its tensors
 
 
 def _raised_inside(error: BaseException) -> BaseException:

@@ -1,6 +1,6 @@
 """Calls: an op's arguments as one object, which every backend gets; the checks of them, and what is wrong in words."""
 
-from .common import accumulator, out_of_memory
+from .common import accumulator, why_no_memory
 from .normalize import NormalizeBackwardCall, NormalizeCall
 from .pool import PoolBackwardCall, PoolCall
 
@@ -13,5 +13,5 @@ __all__ = [
     "PoolBackwardCall",
     "PoolCall",
     "accumulator",
-    "out_of_memory",
+    "why_no_memory",
 ]

@@ -1,5 +1,7 @@
 """What calls share: the accumulator's dtype, and what a gradient tells."""
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -14,16 +16,19 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-# How torch begins to say that it has no memory on a CPU, and that no memory could hold so much.
-_NO_MEMORY = ("DefaultCPUAllocator: ", "Storage size calculation overflowed ")
+# How torch says that it has no memory: on a CPU, on a GPU, and where no memory could hold so much.
+_NO_MEMORY = (
+    re.compile(r"^\[enforce fail at alloc_cpu\.cpp.*DefaultCPUAllocator: can't allocate memory: (.*)"),
+    re.compile(r"^((?:CUDA|HIP) out of memory.*)", re.DOTALL),
+)
+_UNCOUNTABLE = re.compile("^Storage size calculation overflowed with sizes=")
 
 
-def out_of_memory(op: str, error: RuntimeError) -> torch.OutOfMemoryError | None:
-    """The error with the op's name where torch had no memory; None where it is another one, or has the name already."""
+def why_no_memory(error: RuntimeError) -> str | None:
+    """How much was asked for, where torch had no memory; None where it is another error."""
+    if type(error) not in (RuntimeError, torch.OutOfMemoryError):
+        return None
     said = str(error)
-    if isinstance(error, torch.OutOfMemoryError):
-        return None if said.startswith(op) else torch.OutOfMemoryError(f"{op}: not enough memory: {said}")
-    for begins in _NO_MEMORY:
-        if begins in said:
-            return torch.OutOfMemoryError(f"{op}: not enough memory: {said[said.index(begins) :].splitlines()[0]}")
-    return None
+    if _UNCOUNTABLE.match(said):
+        return f"more than {2**63 - 1} bytes were asked for"
+    return next((found[1] for pattern in _NO_MEMORY if (found := pattern.match(said))), None)

@@ -56,7 +56,9 @@ class PoolingConfig:
 
     def __post_init__(self) -> None:
         name = "fastpool.PoolingConfig"
-        taken: dict[str, Any] = {"modes": mode_names(name, "modes", self.modes) if self.modes != () else ()}
+        taken: dict[str, Any] = {}
+        if not (isinstance(self.modes, tuple) and len(self.modes) == 0):
+            taken["modes"] = mode_names(name, "modes", self.modes)
         for flag in ("normalize", "include_prompt", "prompt_counts"):
             taken[flag] = option(name, flag, getattr(self, flag), bool)
         for count in ("truncate_dim", "width", "max_length"):
@@ -191,6 +193,8 @@ def _positions(hidden: Tensor, mask: Tensor | None) -> Tensor | None:
     counted = torch.arange(1, rows[1] + 1, device=hidden.device, dtype=accumulator(hidden.dtype)).expand(rows)
     if mask is None or rows[1] == 0:
         return counted
-    if not isinstance(mask, Tensor) or mask.shape != rows or mask.device != hidden.device or lacks_memory(mask):
+    if not isinstance(mask, Tensor) or mask.layout != torch.strided or mask.shape != rows:
+        return None
+    if mask.device != hidden.device or lacks_memory(mask):
         return None
     return counted - (mask != 0).int().argmax(dim=1, keepdim=True)
