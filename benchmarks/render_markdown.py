@@ -107,8 +107,16 @@ class Run:
     @property
     def large(self) -> list[Result]:
         """Without those whose read stream was unsteady."""
-        large = (result for result in self.suite("shapes") if result.real_bytes >= LARGE_BYTES)
-        return [result for result in large if result.read and result.read.share <= NOISY]
+        return [result for result in self._all_large if result.read and result.read.share <= NOISY]
+
+    @property
+    def unsteady(self) -> int:
+        """How many were left out for that."""
+        return len(self._all_large) - len(self.large)
+
+    @property
+    def _all_large(self) -> list[Result]:
+        return [result for result in self.suite("shapes") if result.real_bytes >= LARGE_BYTES]
 
     def _over_read(self, result: Result, input_layout: str) -> float | None:
         """The faster backend's time on a case, as a multiple of the read stream's."""

@@ -125,7 +125,7 @@ class Pooling(torch.nn.Module):
 
 
 class Normalize(torch.nn.Module):
-    """x / max(norm(x), eps) over the last dimension, any leading shape: fastpool.l2_normalize.
+    """x / max(norm(x), eps) over the last dimension of at most 64: fastpool.l2_normalize.
 
     Args:
         truncate_dim: keep the first `truncate_dim` columns only; truncation comes before normalisation.
