@@ -109,10 +109,11 @@ def _of_what(status: int) -> str:
 
 
 def environment(checks_memory: bool) -> dict[str, str]:
-    """This process's, with the tests on the path. With the C library's checks, what was written beside a piece of
-    memory ends the process once that is freed, and new memory is full of rubbish."""
+    """This process's, with the tests on the path and nothing asked of fastpool. With the C library's checks, what was
+    written beside a piece of memory ends the process once that is freed, and new memory is full of rubbish."""
     path = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    found = {name: value for name, value in os.environ.items() if not name.startswith("FASTPOOL_")}
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     checker = ctypes.util.find_library("c_malloc_debug") if checks_memory else None
     if checker is not None:
         found |= {"LD_PRELOAD": checker, "GLIBC_TUNABLES": "glibc.malloc.check=3:glibc.malloc.perturb=165"}
