@@ -23,7 +23,6 @@ int64_t scratch_rows(int64_t rows) {
 }  // namespace
 
 bool pool(const PoolCall& call, const Parallel& parallel) {
-  if (call.batch == 0 || call.dim == 0) return true;
   const IsaKernels& kernel = kernels();
   const int64_t row_bytes = call.dim * size_of(call.dtype);
   const int64_t columns = padded_columns(call.dim), accumulator = accumulator_size(call.dtype);
@@ -35,13 +34,16 @@ bool pool(const PoolCall& call, const Parallel& parallel) {
   uint64_t seen = 0;  // of the mask; what segment_of leaves out is 0
   for (int64_t b = 0; b < call.batch; ++b) {
     const Segment real = segment_of(call, b), segment = select(call.mode.select, real);
-    // The walk reads the mask of what it adds; that of one token's neighbours is read here.
-    if (call.mode.one_token() && !call.mask.boolean) all_real(call.mask, b, real.begin, real.end - real.begin, seen);
+    // The walk reads the mask of what it adds; that of one token's neighbours, or of no columns, is read here.
+    if ((call.mode.one_token() || call.dim == 0) && !call.mask.boolean)
+      all_real(call.mask, b, real.begin, real.end - real.begin, seen);
     units.push_back({b, segment.begin, segment.begin, segment.end, -1});
     const int64_t rows = segment.end - segment.begin;
     total += rows;
     longest = std::max(longest, rows);
   }
+
+  if (call.batch == 0 || call.dim == 0) return call.mask.boolean || seen <= 1;
 
   if (threads_for(total * row_bytes, parallel) == 1) {
     const Buffer scratch(scratch_rows(longest) * columns * accumulator);

@@ -254,7 +254,7 @@ def l2_normalize(
     out_dtype: torch.dtype | None = None,
     **unknown: NoReturn,
 ) -> Tensor:
-    """x / max(norm(x), eps) over the last dimension, any leading shape.
+    """x / max(norm(x), eps) over the last dimension, any leading shape of up to 63 dimensions.
 
     With truncate_dims, vectors of different sizes (Matryoshka) come from one call: row i is what
     l2_normalize(x[i], truncate_dim=truncate_dims[i]) gives, bit for bit, and +0 from column truncate_dims[i] on, so

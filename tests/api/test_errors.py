@@ -36,6 +36,7 @@ TABLE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("complex mask", {"hidden": HIDDEN, "mask": MASK.to(torch.complex64)}, TypeError, "mask must be .* got complex64"),
     ("numbered mask", {"hidden": HIDDEN, "mask": MASK + index(0, 0, 1, 1, 2)}, ValueError, r"mask must hold 0 and 1 alone, got mask\[0, 2\] = 2; where it numbers the texts of a row, fastpool\.segments\(ids\) gives"),
     ("numbered mask of packed", {"hidden": PACKED, "cu_seqlens": CU, "mask": index(*[1] * 9, -3)}, ValueError, r"got mask\[9\] = -3"),
+    ("numbered mask of no columns", {"hidden": HIDDEN[..., :0], "mask": MASK + index(0, 0, 1, 1, 2)}, ValueError, r"got mask\[0, 2\] = 2"),
     ("mask too short", {"hidden": HIDDEN, "mask": MASK[:, :4]}, ValueError, r"mask must have hidden's shape without its last dimension, \[2, 5\], got \[2, 4\]"),
     ("mask of one row", {"hidden": HIDDEN, "mask": MASK[0]}, ValueError, r"\[2, 5\], got \[5\]"),
     ("mask of packed", {"hidden": PACKED, "cu_seqlens": CU, "mask": MASK}, ValueError, r"\[10\], got \[2, 5\]"),

@@ -38,8 +38,6 @@ def mask_value(given: Given, random: Random) -> str | None:
     mask = given.get("mask")
     if mask is None or mask.dtype == torch.bool or "gradient" in given:  # which the forward call has looked at
         return None
-    if given["hidden"].shape[-1] == 0:  # where native does not look
-        return None
     inside = torch.zeros(mask.shape, dtype=torch.bool)
     cuts = given.get("cu_seqlens", given.get("offsets"))
     starts, ends = given.get("starts"), given.get("ends", given.get("lengths"))
