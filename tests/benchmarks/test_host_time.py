@@ -27,5 +27,5 @@ def test_every_part_of_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = torch.randn(2, 5, 8)
     with fastpool.backend("triton"):
         assert same_bits(fastpool.mean(hidden), fastpool.sum(hidden) / 5)
-        with pytest.raises(ValueError, match="ends must lie between 0 and 5"):
+        with pytest.raises(ValueError, match="lengths must lie between 0 and 5"):
             fastpool.mean(hidden, lengths=torch.tensor([1, 6]))
