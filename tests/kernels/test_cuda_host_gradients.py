@@ -9,8 +9,8 @@ from helpers.cuda_host import NATIVE, Host, backward, hostile_calls, native, raw
 from torch import Tensor
 
 import fastpool
+from fastpool import backends
 from fastpool.arguments import codes
-from fastpool.backends import native
 from fastpool.calls import accumulator
 from fastpool.modes import MODES
 from fastpool.testing import DTYPES, LAYOUTS, bits, same_bits, sequences, special_values, variants
@@ -285,6 +285,6 @@ def test_errors_are_the_same(host: Host) -> None:
             NATIVE._python__pool_backward(*codes(mode, "hidden"), gradient, arguments["hidden"], *[None] * 5, result)
         with pytest.raises(RuntimeError):
             host.backward(mode, arguments, gradient, result)
-        kept = native.take_kept(str(wanted.value))
+        kept = backends.native.take_kept(str(wanted.value))
         assert type(kept) is wanted.type
         assert kept is not wanted.value
