@@ -4,13 +4,21 @@ Launches are planned for tensors on torch's meta device and handed to Triton's o
 here is what a server's first request would have compiled, under the same key of Triton's cache.
 """
 
+import os
+import re
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,6 +29,7 @@ from triton.runtime.jit import MockTensor
 
 from ..calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
 from ..constants import NORM_EPS
+from ..text import shown
 from .launch import Launch, settle_cache_keys
 from .machine_code import Report, read_amd, read_nvidia
 from .plan import DeviceProperties, plan_normalize, plan_normalize_backward, plan_pool, plan_pool_backward
@@ -233,12 +242,42 @@ class _Nowhere:
 
 def parse_target(text: str) -> GPUTarget:
     """cuda:90 or hip:gfx942. Raises ValueError for anything else."""
-    backend, _, arch = text.partition(":")
-    if backend == "cuda" and arch.isdecimal():
-        return GPUTarget("cuda", int(arch), 32)
-    if backend == "hip" and arch.startswith("gfx"):
-        return GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
-    raise ValueError(f"a target must look like cuda:90 or hip:gfx942, got {text!r}")
+    if cuda := re.fullmatch("cuda:([0-9]{1,6})", text):
+        return GPUTarget("cuda", int(cuda[1]), 32)
+    if hip := re.fullmatch("hip:(gfx[0-9a-f]+)", text):
+        return GPUTarget("hip", hip[1], 64 if hip[1].startswith("gfx9") else 32)
+    raise ValueError(f"a target must look like cuda:90 or hip:gfx942, got {shown(text)}")
+
+
+# What compiles a kernel that does nothing, given by its file, for a target; and that kernel, in Triton's own language.
+_PROBE = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+file, backend, arch, warp_size = sys.argv[1:]
+triton.compile(file, target=GPUTarget(backend, int(arch) if backend == "cuda" else arch, int(warp_size)))
+"""
+_KERNEL = "module { tt.func public @probe(%x: !tt.ptr<f32>) { tt.return } }"
+
+
+def check_target(target: GPUTarget) -> None:
+    """Raises ValueError for a GPU that this Triton's compilers do not know. They are asked in a process of their own,
+    as some of them abort theirs."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "probe.ttir")
+        file.write_text(_KERNEL)
+        command = [sys.executable, "-c", _PROBE, file, target.backend, str(target.arch), str(target.warp_size)]
+        environment = {**os.environ, "TRITON_CACHE_DIR": folder}
+        done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
+    if done.returncode:
+        said = _last_words(done.stderr.decode(errors="replace"))
+        raise ValueError(f"this Triton cannot compile for {target.backend}:{target.arch}: {said}")
+
+
+def _last_words(text: str) -> str:
+    """The last line of what compilers say, but how to say it again."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Repro command:")]
+    return lines[-1] if lines else "it does not say why"
 
 
 def compile_variant(variant: Variant, target: GPUTarget) -> Report:
@@ -268,8 +307,35 @@ def _compile(job: tuple[GPUTarget, str, int, bool, int]) -> tuple[str, Report | 
     try:
         return variant.name, compile_variant(variant, target)
     except Exception as error:  # whatever it is, the others are still to be compiled
-        words = [line for line in str(error).splitlines() if line.strip()] or [""]
-        return variant.name, f"{type(error).__name__}: {words[-1]}"
+        return variant.name, f"{type(error).__name__}: {_last_words(str(error))}"
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that compile, and end at once where this one does not go on."""
+    others = active_children()
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "a process that compiles has died, as by a compiler's abort or for lack of memory; --jobs 1 shows where"
+            ) from None
+        except BaseException:
+            for process in active_children():
+                if process not in others:
+                    process.terminate()
+            raise
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C is heard afterwards, and never by processes that start meanwhile: they need not end by it themselves."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def run(
@@ -280,8 +346,13 @@ def run(
     every: bool = False,
     only: str = "",
 ) -> int:
-    """Compiles and prints, a line each and a total; 1 if any failed or has a complaint, 2 if there is none, else 0.
-    `only`: those whose name holds it."""
+    """Compiles and prints, a line each and a total; 1 if any failed or has a complaint, else 0. `only`: those whose
+    name holds it.
+
+    Raises:
+        ValueError: there is none.
+        ChildProcessError: a process that compiles has died.
+    """
     work = []
     for target in targets:
         seen: set[tuple[object, ...]] = set()
@@ -291,12 +362,13 @@ def run(
                     seen.add(variant.key)
                     work.append((target, dtype, dim, every, index))
     if not work:
-        print(f"fastpool aot: no variant has {only!r} in its name", file=sys.stderr)
-        return 2
+        raise ValueError(f"no variant has {shown(only)} in its name")
     wrong = 0
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for job, (name, found) in zip(work, pool.map(_compile, work, chunksize=8), strict=True):
-            target, dtype, dim, _, index = job
+    with _processes(min(jobs, len(work))) as pool:
+        with _deaf():
+            futures = [pool.submit(_compile, job) for job in work]
+        for (target, dtype, dim, _, index), future in zip(work, futures, strict=True):
+            name, found = future.result()
             head = f"{target.backend}:{target.arch}  {name}"
             if isinstance(found, str):
                 wrong += 1

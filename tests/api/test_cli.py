@@ -237,8 +237,8 @@ def test_demo_fails_when_the_embeddings_differ(monkeypatch, capsys):
 def test_demo_refuses_a_backend_that_is_not_there(monkeypatch, capsys):
     monkeypatch.setattr(triton, "INTERPRETED", False)
     with fastpool.backend("triton"):
-        assert main(["demo", "--texts", "8"]) == 1
+        assert main(["demo", "--texts", "8"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("fastpool demo: ")
-    assert "triton" in err
+    assert err.startswith("fastpool demo: backend 'triton' was asked for and cannot serve here: ")
+    assert err.count("\n") == 1

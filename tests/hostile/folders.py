@@ -154,6 +154,7 @@ def outcome(step: Callable[[], Any], root: Path, *names: str) -> Any:
     assert kind in (FileNotFoundError, ValueError)
     assert any(name in words for name in (".json", ".safetensors", ".bin", str(root), *names)), words
     assert len(words) < 2000
+    assert words.isprintable()
     return None
 
 

@@ -75,7 +75,7 @@ def test_what_is_fine_exits_with_0() -> None:
         "at_the_edge(5, torch.float32, behind=True); read(x.data_ptr() + 20, 1)",
         "at_the_edge(5, torch.float32, behind=False); read(x.data_ptr() - 1, 1)",
         "inner_pages_forbidden(at_the_edge(9000, torch.uint8, behind=False)); read(x.data_ptr() + 2 * PAGE - 1, 1)",
-        "torch.empty(33); ctypes.memset(end(x), 0, 1); del x",
+        "torch.empty(33); ctypes.memset(end(x), read(end(x), 1)[0] ^ 255, 1); del x",
     ],
 )
 def test_a_step_beyond_memory_ends_the_process(step: str) -> None:

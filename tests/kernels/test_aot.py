@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -149,6 +150,26 @@ def test_a_wrong_variant_is_an_exit_status_of_1(capsys: pytest.CaptureFixture[st
     assert total == f"{len(lines)} variants, {len(lines)} wrong"
 
 
+@pytest.mark.parametrize("target", ["cuda:0", "cuda:1", "cuda:35", "cuda:91", "cuda:9999", "hip:gfx1", "hip:gfx9999"])
+def test_a_gpu_that_no_compiler_knows(
+    target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(triton_backend, "INTERPRETED", False)
+    monkeypatch.setattr(aot, "run", None)  # it is not even begun
+    assert cli.main(["aot", "cuda:90", target]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"fastpool aot: this Triton cannot compile for {target}: ")
+
+
+def test_a_process_that_dies_and_one_that_nobody_waits_for() -> None:
+    with pytest.raises(ChildProcessError, match="a process that compiles has died"), aot._processes(1) as pool:
+        pool.submit(os.abort).result()
+    with pytest.raises(KeyboardInterrupt), aot._processes(1) as pool:
+        pool.submit(time.sleep, 3600)
+        raise KeyboardInterrupt
+
+
 def test_every_layout_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(triton_backend, "INTERPRETED", False)  # nothing is compiled here
@@ -164,6 +185,10 @@ def test_every_layout_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (("h100",), False, "a target must look like cuda:90 or hip:gfx942, got 'h100'"),
         (("cuda:ninety",), False, "got 'cuda:ninety'"),
+        (("cuda:" + "9" * 5000,), False, "a target must look like cuda:90 or hip:gfx942, got 'cuda:999"),
+        (("hip:gfx942\n",), False, r"got 'hip:gfx942\n'"),
+        (("cuda:90", "--dim", "9" * 5000), False, "must be a whole number above 0, got '999"),
+        (("cuda:90", "--jobs", str(2**31)), False, "must be a whole number above 0 and below 2^31, got '2147483648'"),
         (("cuda:90", "--dim", "0"), False, "must be a whole number above 0, got '0'"),
         (("cuda:90", "--dtype", "int8"), False, "invalid choice: 'int8'"),
         (

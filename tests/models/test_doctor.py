@@ -181,6 +181,39 @@ def test_what_cannot_be_run_is_an_error(arguments, words, capsys, monkeypatch, t
 
 
 @needs_packages
+def test_a_backend_that_cannot_serve_is_an_error(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("fastpool.backends.triton.INTERPRETED", False)
+    monkeypatch.setattr(embed, "load", lambda folder: Stub())
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert", "hidden_size": 8}')
+    with fastpool.backend("triton"):
+        assert main(["doctor", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fastpool doctor: backend 'triton' was asked for and cannot serve here: ")
+
+
+class PanicException(BaseException):
+    """As libraries in Rust have it."""
+
+
+@pytest.mark.parametrize("part", ["load", "preprocess"])
+def test_a_panic_of_a_tokenizer_is_an_error(part, monkeypatch, tmp_path):
+    def panics(*arguments: object, **options: object) -> None:
+        raise PanicException("chunk size must be non-zero")
+
+    if part == "load":
+        pytest.importorskip("sentence_transformers")
+        monkeypatch.setattr("sentence_transformers.SentenceTransformer", panics)
+        with pytest.raises(ValueError, match="cannot load it: PanicException: chunk size"):
+            embed.load(tmp_path)
+    else:
+        model = Stub()
+        model.preprocess = panics
+        with pytest.raises(ValueError, match=r"does not run on texts .*: PanicException: chunk size"):
+            embed.vectors(model, CONFIG, TEXTS, lambda count: None)
+
+
+@needs_packages
 def test_a_model_that_does_not_load_is_an_error(capsys, tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert", "hidden_size": 8}')
     assert main(["doctor", str(tmp_path)]) == 2

@@ -1,6 +1,7 @@
 """The pairs of `fastpool doctor`: its own, and those of a file."""
 
 import json
+from pathlib import Path
 
 import pytest
 from helpers.doctor_cases import write
@@ -104,6 +105,23 @@ def test_malformed_lines_are_errors(tmp_path, name, line, words):
         pairs.read(file)
     assert str(error.value).startswith(f"{file}, line 3: ")
     assert words in str(error.value)
+
+
+def test_files_that_do_not_end_or_cannot_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "_LARGEST", 1000)
+    for name, words in (("/dev/zero", "expected at most 1000 characters, got more"), ("a\0b", "a\0b: expected UTF-8")):
+        with pytest.raises(ValueError, match=words):
+            pairs.read(Path(name))
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        pairs.read(tmp_path)
+
+
+@pytest.mark.parametrize("line", ['{"a": 1, "b": ["X"]}', '{"a": "a", "b": "b", "score": "X"}', "a\tb\tX", "X\tX\tX"])
+def test_long_values_are_cut_in_messages(tmp_path, line):
+    name = "p.jsonl" if line[0] == "{" else "p.tsv"
+    with pytest.raises(ValueError, match="line 1") as error:
+        pairs.read(write(tmp_path / name, line.replace("X", "x" * 10**5)))
+    assert len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from helpers.model_folders import BERT, DENSE, NEW, OLD, QWEN, model, modules, write
 
 from fastpool import PoolingConfig
+from fastpool.cli import main
 from fastpool.models import engines
 from fastpool.models.files import Folder
 
@@ -253,6 +254,18 @@ def test_text_embeddings_inference_asks_for_an_architecture(tmp_path):
     files = model(FLAGS, "Normalize", config={"model_type": "bert", "hidden_size": 8})
     found = answer(tmp_path, "text-embeddings-inference", files)
     assert (found.setting, found.notes) == (None, ("config.json has no architectures: it does not start",))
+
+
+def test_a_file_that_only_an_engine_reads_stops_no_other_answer(tmp_path, capsys):
+    """What PoolingConfig.from_pretrained accepts, inspect does."""
+    files = model(FLAGS, "Normalize")
+    files["modules.json"][1]["path"] = "elsewhere"
+    files["elsewhere/config.json"], files["1_Pooling/config.json"] = files["1_Pooling/config.json"], "no JSON"
+    found = answer(tmp_path, "text-embeddings-inference", files)
+    assert (found.setting, found.differs) == (None, True)
+    assert found.notes[0].startswith("it cannot read 1_Pooling/config.json: expected JSON, got ")
+    assert main(["inspect", "--check", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: mean, normalised: nothing against it\n"
 
 
 def test_nemotron_s_parts(tmp_path):

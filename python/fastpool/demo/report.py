@@ -1,9 +1,9 @@
 """What the demo prints."""
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from ..terminal import text
 from .corpus import Doc
 from .measure import Comparison
 from .search import MODES, QUESTIONS, RIGHT_MODE, Answers, Question
@@ -78,11 +78,13 @@ def search(console: Console, results: Results) -> None:
     _heading(console, "Does search with them work?")
     console.print("The three docstrings closest to each question, by cosine; * is the answer that was expected:")
     for question, by_mode in results:
-        console.print(f"\n  [cyan]{escape(question.text)}[/cyan]")
+        console.print()
+        console.print(text("  ", (question.text, "cyan")))
         for score, doc in by_mode[RIGHT_MODE].best:
-            mark = "[green]*[/green]" if doc.name == question.expected else " "
-            text = escape(_beginning(doc, max(console.width - len(doc.name) - 12, 24)))
-            console.print(f"  {mark} {score:.2f}  [bold]{doc.name}[/bold]  {text}", no_wrap=True, overflow="ellipsis")
+            mark = ("*", "green") if doc.name == question.expected else " "
+            beginning = _beginning(doc, max(console.width - len(doc.name) - 12, 24))
+            line = text("  ", mark, f" {score:.2f}  ", (doc.name, "bold"), "  ", beginning)
+            console.print(line, no_wrap=True, overflow="ellipsis")
 
 
 def _place(rank: int | None) -> str:
@@ -107,7 +109,7 @@ def wrong_modes(console: Console, results: Results) -> None:
     for question, by_mode in results:
         answers = [by_mode[mode] for mode in MODES]
         table.add_row(
-            f"[cyan]{escape(question.text)}[/cyan]",
+            text((question.text, "cyan")),
             "\n".join(MODES),
             "\n".join(_place(answer.rank) for answer in answers),
             "\n".join(answer.best[0][1].name for answer in answers),

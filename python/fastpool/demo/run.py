@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import fastpool
 
+from .. import terminal
+from ..env import serves
 from . import report
 from .corpus import Doc, collect, sample
 from .measure import Comparison
@@ -17,24 +19,18 @@ from .model import Model
 from .search import MODES, QUESTIONS, Question, Vectors, answers, found_by_name, vectors
 
 
-class DemoError(Exception):
-    """The demo cannot run here; the message is for whoever started it."""
-
-
 def choose_docs(count: int) -> tuple[list[Doc], int]:
-    """The docs to search, the questions' answers among them, and out of how many they were taken."""
+    """The docs to search, the questions' answers among them, and out of how many they were taken.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
     docs = collect()
     if len(docs) < len(QUESTIONS):
-        raise DemoError("this Python came without the sources of its standard library, whose docstrings are searched")
+        raise FileNotFoundError(
+            "this Python came without the sources of its standard library, whose docstrings are searched"
+        )
     return sample(docs, count, keep={question.expected for question in QUESTIONS if question.expected}), len(docs)
-
-
-def _backend() -> str:
-    """The backend that fastpool's calls take here. Raises DemoError where one was asked for that cannot serve them."""
-    explanation = fastpool.explain(torch.zeros(1, 1, 1), normalize=True)
-    if explanation.backend is None:
-        raise DemoError(str(explanation))
-    return explanation.backend
 
 
 def _embed(model: Model, docs: list[Doc], batch_size: int, console: Console) -> tuple[Vectors, Vectors, Comparison]:
@@ -59,15 +55,15 @@ def _embed(model: Model, docs: list[Doc], batch_size: int, console: Console) -> 
 
 
 @torch.inference_mode()
-def run(queries: Sequence[str], count: int, batch_size: int, console: Console | None = None) -> int:
+def run(queries: Sequence[str], count: int, batch_size: int) -> int:
     """Runs the demo and prints it; 1 if fastpool's embeddings are not the model's.
 
     Raises:
-        DemoError: it cannot run here.
+        FileNotFoundError, ValueError: it cannot run here, and why.
     """
     start = time.perf_counter()
-    console = console or Console(highlight=False)
-    backend = _backend()
+    console = terminal.console()
+    backend = serves(torch.device("cpu"))
     docs, available = choose_docs(count)
     console.print(
         f"[bold]fastpool {fastpool.__version__}[/bold]: semantic search over {len(docs):,} of the {available:,} "

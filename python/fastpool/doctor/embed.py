@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..models import Normalize, PoolingConfig
 from ..models.layers import columns
+from ..models.tokens import is_failure
 from ..modes import MODES
 from .finite import HINT, not_finite
 from .trace import Trace
@@ -21,7 +22,7 @@ Modes = tuple[str, ...]  # one, or several whose vectors stand side by side
 _BATCH = 32
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """On one line, with its type: the text of a KeyError or an AttributeError alone says little."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
@@ -58,7 +59,9 @@ def load(folder: Path) -> Any:
 
         logging.disable_progress_bar()  # for whoever has imported them before
         model = SentenceTransformer(str(folder)).eval()
-    except Exception as error:  # each architecture, tokenizer and file format has its own
+    except BaseException as error:  # each architecture, tokenizer and file format has its own
+        if not is_failure(error):
+            raise
         raise ValueError(f"{folder}: sentence-transformers cannot load it: {_told(error)}") from error
     if not hasattr(model, "preprocess"):
         raise ValueError(
@@ -110,7 +113,9 @@ def _run(model: Any, texts: list[str], prompt: str | None, trace: Trace | None) 
         batch = {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         with nullcontext() if trace is None else trace.watch(batch):
             features: Mapping[str, Any] = model[0](batch)
-    except Exception as error:  # positions that it does not have, memory, a tokenizer's own
+    except BaseException as error:  # positions that it does not have, memory, a tokenizer's own
+        if not is_failure(error):
+            raise
         longest = max(map(len, texts))
         raise ValueError(f"the model does not run on texts of up to {longest} characters: {_told(error)}") from error
     for name in ("token_embeddings", "attention_mask"):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checks import name_of
+from ..text import shown
 
 HINT = "--trace tells which layer began; an overflow of float16 is the usual cause"
 _SHOWN = 60  # characters of a text
@@ -21,10 +22,10 @@ def not_finite(model: Any, texts: Sequence[str], features: Mapping[str, Any]) ->
         return None
     text, at, column = wrong.nonzero()[0].tolist()
     token = at - int(real[text].int().argmax())
-    shown = repr(texts[text][:_SHOWN]) + ("..." if len(texts[text]) > _SHOWN else "")
+    beginning = repr(texts[text][:_SHOWN]) + ("..." if len(texts[text]) > _SHOWN else "")
     return (
-        f"states must be finite, got {states[text, at, column].item()} in {name_of(states.dtype)}: text {shown}, token "
-        f"{token}{_spelt(model, features, text, at)} (the first is 0), column {column}"
+        f"states must be finite, got {states[text, at, column].item()} in {name_of(states.dtype)}: text "
+        f"{beginning}, token {token}{_spelt(model, features, text, at)} (the first is 0), column {column}"
     )
 
 
@@ -34,4 +35,4 @@ def _spelt(model: Any, features: Mapping[str, Any], text: int, at: int) -> str:
     ids = features.get("input_ids")
     if ids is None or not hasattr(tokenizer, "convert_ids_to_tokens"):
         return ""
-    return f" {tokenizer.convert_ids_to_tokens(int(ids[text, at]))!r}"
+    return f" {shown(tokenizer.convert_ids_to_tokens(int(ids[text, at])))}"

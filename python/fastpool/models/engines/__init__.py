@@ -3,10 +3,11 @@ engine, which says where in its source that was read."""
 
 from dataclasses import dataclass
 
+from ...text import told
 from ..config import PoolingConfig
 from ..files import Folder
 from . import llama_cpp, sentence_transformers, sglang, text_embeddings_inference, vllm
-from .common import Model, differences
+from .common import Default, Model, differences, plain
 
 _ENGINES = tuple(
     module.ENGINE for module in (sentence_transformers, vllm, sglang, text_embeddings_inference, llama_cpp)
@@ -35,18 +36,22 @@ def describe(pooling: PoolingConfig) -> str:
     steps += map(str, pooling.layers)
     if pooling.truncate_dim is not None:
         steps.append(f"first {pooling.truncate_dim} columns")
-    return ", ".join([*steps, "normalised" if pooling.normalize else "not normalised"])
+    return told(", ".join([*steps, "normalised" if pooling.normalize else "not normalised"]))
 
 
 def answers(folder: Folder, wanted: PoolingConfig) -> list[EngineReport]:
     """Every engine's answer, in the order of NAMES."""
     model, found = Model(folder, wanted), []
     for engine in _ENGINES:
-        own = engine.default(model)
-        setting = engine.setting(model, own.pooling) if own.starts else None
+        try:
+            own = engine.default(model)
+            setting = engine.setting(model, own.pooling) if own.starts else None
+        except ValueError as error:  # about a file that only this engine reads
+            own, setting = Default(plain(model), (f"it cannot read {error}",), starts=False), None
         differs, notes = bool(differences(own.pooling, wanted)), own.notes
         if model.made_by_llm2vec:
             setting, differs = None, True
             notes = ("LLM2Vec's own code makes the model bidirectional, which this engine does not run", *notes)
+        setting, notes = setting and told(setting), tuple(map(told, notes))
         found.append(EngineReport(engine.name, engine.version, setting, describe(own.pooling), differs, notes))
     return found

@@ -3,8 +3,8 @@ the modules gave; base/model.py: _load_config_modules."""
 
 from dataclasses import replace
 
+from ...text import shown
 from ..config import PoolingConfig
-from ..files import shown
 from ..layers import Layer, columns
 from ..pooling import POOLING_FLAGS, POOLING_MODES
 from .common import NEW, OLD, Default, Engine, Model, plain
