@@ -135,7 +135,8 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="semantic search over Python's own documentation, with a real model",
         description="Embeds docstrings of Python's standard library with all-MiniLM-L6-v2, pools them with fastpool, "
-        "compares vectors, time and memory with the model's own pooling, and searches. Downloads nothing.",
+        "compares vectors, time and memory with the model's own pooling, and searches. Downloads nothing. Exits with "
+        "1 if the vectors are not the model's.",
     )
     demo.add_argument(
         "--query", metavar="TEXT", action="append", default=[], type=_words, help="a question of yours; may be repeated"
