@@ -105,11 +105,15 @@ NUMBERS: list[tuple[str, str, Callable[[], Any]]] = [  # a page, its words with 
     ("docs/vllm.md", "| vLLM | {0[0]} and {0[1]},", lambda: known_versions("vllm")),
 ]  # fmt: skip
 
-# A page, what it says of a command's exit status, the command, and what its --help says of it.
+# A page, what it says of a command's exit status, the command ("": all), and what its --help says of it.
 STATUSES: list[tuple[str, str, str, str]] = [
     ("README.md", "exits with 1 on a guess, a contradiction, or an engine", "inspect", "exit with 1 if a pooling is guessed, if a folder contradicts itself, or if an engine"),
     ("README.md", "exits with 1 if another is better by more than sampling error", "doctor", "Exits with 1 if another pooling beats the configured one by more than sampling error"),
     ("README.md", "inf or NaN it exits with 2", "doctor", "with 2 if that cannot be measured, as where token states are inf or NaN"),
+    ("README.md", "Every command exits with | | | |---|---| | 0 | it has run | | 1 | it has run and found what its `--help` says", "", "Every command exits with 0, or with 1 where its --help says so"),
+    ("README.md", "| 2 | it cannot be run, or its output cannot be written", "", "with 2 if it cannot be run, or stdout cannot be written"),
+    ("README.md", "| 130 | Ctrl-C", "", "with 130 after Ctrl-C"),
+    ("README.md", "| 141 | no answer: what reads the output has left before its end", "", "with 141, and no answer, if what reads stdout leaves before the end"),
     ("docs/model-folders.md", "exits with | | | |---|---| | 0 |", "inspect", ""),
     ("docs/model-folders.md", "| 1 | a pooling is guessed, a folder contradicts itself, or an engine", "inspect", "exit with 1 if a pooling is guessed, if a folder contradicts itself, or if an engine"),
     ("docs/model-folders.md", "| 2 | a folder cannot be read, or wants something else than pooling", "inspect", "Exits with 2 if a folder cannot be read or wants something else than pooling"),
@@ -134,9 +138,10 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 @pytest.mark.parametrize(("page", "words", "command", "helps"), STATUSES, ids=range(len(STATUSES)))
 def test_exit_statuses(page: str, words: str, command: str, helps: str) -> None:
     """Those that a page states are those of --help, which the tests of each command hold to what it does."""
-    parser = commands()[command]
+    parser = commands()[command] if command else cli._parser()
     assert words in plain(text(page))
-    assert helps in " ".join([parser.description or "", *(action.help or "" for action in parser._actions)])
+    told = [parser.description or "", parser.epilog or "", *(action.help or "" for action in parser._actions)]
+    assert helps in " ".join(told)
 
 
 def test_no_other_status_is_stated() -> None:
