@@ -29,7 +29,7 @@ from triton.runtime.jit import MockTensor
 
 from ..calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
 from ..constants import NORM_EPS
-from ..text import shown
+from ..text import shown, told
 from .launch import Launch, settle_cache_keys
 from .machine_code import Report, read_amd, read_nvidia
 from .plan import DeviceProperties, plan_normalize, plan_normalize_backward, plan_pool, plan_pool_backward
@@ -372,7 +372,7 @@ def run(
             head = f"{target.backend}:{target.arch}  {name}"
             if isinstance(found, str):
                 wrong += 1
-                print(f"{head}  FAILED: {found}", flush=True)
+                print(f"{head}  FAILED: {told(found)}", flush=True)
                 continue
             variant = _variants(dtype, dim, target, every)[index]
             complaint = found.complaint(variant.wide, variant.meets)

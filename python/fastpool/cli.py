@@ -205,7 +205,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except (terminal.Lost, KeyboardInterrupt):
         raise
     except BaseException:  # a bug, but 1, with which Python would exit, is an answer; a panic in Rust is no Exception
-        traceback.print_exc()
+        sys.stderr.write(traceback.format_exc())  # at once, as one text
     return 2
 
 

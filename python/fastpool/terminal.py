@@ -4,7 +4,7 @@ ASCII alone. And what is printed: nothing that a terminal would obey."""
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _READER_HAS_LEFT = 141  # of a process that SIGPIPE ends, in a shell
 _CANNOT = 2
+_NARROWEST, _USUAL = 20, 80  # columns in which a table can be read
 _LINES = 100  # from the beginning of a text, and from its end
 _LINE = 2000  # characters; messages of ours are shorter
 
@@ -45,6 +46,10 @@ class Output:
         self._try(self._stream.write, text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
     def flush(self) -> None:
         self._try(self._stream.flush)
 
@@ -65,8 +70,8 @@ class Output:
 
 class Lines:
     """stderr, for whoever writes to it: errors, Python's warnings, libraries' logs. Each line of a text is made
-    visible, and those behind the first are set in, so that none of them passes for a message of its own. Of very many
-    those in the middle are left out."""
+    visible, and those behind the first are set in, so that no text that is written at once passes for messages of its
+    own. Of very many those in the middle are left out."""
 
     def __init__(self, plain: Output) -> None:
         self.plain = plain  # for what has to reach the terminal as it is
@@ -78,6 +83,9 @@ class Lines:
         shown = [told(first, _LINE), *(f"  {told(line, _LINE)}" if line else "" for line in more)]
         self.plain.write("\n".join(shown))
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
 
     def isatty(self) -> bool:
         """It passes no colours on."""
@@ -118,8 +126,8 @@ def console(stderr: bool = False) -> "Console":
 
     file = getattr(sys.stderr, "plain", sys.stderr) if stderr else None
     found = Console(file=file, highlight=False, emoji=False)
-    if not found.width:  # by COLUMNS=0, with which nothing at all would be printed
-        found.width = 80
+    if found.width < _NARROWEST:  # by COLUMNS=0, say, with which nothing at all would be printed
+        found.width = _USUAL
     return found
 
 

@@ -125,7 +125,8 @@ def test_nor_to_that_of_a_program(what, text, tmp_path):
         try:
             config = PoolingConfig.from_pretrained(root)
         except (FileNotFoundError, ValueError) as error:
-            said = [str(error), "" if error.__suppress_context__ else "Python would print that one, too\n"]
+            alone = error.__suppress_context__ and error.__cause__ is None
+            said = [str(error), "" if alone else "Python would print that one, too\n"]
         else:
             said = [*config.warnings, *config.contradictions, *(decision.source for decision in config.decisions)]
             for answer in engines.answers(Folder(root), config):

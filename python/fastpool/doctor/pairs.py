@@ -125,6 +125,10 @@ def _rows(path: Path) -> list[_Row]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(_LARGEST + 1)
+    except OSError as error:
+        if error.filename is not None:  # it could not be opened
+            raise
+        raise ValueError(f"{path}: expected a file that can be read, got {error.strerror or error}") from None
     except ValueError as error:  # a name that no file may have is one, too
         raise ValueError(f"{path}: expected UTF-8, got {error}") from None
     if len(text) > _LARGEST:
