@@ -260,6 +260,7 @@ def test_what_a_folder_says_reaches_stderr_as_text(how, capsys, monkeypatch):
 ARGUMENTS = [
     (HOSTILE,),
     ("inspect", "m", f"--{HOSTILE}"),
+    ("inspect", "m", f"--{HOSTILE.replace(' ', '')}"),  # without a space argparse takes it for an option
     ("inspect", "m", "--engine", HOSTILE),
     ("inspect", HOSTILE),
     ("inspect", "--json", "m", HOSTILE),
@@ -283,6 +284,7 @@ def test_arguments_reach_the_terminal_as_text(arguments, long, capsys, monkeypat
     out, err = capsys.readouterr()
     assert left.value.code == 2
     assert r"\x1b[2J\u202e" in err
+    assert long or r"\nforged" in err  # the end of a line, too
     assert all(c.isprintable() or c == "\n" for c in out + err)
     assert not any(line.startswith("forged") for line in err.splitlines())
     assert len(err) < 4000

@@ -71,7 +71,20 @@ FOLDERS: list[dict[str, Any]] = [
 NAMES = sorted({name for folder in FOLDERS for name in folder})
 KEYS = sorted({key for folder in FOLDERS for file in folder.values() if isinstance(file, dict) for key in file})
 WORDS = (
-    *("mean", "last", "cls", "..", "/", "", "a" * 300, "\0", "\ud800", "1_Pooling", "0_Transformer"),
+    *(
+        "mean",
+        "last",
+        "cls",
+        "..",
+        "/",
+        "",
+        "a" * 300,
+        "\0",
+        "\ud800",
+        "\033[2J\u202e\nfastpool: ",
+        "1_Pooling",
+        "0_Transformer",
+    ),
     *("sentence_embedding", "token_embeddings", "torch.nn.modules.linear.Identity"),
     *(*TYPES.values(), OLD + "Router", "x.Transformer"),
 )

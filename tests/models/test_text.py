@@ -159,6 +159,17 @@ def test_folders_and_files_with_hostile_names(tmp_path, capsys):
     assert all(line.startswith("fastpool inspect: ") and line.isprintable() for line in err.splitlines())
 
 
+def test_a_folder_of_such_a_name_that_can_be_read(tmp_path, capsys):
+    root = write(tmp_path / HOSTILE.replace("\ud800", ""), {"config.json": BERT})
+    with pytest.warns(UserWarning, match="is a guess") as warned:
+        PoolingConfig.from_pretrained(root)
+    assert all(str(warning.message).isprintable() for warning in warned)
+    assert main(["inspect", str(root), "--check"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert r"\nforged" in lines[0]
+    assert all(line.isprintable() for line in lines)
+
+
 def test_more_modules_than_any_model_has(tmp_path):
     """Each is a warning, or a layer."""
     entries = [{"type": OLD + "Transformer"}, {"type": OLD + "Pooling"}, *([{"type": OLD + "Normalize"}] * 99)]
