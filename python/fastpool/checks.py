@@ -25,6 +25,11 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def place(*at: int) -> str:
+    """Of an element, behind its tensor's name."""
+    return "[" + ", ".join(map(str, at)) + "]"
+
+
 def require(ok: bool, error: type[Exception], message: str) -> None:
     if not ok:
         raise error(message)
@@ -121,7 +126,7 @@ def check_mask_values(op: str, mask: Tensor, starts: Tensor, ends: Tensor) -> No
         wrong = wrong[first[(rows[first] >= starts) & (rows[first] < ends)]]
     for at in wrong[:1].tolist():
         raise ValueError(
-            f"{op}: mask must hold 0 and 1 alone, got mask[{', '.join(map(str, at))}] = {mask[tuple(at)].item()}; "
+            f"{op}: mask must hold 0 and 1 alone, got mask{place(*at)} = {mask[tuple(at)].item()}; "
             "where it numbers the texts of a row, fastpool.segments(ids) gives their starts and ends"
         )
 
@@ -153,7 +158,7 @@ def check_weight_values(
     at = (*row, start + int(sizes[row][start : int(ends[b])].argmax()))
     raise ValueError(
         f"{op}: weights beside {name_of(states)} states are float32, so a segment's largest must be 0 or lie between "
-        f"{float32.smallest_normal:g} and {float32.max:g} in size, got weights[{', '.join(map(str, at))}] = "
+        f"{float32.smallest_normal:g} and {float32.max:g} in size, got weights{place(*at)} = "
         f"{weights[at].item()}; scale them, or give float64 states"
     )
 

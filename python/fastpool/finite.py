@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .calls import Call, NormalizeCall, PoolCall, accumulator
-from .checks import name_of
+from .checks import name_of, place
 from .modes import MODES
 
 
@@ -22,10 +22,6 @@ def check_finite(call: Call, result: Tensor) -> None:
     _why_normalized(call, row, columns)
 
 
-def _place(*at: int) -> str:
-    return "[" + ", ".join(map(str, at)) + "]"
-
-
 def _why_pooled(call: PoolCall, segment: int, columns: Tensor) -> NoReturn:
     """Of that segment's result, which is not finite in these columns."""
     start, end = (int(bounds[segment]) for bounds in call.bounds())
@@ -39,12 +35,12 @@ def _why_pooled(call: PoolCall, segment: int, columns: Tensor) -> NoReturn:
     if wrong.any():
         token, column = wrong.nonzero()[0].tolist()
         at = (*sequence, int(rows[token]), int(columns[column]))
-        raise ValueError(f"{what}{call.name('hidden')}{_place(*at)} is {call.hidden[at].item()}")
+        raise ValueError(f"{what}{call.name('hidden')}{place(*at)} is {call.hidden[at].item()}")
     if call.weights is not None:
         wrong = ~call.weights[sequence][rows].isfinite()
         if wrong.any():
             at = (*sequence, int(rows[wrong][0]))
-            raise ValueError(f"{what}weights{_place(*at)} is {call.weights[at].item()}")
+            raise ValueError(f"{what}weights{place(*at)} is {call.weights[at].item()}")
     mode, sums, of = MODES[call.mode], accumulator(call.hidden.dtype), call.out_dtype or call.hidden.dtype
     if mode.copies_tokens:
         raise ValueError(f"{what}its tokens are, so the result overflowed {name_of(of)}")
@@ -55,10 +51,10 @@ def _why_pooled(call: PoolCall, segment: int, columns: Tensor) -> NoReturn:
 
 def _why_normalized(call: NormalizeCall, row: list[int], columns: Tensor) -> NoReturn:
     """Of that row's result, which is not finite in these columns."""
-    what = f"{call.op}: the result of row {_place(*row)} is not finite: "
+    what = f"{call.op}: the result of row {place(*row)} is not finite: "
     values = call.x[tuple(row)][columns]
     wrong = ~values.isfinite()
     if wrong.any():
         column = int(wrong.nonzero()[0])
-        raise ValueError(f"{what}x{_place(*row, int(columns[column]))} is {values[column].item()}")
+        raise ValueError(f"{what}x{place(*row, int(columns[column]))} is {values[column].item()}")
     raise ValueError(f"{what}x is, but its norm and eps, {call.eps:g}, are 0 in {name_of(accumulator(call.x.dtype))}")

@@ -20,7 +20,7 @@ _SYMBOLIC: dict[type, type] = {
 def option(owner: str, name: str, value: Any, kind: type[T]) -> T:
     """The option as ops take it. Raises TypeError, naming it, where it is something else than `kind` or a number that
     is exactly one; ValueError for an int of more than 64 bits, or larger than any float."""
-    if kind is int and isinstance(value, torch.Tensor) and torch.jit.is_tracing():  # type: ignore[attr-defined]
+    if kind is int and isinstance(value, torch.Tensor) and torch.jit.is_tracing():  # type: ignore[attr-defined]  # public, not exported
         return cast(T, value)  # what sizes are while torch.jit.trace records
     plain: Any = value if type(value) is kind else _plain(value)
     # A bool is an int, and nowhere here is one meant for the other.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -73,18 +74,18 @@ def calls() -> list[Callable[[], object]]:
     for mode in MODES:
         pool: Any = getattr(fastpool, mode)
         found += [
-            lambda pool=pool: pool(HIDDEN, MASK),  # type: ignore[misc]  # bound now
-            lambda pool=pool: pool(HIDDEN.bfloat16(), MASK.to(torch.uint8), normalize=True, truncate_dim=5),  # type: ignore[misc]
-            lambda pool=pool: pool(PACKED.half(), cu_seqlens=CU, out_dtype=torch.float64),  # type: ignore[misc]
-            lambda pool=pool: pool(HIDDEN.mT.contiguous().mT, lengths=LENGTHS),  # type: ignore[misc]
-            lambda pool=pool: pool(NESTED),  # type: ignore[misc]
-            lambda pool=pool: pool(HIDDEN, MASK * 3),  # type: ignore[misc]
-            lambda pool=pool: pool(PACKED, cu_seqlens=CU.flip(0)),  # type: ignore[misc]
-            lambda pool=pool: pool(HIDDEN, lengths=LENGTHS + 1),  # type: ignore[misc]
-            lambda pool=pool: pool(HIDDEN, MASK.float()),  # type: ignore[misc]
-            lambda mode=mode: str(fastpool.explain(HIDDEN, MASK, mode=mode)),  # type: ignore[misc]
-            lambda mode=mode: fastpool.explain(HIDDEN, MASK * 3, mode=mode),  # type: ignore[misc]
-            lambda mode=mode: fastpool.nn.Pooling((mode, "max"), 15, normalize=True)(HIDDEN, MASK),  # type: ignore[misc]
+            partial(pool, HIDDEN, MASK),
+            partial(pool, HIDDEN.bfloat16(), MASK.to(torch.uint8), normalize=True, truncate_dim=5),
+            partial(pool, PACKED.half(), cu_seqlens=CU, out_dtype=torch.float64),
+            partial(pool, HIDDEN.mT.contiguous().mT, lengths=LENGTHS),
+            partial(pool, NESTED),
+            partial(pool, HIDDEN, MASK * 3),
+            partial(pool, PACKED, cu_seqlens=CU.flip(0)),
+            partial(pool, HIDDEN, lengths=LENGTHS + 1),
+            partial(pool, HIDDEN, MASK.float()),
+            partial(fastpool.explain, HIDDEN, MASK, mode=mode),
+            partial(fastpool.explain, HIDDEN, MASK * 3, mode=mode),
+            partial(fastpool.nn.Pooling((mode, "max"), 15, normalize=True), HIDDEN, MASK),
         ]
     return found
 

@@ -32,8 +32,8 @@ _why_not_cuda: str | None = "the CUDA library has not been loaded"
 # The library's own functions once it is loaded, so that no signal can interrupt them. They tell what this thread asks
 # for, and give the exception of a `keeping` kernel that became, in this thread, a RuntimeError of this text on its way
 # through C++, or None, and keep none any more.
-override_thread: Callable[[int], None] = lambda requested: None  # noqa: E731
-take_kept: Callable[[str], BaseException | None] = lambda text: None  # noqa: E731
+override_thread: Callable[[int], None] = lambda requested: None  # noqa: E731  # a variable: load() sets it
+take_kept: Callable[[str], BaseException | None] = lambda text: None  # noqa: E731  # likewise
 
 INHERIT, NATIVE, OTHER, AUTOMATIC = -1, 0, 1, 2  # requested backends, as in csrc/native.h
 NEVER = 2**63 - 1  # bytes

@@ -6,7 +6,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_columns, check_dense, check_float, check_index_dtype, check_leading, check_tensor, require
+from ..checks import (
+    check_columns,
+    check_dense,
+    check_float,
+    check_index_dtype,
+    check_leading,
+    check_tensor,
+    place,
+    require,
+)
 from ..constants import NORM_EPS
 from ..known import Known, known, looked_up
 from ..options import check_eps
@@ -90,7 +99,7 @@ class NormalizeCall:
         for at in ((self.truncate_dims < 0) | (self.truncate_dims > self.columns)).nonzero()[:1].tolist():
             raise ValueError(
                 f"{self.op}: truncate_dims must lie between 0 and {self.columns}, got "
-                f"truncate_dims[{', '.join(map(str, at))}] = {self.truncate_dims[tuple(at)].item()}"
+                f"truncate_dims{place(*at)} = {self.truncate_dims[tuple(at)].item()}"
             )
 
 
