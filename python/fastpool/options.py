@@ -10,17 +10,15 @@ from .modes import MODES
 
 T = TypeVar("T", bool, int, float)
 _WORDS: dict[type, str] = {bool: "a bool", int: "an int", float: "a float"}
-_SYMBOLIC: dict[type, type] = {
-    bool: torch.SymBool,
-    int: torch.SymInt,
-    float: torch.SymFloat,
-}  # of a graph that is being traced
+# In a graph that is being traced.
+_SYMBOLIC: dict[type, type] = {bool: torch.SymBool, int: torch.SymInt, float: torch.SymFloat}
+_is_tracing = torch.jit.is_tracing  # type: ignore[attr-defined]  # torch's types do not export it
 
 
 def option(owner: str, name: str, value: Any, kind: type[T]) -> T:
     """The option as ops take it. Raises TypeError, naming it, where it is something else than `kind` or a number that
     is exactly one; ValueError for an int of more than 64 bits, or larger than any float."""
-    if kind is int and isinstance(value, torch.Tensor) and torch.jit.is_tracing():  # type: ignore[attr-defined]  # public, not exported
+    if kind is int and isinstance(value, torch.Tensor) and _is_tracing():
         return cast(T, value)  # what sizes are while torch.jit.trace records
     plain: Any = value if type(value) is kind else _plain(value)
     # A bool is an int, and nowhere here is one meant for the other.
