@@ -48,7 +48,7 @@ class Shape:
     lengths: Sequence[int]
     width: int
     dtype: torch.dtype = torch.bfloat16
-    weighted: bool = False
+    given: str | None = None
     holes: bool = False
 
     @property
@@ -57,7 +57,7 @@ class Shape:
 
     def arguments(self) -> dict[str, Any]:
         made = sequences([*self.lengths], self.width, self.dtype, holes=self.holes)
-        return LAYOUTS[self.layout].make(made, self.weighted)
+        return LAYOUTS[self.layout].make(made, self.given)
 
 
 SHAPES = (
@@ -66,14 +66,14 @@ SHAPES = (
     Shape("split, mask", "mean", "padded_right_mask", [700, 5000, 1, 0, 31], 1024),
     Shape("split, lengths", "max", "padded_lengths", [700, 5000, 1, 0, 31], 768, torch.float16),
     Shape("search", "mean", "packed", [700, 5000, 1, 0, 31, 8192] + [8] * 200, 1024),
-    Shape("search, holes", "weighted_mean", "packed_mask", [700, 2000, 1, 0, 31], 130, torch.float32, True, True),
+    Shape("search, holes", "weighted_mean", "packed_mask", [700, 2000, 1, 0, 31], 130, torch.float32, "weights", True),
     Shape("deep tree", "mean", "packed", [32 * 8 * 8 * 8 + 5, 3], 64),
     Shape("one wide text", "mean", "padded_lengths", [3000], 4096),
     Shape("strips", "mean", "packed", [300, 3], 20000),
     Shape("strips of float64", "sum", "padded_middle_strided", [300, 40], 1100, torch.float64),
     Shape("any order", "mean_sqrt_len", "packed_shuffled", [700, 64, 33, 5], 200, torch.float32),
     Shape("one token", "cls", "packed", [700, 64, 1, 5], 768),
-    Shape("nested", "weighted_mean", "nested", [300, 1, 77], 96, torch.float16, True),
+    Shape("nested", "weighted_mean", "nested", [300, 1, 77], 96, torch.float16, "weights"),
 )
 # Segments that are split, by a search and by counting; and many that are barely.
 REPEATED = (

@@ -135,6 +135,24 @@ Indices indices(const Tensor& t, const char* argument) {
   return indices;
 }
 
+// [H] or [K, H] for every segment, or [B, K, H].
+Queries queries(const Tensor& t, const PoolCall& call, double scale) {
+  const int64_t rank = t.dim();
+  require(rank >= 1 && rank <= 3 && t.size(rank - 1) == call.width, "query");
+  require(rank < 3 || t.size(0) == call.batch, "query");
+  Queries queries;
+  queries.dtype = required_dtype(t.dtype(), "query");
+  require(t.in_memory(size_of(queries.dtype)), "query");
+  static const uint64_t none = 0;
+  queries.data = t.data() == nullptr ? &none : t.data();
+  queries.count = rank == 1 ? 1 : t.size(rank - 2);
+  queries.batch_stride = rank == 3 ? t.stride(0) : 0;
+  queries.stride = rank == 1 ? 0 : t.stride(rank - 2);
+  queries.column_stride = t.stride(rank - 1);
+  queries.scale = scale;
+  return queries;
+}
+
 }  // namespace
 
 std::optional<DType> float_dtype(int32_t dtype) {
@@ -158,11 +176,14 @@ int32_t torch_dtype(DType dtype) {
 template <class Move>
 void PoolArguments::move(Move move) {
   move.tensor(hidden);
+  if (mode->takes_query()) move.tensor(query);
   move.optional(mask);
   move.optional(cu_seqlens);
   if (mode->takes_weights()) move.optional(weights);
+  if (mode->takes_scores()) move.optional(scores);
   move.optional(starts);
   move.optional(ends);
+  if (mode->takes_query()) move.plain(scale);
   move.plain(truncate_dim);
   move.plain(normalize);
   move.plain(out_dtype);
@@ -176,7 +197,8 @@ PoolCall PoolArguments::call() {
   call.normalize = normalize;
   call.dtype = required_dtype(hidden.dtype(), "hidden");
   require(hidden.dim() == 2 || hidden.dim() == 3, "hidden");
-  call.dim = columns(truncate_dim, hidden.size(hidden.dim() - 1));
+  call.width = hidden.size(hidden.dim() - 1);
+  call.dim = columns(truncate_dim, call.width);
   call.out_dtype = out_dtype ? required_dtype(*out_dtype, "out_dtype") : call.dtype;
 
   const Device device = hidden.device();
@@ -186,6 +208,8 @@ PoolCall PoolArguments::call() {
   require_device(mask, "mask");
   require_device(cu_seqlens, "cu_seqlens");
   require_device(weights, "weights");
+  require_device(scores, "scores");
+  require_device(query, "query");
   require_device(starts, "starts");
   require_device(ends, "ends");
 
@@ -198,11 +222,17 @@ PoolCall PoolArguments::call() {
     call.mask.bytes = bytes;
     call.mask.boolean = mask.dtype() == aoti_torch_dtype_bool();
   }
-  if (weights) {
-    const DType dtype = required_dtype(weights.dtype(), "weights");
-    call.weights = per_token(weights, hidden, size_of(dtype), "weights");
-    call.weights.dtype = dtype;
-  }
+  const auto values = [&](const Tensor& t, const char* argument) {
+    if (!t) return PerToken{};
+    const DType dtype = required_dtype(t.dtype(), argument);
+    PerToken values = per_token(t, hidden, size_of(dtype), argument);
+    values.dtype = dtype;
+    return values;
+  };
+  call.weights = values(weights, "weights");
+  call.scores = values(scores, "scores");
+  require(scores || !mode->takes_scores(), "scores");
+  require(query || !mode->takes_query(), "query");
 
   require(!(padded && cu_seqlens) && (padded || cu_seqlens || (starts && ends)), "cu_seqlens");
   require(!(cu_seqlens && (starts || ends)), "cu_seqlens");
@@ -220,6 +250,8 @@ PoolCall PoolArguments::call() {
     require(!ends || ends.size(0) == call.batch, "ends");
   }
 
+  if (query) call.queries = queries(query, call, scale);
+
   require(hidden.in_memory(size_of(call.dtype)), "hidden");
   make_columns_contiguous(hidden);
   call.row_stride = hidden.stride(hidden.dim() - 2);
@@ -228,9 +260,13 @@ PoolCall PoolArguments::call() {
   return call;
 }
 
+std::vector<int64_t> PoolArguments::shape(const PoolCall& call) const {
+  if (!query || query.dim() == 1) return {call.batch, call.dim};
+  return {call.batch, call.queries.count, call.dim};
+}
 Tensor PoolArguments::output(const PoolCall& call) const {
-  const int64_t sizes[] = {call.batch, call.dim};
-  return empty(2, sizes, torch_dtype(call.out_dtype), hidden.device());
+  const std::vector<int64_t> sizes = shape(call);
+  return empty(static_cast<int64_t>(sizes.size()), sizes.data(), torch_dtype(call.out_dtype), hidden.device());
 }
 
 // ---- l2_normalize
@@ -285,11 +321,14 @@ void PoolBackwardArguments::move(Move move) {
   move.plain(of);
   move.tensor(gradient);
   move.tensor(pool.hidden);
+  move.optional(pool.query);
   move.optional(pool.mask);
   move.optional(pool.cu_seqlens);
   move.optional(pool.weights);
+  move.optional(pool.scores);
   move.optional(pool.starts);
   move.optional(pool.ends);
+  move.plain(pool.scale);
   move.optional(result);
 }
 PoolBackwardArguments::PoolBackwardArguments(StableIValue* stack) { move(Take(stack)); }
@@ -302,11 +341,13 @@ PoolBackwardCall PoolBackwardArguments::call() {
   PoolBackwardCall call;
   call.pool = pool.call();
   call.padded = pool.hidden.dim() == 3;
-  require(of == 0 || (of == 1 && pool.mode->takes_weights()), "of");
-  call.of_weights = of == 1;
-  require(!call.of_weights || pool.weights, "weights");
-  call.width = pool.hidden.size(pool.hidden.dim() - 1);
-  const std::vector<int64_t> shape = {call.pool.batch, call.pool.dim};
+  require(of >= 0 && of <= static_cast<int64_t>(Of::scores), "of");
+  call.of = static_cast<Of>(of);
+  require(call.of == Of::hidden || (call.of == Of::weights && pool.weights && pool.mode->takes_weights()) ||
+              (call.of == Of::scores && pool.mode->takes_scores()) ||
+              (call.of == Of::query && pool.mode->takes_query()),
+          "of");
+  const std::vector<int64_t> shape = pool.shape(call.pool);
   const Device device = pool.hidden.device();
   call.gradient = dense(gradient, shape, call.pool.dtype, device, "gradient");
   if (call.needs_result() || result) call.result = dense(result, shape, call.pool.dtype, device, "result");
@@ -314,7 +355,11 @@ PoolBackwardCall PoolBackwardArguments::call() {
 }
 
 Tensor PoolBackwardArguments::output(const PoolBackwardCall& call) const {
-  const Tensor& like = call.of_weights ? pool.weights : pool.hidden;
+  if (call.of == Of::query) {
+    const int64_t sizes[] = {call.pool.batch, call.pool.queries.count, call.pool.width};
+    return empty(3, sizes, gradient.dtype(), gradient.device());
+  }
+  const Tensor& like = call.of == Of::weights ? pool.weights : call.of == Of::scores ? pool.scores : pool.hidden;
   return empty(like.dim(), like.sizes(), like.dtype(), like.device());
 }
 

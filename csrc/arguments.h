@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/stableivalue_conversions.h>
 
 #include <optional>
+#include <vector>
 
 #include "pool.h"
 #include "tensor.h"
@@ -29,7 +30,8 @@ class PutBack;
 // The arguments of a pooling op.
 struct PoolArguments {
   const Mode* mode = nullptr;
-  Tensor hidden, mask, cu_seqlens, weights, starts, ends;
+  Tensor hidden, query, mask, cu_seqlens, weights, scores, starts, ends;
+  double scale = 1;
   std::optional<int64_t> truncate_dim;
   bool normalize = false;
   std::optional<int32_t> out_dtype;
@@ -40,6 +42,7 @@ struct PoolArguments {
   // Checks all but the values of index tensors, masks and weights. Hidden becomes a copy where its columns are not
   // contiguous.
   PoolCall call();
+  std::vector<int64_t> shape(const PoolCall& call) const;  // of the result
   Tensor output(const PoolCall& call) const;
 
  private:
@@ -66,7 +69,7 @@ struct NormalizeArguments {
 
 struct PoolBackwardArguments {
   static constexpr int kHidden = 3;  // where it stands on the stack
-  int64_t mode = 0, of = 0;          // places in kModes; 0 hidden, 1 weights
+  int64_t mode = 0, of = 0;          // a place in kModes; an Of
   Tensor gradient;
   PoolArguments pool;
   Tensor result;

@@ -8,7 +8,7 @@
 namespace fastpool {
 
 enum class Select : uint8_t { all, first, last };                 // which real tokens
-enum class Weight : uint8_t { one, token };                       // what each is multiplied by
+enum class Weight : uint8_t { one, token, score, query };         // what each is multiplied by
 enum class Reduce : uint8_t { sum, max };                         // how they become one vector
 enum class Divisor : uint8_t { one, count, sqrt_count, weight };  // and what that is divided by
 
@@ -21,6 +21,10 @@ struct Mode {
 
   FASTPOOL_HOST_DEVICE constexpr bool one_token() const { return select != Select::all; }
   FASTPOOL_HOST_DEVICE constexpr bool takes_weights() const { return weight == Weight::token; }
+  FASTPOOL_HOST_DEVICE constexpr bool takes_scores() const { return weight == Weight::score; }
+  FASTPOOL_HOST_DEVICE constexpr bool takes_query() const { return weight == Weight::query; }
+  FASTPOOL_HOST_DEVICE constexpr bool weighted() const { return weight != Weight::one; }
+  FASTPOOL_HOST_DEVICE constexpr bool softmax() const { return takes_scores() || takes_query(); }
   // The gradient of a maximum of several tokens goes to one of them.
   FASTPOOL_HOST_DEVICE constexpr bool gradient_finds_maximum() const { return reduce == Reduce::max && !one_token(); }
 };
@@ -33,6 +37,8 @@ constexpr Mode kModes[] = {
     {"cls", Select::first, Weight::one, Reduce::max, Divisor::one},
     {"last", Select::last, Weight::one, Reduce::max, Divisor::one},
     {"weighted_mean", Select::all, Weight::token, Reduce::sum, Divisor::weight},
+    {"softmax_mean", Select::all, Weight::score, Reduce::sum, Divisor::weight},
+    {"attention", Select::all, Weight::query, Reduce::sum, Divisor::weight},
 };
 constexpr int kModeCount = sizeof(kModes) / sizeof(kModes[0]);
 

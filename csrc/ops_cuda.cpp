@@ -93,7 +93,7 @@ void run(const PoolCall& call, bool cu, const OnDevice& device) {
 
 void run(const PoolBackwardCall& call, const OnDevice& device) {
   const PoolCall& pool = call.pool;
-  if (call.out_rows() == 0 || (call.width == 0 && !call.of_weights)) return;
+  if (call.out_rows() == 0 || (call.pool.width == 0 && !call.per_token())) return;
   const cudaStream_t stream = device.stream();
   const BackwardPlan plan = make_plan(call, device.properties());
   check_grid(plan.blocks, plan.strips);

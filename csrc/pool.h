@@ -37,8 +37,18 @@ struct PerToken {
   const void* data = nullptr;
   int bytes = 1;                 // of a mask's element; a token is real where it is not zero
   bool boolean = true;           // of a mask: whether all that is not zero is one
-  DType dtype = DType::float32;  // of a weight
+  DType dtype = DType::float32;  // of a weight or a score
   int64_t batch_stride = 0, stride = 1;
+};
+
+// Vectors that tokens are multiplied by, `count` of them for each segment, all columns of hidden wide; absent when data
+// is null. Where all segments have the same, the batch stride is 0.
+struct Queries {
+  const void* data = nullptr;
+  DType dtype = DType::float32;
+  int64_t count = 1;
+  int64_t batch_stride = 0, stride = 0, column_stride = 1;
+  double scale = 1;  // of the products
 };
 
 // A segment is the rows [begin, end) of one sequence. Padded and packed input differ in the batch stride alone: packed
@@ -48,11 +58,13 @@ struct PoolCall {
   DType dtype = DType::float32, out_dtype = DType::float32;
   bool normalize = false;
   int64_t batch = 0, rows = 0, dim = 0;  // segments; S or T; columns used
+  int64_t width = 0;                     // columns there are, all of which a query is multiplied by
   const void* hidden = nullptr;
   int64_t batch_stride = 0, row_stride = 0;  // elements
   Indices starts, ends;                      // absent: 0 and rows
-  PerToken mask, weights;
-  void* out = nullptr;  // [batch, dim], contiguous
+  PerToken mask, weights, scores;
+  Queries queries;
+  void* out = nullptr;  // [batch, queries.count, dim], contiguous
 };
 
 // l2_normalize: rows of x, any leading shape.
@@ -88,18 +100,27 @@ FASTPOOL_INLINE int64_t dim_at(const NormalizeCall& call, int64_t offset) {
   return dim < 0 ? 0 : dim > call.dim ? call.dim : dim;
 }
 
-// The gradient of a pooling call's hidden, or of its weights. `pool.hidden` is read for a maximum and for weights
-// alone, and pool.out never. A token of several segments adds up their shares in the order of segments.
+// Of which argument a gradient is, in the order of GRADIENTS_OF (python/fastpool/arguments.py).
+enum class Of : uint8_t { hidden, query, weights, scores };
+
+// The gradient of a pooling call's argument. `pool.hidden` is read where needs_result() alone, and pool.out never. A
+// token of several segments adds up their shares in the order of segments, and of each one's queries.
 struct PoolBackwardCall {
   PoolCall pool;
-  bool padded = true, of_weights = false;
-  int64_t width = 0;               // columns of hidden; those from pool.dim on get zeros
-  const void* gradient = nullptr;  // [batch, dim], contiguous, of the accumulator: the divisor still to come
-  const void* result = nullptr;    // likewise, unrounded; for a maximum and for weights
-  void* out = nullptr;             // like hidden, or like weights, contiguous
+  bool padded = true;
+  Of of = Of::hidden;
+  const void* gradient = nullptr;  // like the result, contiguous, of the accumulator: the divisor still to come
+  const void* result = nullptr;    // likewise, unrounded; where needs_result()
+  // Like hidden, whose columns from pool.dim on get nothing of `gradient`; like weights or scores; or [batch,
+  // queries.count, width] of the accumulator. Contiguous.
+  void* out = nullptr;
+  FASTPOOL_HOST_DEVICE bool per_token() const { return of == Of::weights || of == Of::scores; }
+  FASTPOOL_HOST_DEVICE const PerToken& token_values() const { return of == Of::weights ? pool.weights : pool.scores; }
   // Which of the segment's tokens get a share is looked for in hidden, by the result.
-  FASTPOOL_HOST_DEVICE bool finds_maximum() const { return !of_weights && pool.mode.gradient_finds_maximum(); }
-  FASTPOOL_HOST_DEVICE bool needs_result() const { return of_weights || pool.mode.gradient_finds_maximum(); }
+  FASTPOOL_HOST_DEVICE bool finds_maximum() const { return of == Of::hidden && pool.mode.gradient_finds_maximum(); }
+  FASTPOOL_HOST_DEVICE bool needs_result() const {
+    return of != Of::hidden || pool.mode.gradient_finds_maximum() || pool.mode.takes_query();
+  }
   int64_t out_rows() const { return padded ? pool.batch * pool.rows : pool.rows; }
 };
 

@@ -1,6 +1,7 @@
 // What is known of a segment after some of its tokens: a value per column, and totals. V is a scalar on a GPU and a
 // vector of lanes on a CPU; each lane is one column, so the order of additions is the same.
 #pragma once
+#include "elementary.h"
 #include "pool.h"
 
 namespace fastpool {
@@ -11,9 +12,27 @@ struct Totals {
   double weight = 0;  // sum of weights, in the accumulator's precision
 };
 
+// Of a softmax, whose weights are e^score / 2^exponent: the largest exponent so far. Sums are scaled by powers of two
+// where it grows, so that they have the bits that they would have if the largest were known from the start.
+template <class A>
+struct Softmax {
+  A exponent = -static_cast<A>(__builtin_inff()), weight = 0;
+
+  // `left` stands before `right`; what the columns of either are multiplied by before they are added.
+  FASTPOOL_INLINE Softmax merge(const Softmax& left, const Softmax& right, A& of_left, A& of_right) {
+    Softmax both;
+    both.exponent = left.exponent < right.exponent ? right.exponent : left.exponent;
+    of_left = power_between(left.exponent, both.exponent);
+    of_right = power_between(right.exponent, both.exponent);
+    both.weight = left.weight * of_left + right.weight * of_right;
+    return both;
+  }
+};
+
 template <Weight W, Reduce R>
 struct State {
-  static constexpr bool weighted = W == Weight::token;
+  static constexpr bool weighted = W != Weight::one;
+  static constexpr bool softmax = W == Weight::score || W == Weight::query;
   static constexpr bool starts_from_zero = R == Reduce::sum;
 
   // The neutral value. Sums start from +0, so that no partial sum is ever -0 and adding an empty leaf changes no bit.
@@ -42,6 +61,8 @@ struct State {
 
 using SumState = State<Weight::one, Reduce::sum>;
 using WeightedState = State<Weight::token, Reduce::sum>;
+using SoftmaxState = State<Weight::score, Reduce::sum>;
+using AttentionState = State<Weight::query, Reduce::sum>;
 using MaxState = State<Weight::one, Reduce::max>;
 
 // body(State) of a mode: kernels are compiled once for each kind of state.
@@ -49,6 +70,8 @@ template <class Body>
 inline auto with_state(const Mode& mode, Body body) {
   if (mode.reduce == Reduce::max) return body(MaxState{});
   if (mode.weight == Weight::token) return body(WeightedState{});
+  if (mode.weight == Weight::score) return body(SoftmaxState{});
+  if (mode.weight == Weight::query) return body(AttentionState{});
   return body(SumState{});
 }
 

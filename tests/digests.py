@@ -64,10 +64,10 @@ def add_call(digest: Digest, function: Callable[..., Tensor], arguments: dict[st
     digest.add(result, *gradients(function, arguments, drawn.to(result.dtype), **more))
 
 
-def pooled(mode: str, weighted: bool, dtype: torch.dtype, layout: str, options: dict[str, Any]) -> str:
+def pooled(mode: str, given: str | None, dtype: torch.dtype, layout: str, options: dict[str, Any]) -> str:
     batch = sequences(LENGTHS, WIDTH, dtype, holes=LAYOUTS[layout].holes)
     digest = Digest()
-    add_call(digest, getattr(fastpool, mode), LAYOUTS[layout].make(batch, weighted), **options)
+    add_call(digest, getattr(fastpool, mode), LAYOUTS[layout].make(batch, given), **options)
     return str(digest)
 
 
@@ -91,15 +91,15 @@ def normalized(dtype: torch.dtype) -> str:
 
 def cases(options: Sequence[dict[str, Any]] = OPTIONS) -> Iterator[tuple[str, Callable[[], str]]]:
     """A name, and what computes its digest."""
-    for mode, weighted in variants():
-        name = mode + (" of weights" if weighted else "")
+    for mode, given in variants():
+        name = mode + (f" of {given}" if given else "")
         for dtype in DTYPES:
             for layout in LAYOUTS:
                 for chosen in options:
                     said = ", ".join(f"{key}={value}".replace("torch.", "") for key, value in chosen.items())
                     what = f"{name}, {str(dtype).removeprefix('torch.')}, {layout}" + (f", {said}" if said else "")
-                    yield what, partial(pooled, mode, weighted, dtype, layout, chosen)
-        if not weighted:
+                    yield what, partial(pooled, mode, given, dtype, layout, chosen)
+        if given is None:
             yield f"{mode}, special values", partial(special, mode)
     for dtype in DTYPES:
         yield f"l2_normalize, {str(dtype).removeprefix('torch.')}", partial(normalized, dtype)

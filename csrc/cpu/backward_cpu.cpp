@@ -113,9 +113,9 @@ void find_maxima(const SortedSegments& sorted, int64_t threads, const Parallel& 
 void pool_backward(const PoolBackwardCall& call, const Parallel& parallel) {
   const PoolCall& pool = call.pool;
   const int64_t rows = call.out_rows();
-  const int64_t row_bytes = call.of_weights ? size_of(pool.weights.dtype) : call.width * size_of(pool.dtype);
+  const int64_t row_bytes = call.per_token() ? size_of(call.token_values().dtype) : call.pool.width * size_of(pool.dtype);
   if (rows * row_bytes == 0) return;
-  const int64_t threads = threads_for(rows * call.width * size_of(pool.dtype), parallel);
+  const int64_t threads = threads_for(rows * call.pool.width * size_of(pool.dtype), parallel);
   const SortedSegments sorted(call);
   const bool max = call.finds_maximum();
   const Buffer maxima(max ? pool.batch * sorted.accumulator_row_bytes() : 0);

@@ -39,7 +39,7 @@ static void prologue_of(const PoolBackwardCall& call, Overlap& overlap) {
   totals.count = count_real(pool.mask, b, overlap.tokens.begin, overlap.tokens.end - overlap.tokens.begin);
   if (pool.mode.takes_weights()) totals.weight = total_weight<A>(pool, b, overlap.tokens);
   divide(pool.mode, totals, x, padded_columns(dim));
-  if (call.of_weights) overlap.of_result = dot(x, static_cast<const A*>(call.result) + b * dim, dim);
+  if (call.per_token()) overlap.of_result = dot(x, static_cast<const A*>(call.result) + b * dim, dim);
 }
 
 // A row of accumulators, by the vector.
@@ -100,12 +100,12 @@ FASTPOOL_INLINE void copy_row(const char* row, int64_t bytes, char* out) {
 template <class T, class A, bool weighted>
 static void write_rows(const PoolBackwardCall& call, Overlap* overlaps, int64_t n, int64_t begin, int64_t end, T* row) {
   const PoolCall& pool = call.pool;
-  const int64_t row_bytes = call.width * sizeof(T);
+  const int64_t row_bytes = call.pool.width * sizeof(T);
   if constexpr (!weighted)
-    write_row<A>(n, pool.dim, call.width, row,
+    write_row<A>(n, pool.dim, call.pool.width, row,
                  [&](int64_t k) __attribute__((always_inline)) { return gradient_of<A>(overlaps[k]); });
-  T* out = static_cast<T*>(call.out) + begin * call.width;
-  for (int64_t i = begin - overlaps[0].origin; i < end - overlaps[0].origin; ++i, out += call.width) {
+  T* out = static_cast<T*>(call.out) + begin * call.pool.width;
+  for (int64_t i = begin - overlaps[0].origin; i < end - overlaps[0].origin; ++i, out += call.pool.width) {
     if (!is_real(pool.mask, overlaps[0].segment, i)) {
       std::memset(static_cast<void*>(out), 0, row_bytes);
     } else if constexpr (!weighted) {
@@ -113,7 +113,7 @@ static void write_rows(const PoolBackwardCall& call, Overlap* overlaps, int64_t 
     } else {
       for (int64_t k = 0; k < n; ++k)
         overlaps[k].weight = weight_of<A>(pool, overlaps[k].segment, overlaps[k].tokens.begin, i);
-      write_row<A>(n, pool.dim, call.width, out, [&](int64_t k) __attribute__((always_inline)) {
+      write_row<A>(n, pool.dim, call.pool.width, out, [&](int64_t k) __attribute__((always_inline)) {
         return [x = gradient_of<A>(overlaps[k]), weight = static_cast<A>(overlaps[k].weight)](int64_t c)
                    __attribute__((always_inline)) { return x(c) * weight; };
       });
@@ -127,7 +127,7 @@ template <class T, class A>
 static void scatter_columns(const PoolBackwardCall& call, const Overlap* overlaps, int64_t n, int64_t begin,
                             int64_t end, T* row) {
   using V = typename Vec<A>::type;
-  const int64_t dim = call.pool.dim, width = call.width;
+  const int64_t dim = call.pool.dim, width = call.pool.width;
   T* const out = static_cast<T*>(call.out);
   std::memset(static_cast<void*>(out + begin * width), 0, (end - begin) * width * sizeof(T));
   const auto first_row = [&](int64_t k) { return overlaps[k].origin + overlaps[k].tokens.begin; };
@@ -259,8 +259,8 @@ static void scatter_gradient(const PoolBackwardCall& call, Overlap* overlaps, in
   with_dtype(call.pool.dtype, [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
-    if (call.of_weights) {
-      with_dtype(call.pool.weights.dtype,
+    if (call.per_token()) {
+      with_dtype(call.token_values().dtype,
                  [&](auto w, auto) { write_weights<T, A, decltype(w)>(call, overlaps, n, begin, end); });
       return;
     }

@@ -4,6 +4,7 @@
 #pragma once
 #include <cstring>
 
+#include "../elementary.h"
 #include "../segment.h"
 #include "../storage.h"
 #if defined(__F16C__)
@@ -39,6 +40,21 @@ struct Vec<double> {
   typedef word bits __attribute__((vector_size(kBytes)));
   typedef float narrow __attribute__((vector_size(kBytes / 2)));
 };
+}  // namespace fastpool::FASTPOOL_ISA
+namespace fastpool {
+template <>
+struct Lanes<FASTPOOL_ISA::Vec<float>::type> {
+  using element = float;
+  using bits = FASTPOOL_ISA::Vec<float>::bits;
+};
+template <>
+struct Lanes<FASTPOOL_ISA::Vec<double>::type> {
+  using element = double;
+  using bits = FASTPOOL_ISA::Vec<double>::bits;
+};
+}  // namespace fastpool
+namespace fastpool::FASTPOOL_ISA {
+
 using VF = Vec<float>::type;
 using UF = Vec<float>::bits;
 using NF = Vec<float>::narrow;

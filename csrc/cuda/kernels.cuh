@@ -134,7 +134,7 @@ cudaError_t pool_backward(const PoolBackwardCall& call, const BackwardPlan& plan
     return launch(kernel, grid, plan.threads, shared, stream, call, plan, prologue);
   };
   constexpr int V = 16 / sizeof(T);
-  if (call.of_weights) return scatter(scatter_weight_gradient_kernel<T>);
+  if (call.per_token()) return scatter(scatter_weight_gradient_kernel<T>);
   if (call.finds_maximum()) {
     const cudaError_t error = scatter(plan.vector == 1 ? find_maxima_kernel<T, 1> : find_maxima_kernel<T, V>);
     if (error != cudaSuccess) return error;

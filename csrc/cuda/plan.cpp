@@ -128,14 +128,14 @@ BackwardPlan make_plan(const PoolBackwardCall& call, const DeviceProperties& dev
   const bool max = call.finds_maximum(), weighted = pool.mode.takes_weights();
   const int64_t size = size_of(pool.dtype), a = accumulator_size(pool.dtype);
   BackwardPlan plan;
-  const bool whole = (address(call.out) | call.width * size | pool.dim * size) % 16 == 0 &&
+  const bool whole = (address(call.out) | call.pool.width * size | pool.dim * size) % 16 == 0 &&
                      (!max || (aligned(pool, 16, 0) && address(call.result) % 16 == 0));
   plan.vector = whole ? static_cast<int>(16 / size) : 1;
   plan.quads = aligned(pool, std::min<int64_t>(kQuad * size, 16), 0);
-  if (call.of_weights) {  // a warp takes a row
+  if (call.per_token()) {  // a warp takes a row
     plan.threads = tuning.threads;
   } else {
-    const int64_t vectors = ceil_div(call.width, plan.vector);
+    const int64_t vectors = ceil_div(call.pool.width, plan.vector);
     plan.columns = static_cast<int>(ceil_div(vectors, ceil_div(vectors, tuning.threads)));
     plan.strips = static_cast<int>(ceil_div(vectors, plan.columns));
     plan.groups = std::min(tuning.threads / plan.columns, kTile);
@@ -163,7 +163,7 @@ BackwardPlan make_plan(const PoolBackwardCall& call, const DeviceProperties& dev
   plan.maxima = take(max ? pool.batch * pool.dim * 8 : 0);
   plan.gradient = take(pool.batch * pool.dim * a);
   plan.segments = take(pool.batch * static_cast<int64_t>(sizeof(Segment)));
-  plan.products = take(call.of_weights ? pool.batch * a : 0);
+  plan.products = take(call.per_token() ? pool.batch * a : 0);
   return plan;
 }
 

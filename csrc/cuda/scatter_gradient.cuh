@@ -154,10 +154,10 @@ __global__ void __launch_bounds__(kThreads, 4)
   const PoolCall& pool = call.pool;
   const int thread = static_cast<int>(threadIdx.x), group = thread / plan.columns;
   const int64_t c = (int64_t{blockIdx.y} * plan.columns + thread - group * plan.columns) * V;
-  if (group >= plan.groups || c >= call.width) return;
+  if (group >= plan.groups || c >= call.pool.width) return;
   const bool max = call.finds_maximum();
   const bool by_position = pool.mode.takes_weights() && pool.weights.data == nullptr;
-  T* const out = static_cast<T*>(call.out) + (tile.b * pool.rows + tile.begin) * call.width + c;
+  T* const out = static_cast<T*>(call.out) + (tile.b * pool.rows + tile.begin) * call.pool.width + c;
 
   int loaded = -1;  // the segment whose gradient this thread has; most tiles have but one
   A gradient[V];
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, 4)
         }
       }
     }
-    store(out + r * call.width, sum);
+    store(out + r * call.pool.width, sum);
   }
 }
 
@@ -228,7 +228,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
       }
     }
     const A one[kQuad] = {sum};
-    if (lane() == 0) store_quad(call.out, pool.weights.dtype, tile.b * pool.rows + tile.begin + r, 0, 1, false, one);
+    if (lane() == 0)
+      store_quad(call.out, call.token_values().dtype, tile.b * pool.rows + tile.begin + r, 0, 1, false, one);
   }
 }
 

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kPrologueThreads)
   A* const divided = static_cast<A*>(prologue.gradient) + b * pool.dim;
 #pragma unroll 1
   for (int64_t c = thread; c < pool.dim; c += threads) divided[c] = quotient(gradient[c], divisor);
-  if (!call.of_weights) return;
+  if (!call.per_token()) return;
 
   const A* const result = static_cast<const A*>(call.result) + b * pool.dim;
   const auto product = [&](int64_t c, A(&x)[kQuad]) {

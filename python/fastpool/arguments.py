@@ -22,25 +22,38 @@ _EPILOGUE = (
 )
 
 
+def _in_order(own: Iterable[Argument]) -> Arguments:
+    """Arguments of pooling, its own among them: those that must be given come first, then what every batch may have."""
+    own = tuple(own)
+    required = (argument for argument in own if argument.default is None)
+    by_place = (argument for argument in own if argument.default is not None and not argument.keyword)
+    by_name = (argument for argument in own if argument.keyword)
+    return (_HIDDEN, *required, *_PER_BATCH, *by_place, *_BOUNDS, *by_name)
+
+
 def of_pooling(mode: Mode) -> Arguments:
     """The arguments of a mode's op, in its order."""
-    return (_HIDDEN, *_PER_BATCH, *mode.arguments, *_BOUNDS, *_EPILOGUE)
+    return (*_in_order(mode.arguments), *_EPILOGUE)
 
 
-def _required(arguments: Iterable[Argument]) -> Arguments:
-    """These arguments without defaults and given by place, as ops take them that only autograd calls."""
-    return tuple(Argument(one.name, one.type) for one in arguments)
+def _by_place(arguments: Iterable[Argument]) -> Arguments:
+    """These arguments without defaults and given by place, as ops take them that only autograd calls; a tensor that
+    one mode must be given is none of another's."""
+    optional = {"Tensor": "Tensor?"}
+    return tuple(
+        Argument(one.name, one.type if one is _HIDDEN else optional.get(one.type, one.type)) for one in arguments
+    )
 
 
-_OWN = tuple(dict.fromkeys(argument for mode in MODES.values() for argument in mode.arguments))
-POOL_TENSORS: Arguments = (_HIDDEN, *_PER_BATCH, *_OWN, *_BOUNDS)  # of all modes
+OF_EVERY_MODE = _in_order(dict.fromkeys(argument for mode in MODES.values() for argument in mode.arguments))
+POOL_TENSORS: Arguments = tuple(argument for argument in OF_EVERY_MODE if argument.type.startswith("Tensor"))
 # Places in MODES and in GRADIENTS_OF, not names: torch's stable ABI leaks strings that C++ hands on to Python.
 GRADIENTS_OF = tuple(argument.name for argument in POOL_TENSORS if argument.differentiable)
 POOL_BACKWARD: Arguments = (
     Argument("mode", "int"),
     Argument("of", "int"),
     Argument("gradient", "Tensor"),
-    *_required(POOL_TENSORS),
+    *_by_place(OF_EVERY_MODE),
     Argument("result", "Tensor?"),
 )
 NORMALIZE: Arguments = (

@@ -22,6 +22,7 @@ from .checks import check_memory
 from .constants import NORM_EPS
 from .modes import MODES
 from .ops import library
+from .reference.finish import round_once
 
 below_autograd = torch._C._AutoDispatchBelowAutograd  # while it lives, calls in this thread skip this file
 # Every call comes past these: looking them up costs as much as they do.
@@ -103,12 +104,22 @@ class NoDoubleBackward(_Function):
 _TENSORS = tuple(argument.name for argument in POOL_TENSORS)
 
 
-def _pool(mode: str, truncate_dim: int | None, out_dtype: torch.dtype | None, *tensors: Tensor | None) -> Tensor:
+def _pool(
+    mode: str, scale: float, truncate_dim: int | None, out_dtype: torch.dtype | None, *tensors: Tensor | None
+) -> Tensor:
     """The op of a mode, without normalisation; `tensors` are those of every mode, in their order."""
-    values = {**dict(zip(_TENSORS, tensors, strict=True)), "truncate_dim": truncate_dim, "out_dtype": out_dtype}
+    values: dict[str, Any] = dict(zip(_TENSORS, tensors, strict=True))
+    values |= {"scale": scale, "truncate_dim": truncate_dim, "out_dtype": out_dtype}
     by_place, by_name = given(mode, {**values, "normalize": False})
     result: Tensor = getattr(torch.ops.fastpool, mode).default(*by_place, **by_name)
     return result
+
+
+def _shared(gradient: Tensor, query: Tensor) -> Tensor:
+    """The gradient of a query from that of each segment's, [B, K, H]: the segments add up as tokens do."""
+    if query.dim() < 3:
+        gradient = torch.ops.fastpool.sum.default(gradient.flatten(1)[None])
+    return round_once(gradient.reshape(query.shape), query.dtype)
 
 
 class _Pool(_Function):
@@ -120,7 +131,7 @@ class _Pool(_Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.mode, ctx.truncate_dim, _, hidden, *rest = inputs
+        ctx.mode, ctx.scale, ctx.truncate_dim, _, hidden, *rest = inputs
         ctx.requested = dispatch.thread_requested()
         mode, needed = MODES[ctx.mode], ctx.needs_input_grad[-len(_TENSORS) :]
         ctx.of = [name for name, needs in zip(_TENSORS, needed, strict=True) if needs]
@@ -139,13 +150,16 @@ class _Pool(_Function):
         def backward() -> dict[str, Tensor]:
             exact = result
             if ctx.reads_hidden:
-                exact = _pool(ctx.mode, ctx.truncate_dim, dtype, *tensors) if result is None else result
+                exact = _pool(ctx.mode, ctx.scale, ctx.truncate_dim, dtype, *tensors) if result is None else result
                 exact = _widened(name, "result", exact, dtype)
             op = torch.ops.fastpool._pool_backward.default
-            return {of: op(*codes(ctx.mode, of), gradient, *tensors, exact) for of in ctx.of}
+            found = {of: op(*codes(ctx.mode, of), gradient, *tensors, ctx.scale, exact) for of in ctx.of}
+            if "query" in found:
+                found["query"] = _shared(found["query"], tensors[_TENSORS.index("query")])
+            return found
 
         gradients = dispatch.requesting(ctx.requested, backward)  # autograd may run this in a thread of its own
-        return None, None, None, *(gradients.get(name) for name in _TENSORS)
+        return None, None, None, None, *(gradients.get(name) for name in _TENSORS)
 
 
 class _Normalize(_Function):
@@ -203,7 +217,8 @@ def _pool_kernel(mode: str) -> Callable[..., Tensor]:
         tensors = named(mode, args, more)
         hidden = tensors["hidden"]
         unrounded = accumulator(hidden.dtype) if normalize else out_dtype
-        pooled = _record(_Pool, mode, truncate_dim, unrounded, *(tensors.get(name) for name in _TENSORS))
+        scale = tensors.get("scale", 1.0)
+        pooled = _record(_Pool, mode, scale, truncate_dim, unrounded, *(tensors.get(name) for name in _TENSORS))
         if not normalize:
             return pooled
         normalized: Tensor = torch.ops.fastpool.l2_normalize.default(pooled, out_dtype=out_dtype or hidden.dtype)

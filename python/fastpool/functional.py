@@ -18,9 +18,10 @@ from .constants import NORM_EPS
 from .modes import MODES, Mode
 from .ops import call_of
 from .options import option
-from .signatures import Pooling, WeightedPooling
+from .signatures import AttentionPooling, Pooling, ScoredPooling, WeightedPooling
 
-__all__ = ["cls", "explain", "l2_normalize", "last", "max", "mean", "mean_sqrt_len", "sum", "weighted_mean"]
+__all__ = ["attention", "cls", "explain", "l2_normalize", "last", "max", "mean", "mean_sqrt_len", "softmax_mean"]
+__all__ += ["sum", "weighted_mean"]
 
 _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector per segment.
 
@@ -32,19 +33,19 @@ _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector p
 
     Args:
         hidden: token states; float16, bfloat16, float32 or float64; any strides. Where the last dimension is not
-            contiguous, hidden is copied first, the one copy there is.
+            contiguous, hidden is copied first, the one copy there is.{query}
         mask: bool, or integers of 0 and 1; set where a token is real; holes and either padding side allowed. One that
             numbers the texts of a row is for fastpool.segments, which gives their starts and ends.
         cu_seqlens: int32 or int64; segment b is the rows [cu_seqlens[b], cu_seqlens[b + 1]).{weights}
         lengths: the same as ends, for padded input.
         starts: int32 or int64; the first row of each segment.
-        ends: int32 or int64; one behind its last row.
+        ends: int32 or int64; one behind its last row.{scale}
         truncate_dim: use the first `truncate_dim` columns only (Matryoshka); truncation comes before normalisation.
         normalize: divide each vector by max(its L2 norm, 1e-12).
         out_dtype: of the result; hidden's dtype if not given.
 
     Returns:
-        [B, truncate_dim or H]. Sums, divisions and norms are float32 (float64 for float64 input), in one canonical
+        {shape}. Sums, divisions and norms are float32 (float64 for float64 input), in one canonical
         order (fastpool.reference), so a sequence's result has the same bits in every batch and layout; it is rounded
         once. A segment without real tokens gives zeros. Gradients flow to hidden{weights_too}; what is no real token
         gets 0.
@@ -58,10 +59,23 @@ _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector p
         RuntimeError: the backend asked for cannot serve the call.
         torch.OutOfMemoryError: the result does not fit in memory.
     """
-_WEIGHTS_DOC = """
+_PER_TOKEN_DOCS = {
+    "weights": """
         weights: float16, bfloat16, float32 or float64, shaped like the mask; used where tokens are real. They are
             float32 unless hidden is float64, so of float64 weights the largest of each text must be 0 or within
-            float32's normal numbers, 1.2e-38 to 3.4e38 in size; smaller ones beside it may become 0."""
+            float32's normal numbers, 1.2e-38 to 3.4e38 in size; smaller ones beside it may become 0.""",
+    "scores": """
+        scores: float16, bfloat16, float32 or float64, shaped like the mask, and read where tokens are real; must be
+            given. They are float32 unless hidden is float64. A token with -inf weighs nothing, and where all have it
+            the result is 0; inf and NaN make it NaN.""",
+}
+_QUERY_DOC = """
+        query: float16, bfloat16, float32 or float64; [H] or [K, H] for all segments, or [B, K, H]. Its products are of
+            all columns, also where truncate_dim cuts the result. A bias would change nothing: it cancels."""
+_SCALE_DOC = """
+        scale: what the products are multiplied by."""
+_SHAPE_DOC = """[B, truncate_dim or H] with one query [H], else [B, K, truncate_dim or H]; each of K queries has
+        the bits that it has alone"""
 
 
 # What the op's arguments are in a call with a nested hidden, whose own parts they are.
@@ -166,7 +180,39 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
     op: Callable[..., Tensor] = getattr(torch.ops.fastpool, mode.name).default
     name = f"fastpool.{mode.name}"
 
-    # Two bodies, not one with *args: this is the hot path of small batches, and signatures are documentation.
+    def call(
+        hidden: Tensor,
+        before: tuple[Any, ...],
+        mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        behind: tuple[Any, ...],
+        own: dict[str, Any],
+        lengths: Tensor | None,
+        starts: Tensor | None,
+        ends: Tensor | None,
+        truncate_dim: int | None,
+        normalize: bool,
+        out_dtype: torch.dtype | None,
+        unknown: dict[str, Any],
+    ) -> Tensor:
+        """With what the mode takes besides: `before` and `behind` what every batch may have, and by name."""
+        if unknown:
+            refuse(name, unknown)
+        names = _OWN
+        if lengths is not None or getattr(hidden, "is_nested", False):
+            hidden, cu_seqlens, starts, ends, names = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
+        more = own | _given(name, starts, ends, truncate_dim, normalize, out_dtype)
+        args = (hidden, *before, mask, cu_seqlens, *behind)
+        try:
+            if skips_autograd(hidden, *before, *behind):
+                with below_autograd():
+                    return op(*args, **more)
+            return op(*args, **more)
+        except _WRONG as error:
+            _raise_in_callers_words(mode.name, error, names, *args, **more)
+
+    # A body for each signature, which is documentation; and that without arguments of its own does not go through
+    # `call`, for it is the hot path of small batches.
     if mode.takes_weights:
 
         def pool(
@@ -183,23 +229,52 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
             out_dtype: torch.dtype | None = None,
             **unknown: NoReturn,
         ) -> Tensor:
-            if unknown:
-                refuse(name, unknown)
-            names = _OWN
-            if lengths is not None or getattr(hidden, "is_nested", False):
-                hidden, cu_seqlens, starts, ends, names = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
-            more = _given(name, starts, ends, truncate_dim, normalize, out_dtype)
-            try:
-                if skips_autograd(hidden, weights):
-                    with below_autograd():
-                        return op(hidden, mask, cu_seqlens, weights, **more)
-                return op(hidden, mask, cu_seqlens, weights, **more)
-            except _WRONG as error:
-                _raise_in_callers_words(mode.name, error, names, hidden, mask, cu_seqlens, weights, **more)
+            more = (lengths, starts, ends, truncate_dim, normalize, out_dtype, unknown)
+            return call(hidden, (), mask, cu_seqlens, (weights,), {}, *more)
+
+    elif mode.takes_scores:
+
+        def pool(  # type: ignore[misc]  # another signature
+            hidden: Tensor,
+            mask: Tensor | None = None,
+            cu_seqlens: Tensor | None = None,
+            scores: Tensor | None = None,
+            *,
+            lengths: Tensor | None = None,
+            starts: Tensor | None = None,
+            ends: Tensor | None = None,
+            truncate_dim: int | None = None,
+            normalize: bool = False,
+            out_dtype: torch.dtype | None = None,
+            **unknown: NoReturn,
+        ) -> Tensor:
+            more = (lengths, starts, ends, truncate_dim, normalize, out_dtype, unknown)
+            return call(hidden, (), mask, cu_seqlens, (scores,), {}, *more)
+
+    elif mode.takes_query:
+
+        def pool(  # type: ignore[misc]  # another signature
+            hidden: Tensor,
+            query: Tensor,
+            mask: Tensor | None = None,
+            cu_seqlens: Tensor | None = None,
+            *,
+            lengths: Tensor | None = None,
+            starts: Tensor | None = None,
+            ends: Tensor | None = None,
+            scale: float = 1.0,
+            truncate_dim: int | None = None,
+            normalize: bool = False,
+            out_dtype: torch.dtype | None = None,
+            **unknown: NoReturn,
+        ) -> Tensor:
+            own = {"scale": option(name, "scale", scale, float)}
+            more = (lengths, starts, ends, truncate_dim, normalize, out_dtype, unknown)
+            return call(hidden, (query,), mask, cu_seqlens, (), own, *more)
 
     else:
 
-        def pool(  # type: ignore[misc]  # the other signature
+        def pool(  # type: ignore[misc]  # another signature
             hidden: Tensor,
             mask: Tensor | None = None,
             cu_seqlens: Tensor | None = None,
@@ -228,10 +303,14 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
 
     pool.__name__ = pool.__qualname__ = mode.name
     formula = mode.formula[0].upper() + mode.formula[1:] if mode.formula.startswith("the ") else mode.formula
+    own = [argument.name for argument in mode.arguments]
     pool.__doc__ = _DOC.format(
         formula=formula,
-        weights=_WEIGHTS_DOC if mode.takes_weights else "",
-        weights_too=" and weights" if mode.takes_weights else "",
+        query=_QUERY_DOC if mode.takes_query else "",
+        weights="".join(_PER_TOKEN_DOCS.get(one, "") for one in own),
+        scale=_SCALE_DOC if mode.takes_query else "",
+        shape=_SHAPE_DOC if mode.takes_query else "[B, truncate_dim or H]",
+        weights_too="".join(f" and {one.name}" for one in mode.arguments if one.differentiable),
     )
     return pool
 
@@ -243,6 +322,8 @@ max: Pooling = _pooling_function(MODES["max"])
 cls: Pooling = _pooling_function(MODES["cls"])
 last: Pooling = _pooling_function(MODES["last"])
 weighted_mean: WeightedPooling = _pooling_function(MODES["weighted_mean"])
+softmax_mean: ScoredPooling = _pooling_function(MODES["softmax_mean"])
+attention: AttentionPooling = _pooling_function(MODES["attention"])
 
 
 def l2_normalize(
@@ -309,9 +390,12 @@ def explain(
     weights: Tensor | None = None,
     *,
     mode: str = "mean",
+    scores: Tensor | None = None,
+    query: Tensor | None = None,
     lengths: Tensor | None = None,
     starts: Tensor | None = None,
     ends: Tensor | None = None,
+    scale: float = 1.0,
     truncate_dim: int | None = None,
     normalize: bool = False,
     out_dtype: torch.dtype | None = None,
@@ -330,10 +414,13 @@ def explain(
         raise TypeError(f"fastpool.explain: mode must be a mode's name, got {type(mode).__name__}")
     if mode not in MODES:
         raise ValueError(f"fastpool.explain: mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if weights is not None and not MODES[mode].takes_weights:
-        raise ValueError(f"fastpool.explain: {mode} takes no weights")
+    own: dict[str, Any] = {"weights": weights, "scores": scores, "query": query}
+    for argument, value in own.items():
+        if value is not None and not MODES[mode].takes(argument):
+            raise ValueError(f"fastpool.explain: {mode} takes no {argument}")
     name, names = f"fastpool.{mode}", _OWN
     if lengths is not None or getattr(hidden, "is_nested", False):
         hidden, cu_seqlens, starts, ends, names = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
-    more = _given(name, starts, ends, truncate_dim, normalize, out_dtype)
-    return dispatch.explain_call(PoolCall(mode, hidden, mask, cu_seqlens, weights, **more, names=names))
+    more = own | _given(name, starts, ends, truncate_dim, normalize, out_dtype)
+    more["scale"] = option(name, "scale", scale, float)
+    return dispatch.explain_call(PoolCall(mode, hidden, mask, cu_seqlens, **more, names=names))

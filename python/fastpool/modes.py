@@ -19,10 +19,18 @@ class Select(IntEnum):
 
 
 class Weight(IntEnum):
-    """What each of them is multiplied by: nothing, or the weight that `weights` hold for it, else its position."""
+    """What each of them is multiplied by: nothing; the weight that `weights` hold for it, else its position; e to the
+    power of its score, which `scores` hold, or which is its product with a query."""
 
     ONE = 0
     TOKEN = 1
+    SCORE = 2
+    QUERY = 3
+
+    @property
+    def softmax(self) -> bool:
+        """Whether it is e to the power of a score."""
+        return self in (Weight.SCORE, Weight.QUERY)
 
 
 class Reduce(IntEnum):
@@ -53,6 +61,15 @@ class Argument:
 
 
 WEIGHTS = Argument("weights", "Tensor?", "None", differentiable=True)
+SCORES = Argument("scores", "Tensor?", "None", differentiable=True)  # whose absence is a ValueError
+QUERY = Argument("query", "Tensor", differentiable=True)
+SCALE = Argument("scale", "float", "1.0", keyword=True)
+_OF_WEIGHT: dict[Weight, tuple[Argument, ...]] = {
+    Weight.ONE: (),
+    Weight.TOKEN: (WEIGHTS,),
+    Weight.SCORE: (SCORES,),
+    Weight.QUERY: (QUERY, SCALE),
+}
 
 
 @dataclass(frozen=True)
@@ -63,21 +80,50 @@ class Mode:
     weight: Weight = Weight.ONE
     reduce: Reduce = Reduce.SUM
     divisor: Divisor = Divisor.ONE
-    arguments: tuple[Argument, ...] = ()  # what its op takes besides those of every pooling op
 
     def __post_init__(self) -> None:
-        # Kernels that add select nothing, and none takes the maximum of weighted tokens.
+        # Kernels that add select nothing, and none takes the maximum of weighted tokens. Of a softmax a sum is known
+        # but for a power of two, which the sum of weights has too.
         assert self.reduce is Reduce.MAX or not self.one_token
         assert self.reduce is Reduce.SUM or self.weight is Weight.ONE
-        assert (self.weight is Weight.TOKEN) == (WEIGHTS in self.arguments)
+        assert not self.weight.softmax or self.divisor is Divisor.WEIGHT
 
     @property
     def one_token(self) -> bool:
         return self.select is not Select.ALL
 
     @property
+    def arguments(self) -> tuple[Argument, ...]:
+        """What its op takes besides those of every pooling op."""
+        return _OF_WEIGHT[self.weight]
+
+    def takes(self, argument: str) -> bool:
+        return any(argument == one.name for one in self.arguments)
+
+    @property
     def takes_weights(self) -> bool:
-        return WEIGHTS in self.arguments
+        return self.weight is Weight.TOKEN
+
+    @property
+    def takes_scores(self) -> bool:
+        return self.weight is Weight.SCORE
+
+    @property
+    def takes_query(self) -> bool:
+        return self.weight is Weight.QUERY
+
+    @property
+    def weighted(self) -> bool:
+        return self.weight is not Weight.ONE
+
+    @property
+    def softmax(self) -> bool:
+        return self.weight.softmax
+
+    @property
+    def gradient_finds_maximum(self) -> bool:
+        """Whether the gradient of hidden goes to one token of several, the first that is the maximum."""
+        return self.reduce is Reduce.MAX and not self.one_token
 
     @property
     def only_adds(self) -> bool:
@@ -90,9 +136,10 @@ class Mode:
         return self.reduce is Reduce.MAX
 
     def gradient_reads_hidden(self, of: str) -> bool:
-        """Whether the gradient of `of` depends on token states and on the result: that of weights does, and that of a
-        maximum of several tokens, which goes to one of them."""
-        return of != "hidden" or (self.reduce is Reduce.MAX and not self.one_token)
+        """Whether the gradient of `of` depends on token states and on the result: that of weights, scores and a query
+        does, that of hidden where its products with a query weigh it, and that of a maximum of several tokens, which
+        goes to one of them."""
+        return of != "hidden" or self.takes_query or self.gradient_finds_maximum
 
 
 _TABLE = (
@@ -108,7 +155,18 @@ _TABLE = (
         "(holes keep counting); where sum(w) = 0 the result is 0",
         weight=Weight.TOKEN,
         divisor=Divisor.WEIGHT,
-        arguments=(WEIGHTS,),
+    ),
+    Mode(
+        "softmax_mean",
+        "sum(e^s * x) / sum(e^s), s the scores",
+        weight=Weight.SCORE,
+        divisor=Divisor.WEIGHT,
+    ),
+    Mode(
+        "attention",
+        "sum(e^s * x) / sum(e^s), s = scale * (x . query)",
+        weight=Weight.QUERY,
+        divisor=Divisor.WEIGHT,
     ),
 )
 

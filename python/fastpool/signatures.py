@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Pooling(Protocol):
-    """A pooling function whose mode takes no weights."""
+    """A pooling function whose mode takes no arguments of its own."""
 
     def __call__(
         self,
@@ -37,6 +37,45 @@ class WeightedPooling(Protocol):
         lengths: Tensor | None = None,
         starts: Tensor | None = None,
         ends: Tensor | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool = False,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor: ...
+
+
+class ScoredPooling(Protocol):
+    """A pooling function whose mode takes scores."""
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        scores: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        starts: Tensor | None = None,
+        ends: Tensor | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool = False,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor: ...
+
+
+class AttentionPooling(Protocol):
+    """A pooling function whose mode takes a query."""
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        query: Tensor,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        starts: Tensor | None = None,
+        ends: Tensor | None = None,
+        scale: float = 1.0,
         truncate_dim: int | None = None,
         normalize: bool = False,
         out_dtype: torch.dtype | None = None,

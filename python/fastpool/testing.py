@@ -1,7 +1,8 @@
 """Inputs and answers that tests share: ragged batches in every layout, and the plainest float64 formula of each mode.
 
 A `Sequence` is one text: its token states, which of them are real (holes), and weights. `LAYOUTS` turn a list of them
-into the arguments of a pooling function, each in its own way, with NaN wherever no token is.
+into the arguments of a pooling function, each in its own way, with NaN wherever no token is. `given` names the argument
+of its own that a mode gets beside them: "weights", "scores", "query" or None.
 """
 
 import math
@@ -12,9 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .arguments import GRADIENTS_OF
 from .calls import PoolCall
 from .dispatch import BACKENDS, backend
-from .modes import MODES, Divisor, Reduce, Weight
+from .modes import MODES, Divisor, Reduce
 
 T = TypeVar("T")
 
@@ -105,19 +107,44 @@ def every_norm(dtype: torch.dtype) -> Tensor:
     return torch.tensor([[0.0] * 20, one, *rows], dtype=torch.float64).to(dtype)
 
 
+def own_arguments(given: str | None, weights: Tensor, width: int) -> dict[str, Tensor]:
+    """What a mode gets by itself: these weights, scores between -8 and 8 that are exact, or a query, so wide."""
+    if given == "weights":
+        return {"weights": weights}
+    if given == "scores":
+        return {"scores": (weights - 0.625) * 16}
+    if given == "query":
+        drawn = torch.randn(width, generator=torch.Generator().manual_seed(width))
+        return {"query": drawn * (4 / max(width, 1) ** 0.5)}
+    return {}
+
+
+def _weights(sequence: Sequence, given: str | None) -> Tensor:
+    """Of every token, in float64. [n]"""
+    own = {
+        name: value.double()
+        for name, value in own_arguments(given, sequence.weights, sequence.states.shape[-1]).items()
+    }
+    if "query" in own:
+        own["scores"] = sequence.states.double() @ own["query"]
+    if "scores" in own:
+        scores = own["scores"].masked_fill(~sequence.real, float("-inf"))
+        return torch.exp(scores - scores[sequence.real].amax()) if sequence.real.any() else scores
+    return own.get("weights", torch.arange(1, len(sequence.states) + 1, dtype=torch.float64))
+
+
 def exact(
-    mode: str, sequence: Sequence, weighted: bool, truncate_dim: int | None = None, normalize: bool = False
+    mode: str, sequence: Sequence, given: str | None, truncate_dim: int | None = None, normalize: bool = False
 ) -> Tensor:
     """The formula itself, in float64. [truncate_dim or H]"""
     x = sequence.states.double()[sequence.real]
     row = MODES[mode]
-    position = torch.arange(1, len(sequence.states) + 1, dtype=torch.float64)
-    w = (sequence.weights.double() if weighted else position)[sequence.real, None]
+    w = _weights(sequence, given)[sequence.real, None]
     x, w = x[row.select.among], w[row.select.among]
     if len(x) == 0:
         result = torch.zeros(sequence.states.shape[-1], dtype=torch.float64)
     else:
-        x = x * w if row.weight is Weight.TOKEN else x
+        x = x * w if row.weighted else x
         result = x.amax(0) if row.reduce is Reduce.MAX else x.sum(0)
         n = len(x)
         result = result / {
@@ -138,8 +165,8 @@ def moved(value: Any, device: str | torch.device) -> Tensor:
 # ---- layouts: list of sequences -> arguments
 
 
-def _arguments(weighted: bool, weights: Tensor, **arguments: Any) -> dict[str, Any]:
-    return {**arguments, "weights": weights} if weighted else arguments
+def _arguments(given: str | None, weights: Tensor, hidden: Tensor, **arguments: Any) -> dict[str, Any]:
+    return {"hidden": hidden, **arguments, **own_arguments(given, weights, hidden.shape[-1])}
 
 
 def _pad(batch: list[Sequence], before: Callable[[int], int], rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,18 +187,18 @@ def _longest(batch: list[Sequence]) -> int:
     return max(len(sequence.states) for sequence in batch)
 
 
-def _padded_right_mask(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+def _padded_right_mask(batch: list[Sequence], given: str | None) -> dict[str, Any]:
     hidden, real, weights = _pad(batch, lambda n: 0, _longest(batch) + 3)
-    return _arguments(weighted, weights, hidden=hidden, mask=real)
+    return _arguments(given, weights, hidden=hidden, mask=real)
 
 
-def _padded_left_mask(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+def _padded_left_mask(batch: list[Sequence], given: str | None) -> dict[str, Any]:
     rows = _longest(batch) + 40
     hidden, real, weights = _pad(batch, lambda n: rows - n, rows)
-    return _arguments(weighted, weights, hidden=hidden, mask=real.long())
+    return _arguments(given, weights, hidden=hidden, mask=real.long())
 
 
-def _padded_middle_strided(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+def _padded_middle_strided(batch: list[Sequence], given: str | None) -> dict[str, Any]:
     """Views with gaps between rows, columns and mask elements."""
     rows = _longest(batch) + 9
     hidden, real, weights = _pad(batch, lambda n: (rows - n) // 2, rows)
@@ -180,25 +207,25 @@ def _padded_middle_strided(batch: list[Sequence], weighted: bool) -> dict[str, A
     mask = torch.zeros(rows, len(batch), 2, dtype=torch.int32)
     mask[:, :, 1] = real.T
     return _arguments(
-        weighted,
+        given,
         weights.T.contiguous().T,
         hidden=wide[:, :, 1, : hidden.shape[2]],
         mask=mask[:, :, 1].T,
     )
 
 
-def _padded_starts_ends(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+def _padded_starts_ends(batch: list[Sequence], given: str | None) -> dict[str, Any]:
     rows = _longest(batch) + 5
     hidden, real, weights = _pad(batch, lambda n: rows - n - 2, rows)
     ends = torch.full((len(batch),), rows - 2)
     starts = ends - torch.tensor([len(sequence.states) for sequence in batch])
-    return _arguments(weighted, weights.double(), hidden=hidden, mask=real.to(torch.uint8), starts=starts, ends=ends)
+    return _arguments(given, weights.double(), hidden=hidden, mask=real.to(torch.uint8), starts=starts, ends=ends)
 
 
-def _padded_lengths(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+def _padded_lengths(batch: list[Sequence], given: str | None) -> dict[str, Any]:
     hidden, _, weights = _pad(batch, lambda n: 0, _longest(batch) + 1)
     lengths = torch.tensor([len(sequence.states) for sequence in batch], dtype=torch.int32)
-    return _arguments(weighted, weights, hidden=hidden, lengths=lengths)
+    return _arguments(given, weights, hidden=hidden, lengths=lengths)
 
 
 def _pack(batch: list[Sequence]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -211,15 +238,15 @@ def _pack(batch: list[Sequence]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return hidden, real, weights, offsets
 
 
-def _packed(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+def _packed(batch: list[Sequence], given: str | None) -> dict[str, Any]:
     """The first segment does not begin with the first row, nor does the last end with the last."""
     hidden, _, weights, offsets = _pack(batch)
     hidden = torch.nn.functional.pad(hidden, (0, 0, 70, 3), value=float("nan"))
     weights = torch.nn.functional.pad(weights, (70, 3), value=float("nan"))
-    return _arguments(weighted, weights, hidden=hidden, cu_seqlens=offsets.int() + 70)
+    return _arguments(given, weights, hidden=hidden, cu_seqlens=offsets.int() + 70)
 
 
-def _packed_mask(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+def _packed_mask(batch: list[Sequence], given: str | None) -> dict[str, Any]:
     """Segments that begin and end with padding."""
     width, dtype = batch[0].states.shape[1], batch[0].states.dtype
     padding = Sequence(
@@ -236,10 +263,10 @@ def _packed_mask(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
         for s in batch
     ]
     hidden, real, weights, offsets = _pack(both)
-    return _arguments(weighted, weights, hidden=hidden, mask=real.to(torch.int16), cu_seqlens=offsets)
+    return _arguments(given, weights, hidden=hidden, mask=real.to(torch.int16), cu_seqlens=offsets)
 
 
-def _packed_shuffled(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+def _packed_shuffled(batch: list[Sequence], given: str | None) -> dict[str, Any]:
     """starts and ends, the rows in another order than the segments, with gaps of NaN."""
     gap = Sequence(
         torch.full_like(batch[0].states[:1], float("nan"))
@@ -255,17 +282,17 @@ def _packed_shuffled(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
     ends = torch.zeros(len(batch), dtype=torch.int64)
     for place, b in enumerate(order):
         starts[b], ends[b] = offsets[2 * place + 1], offsets[2 * place + 2]
-    return _arguments(weighted, weights, hidden=hidden, mask=real, starts=starts, ends=ends)
+    return _arguments(given, weights, hidden=hidden, mask=real, starts=starts, ends=ends)
 
 
-def _nested(batch: list[Sequence], weighted: bool) -> dict[str, Any]:
+def _nested(batch: list[Sequence], given: str | None) -> dict[str, Any]:
     hidden, _, weights, offsets = _pack(batch)
-    return _arguments(weighted, weights, hidden=torch.nested.nested_tensor_from_jagged(hidden, offsets))
+    return _arguments(given, weights, hidden=torch.nested.nested_tensor_from_jagged(hidden, offsets))
 
 
 @dataclass(frozen=True)
 class Layout:
-    make: Callable[[list[Sequence], bool], dict[str, Any]]
+    make: Callable[[list[Sequence], str | None], dict[str, Any]]
     holes: bool  # whether it can say which tokens inside a segment are not real
 
 
@@ -282,21 +309,24 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def variants() -> list[tuple[str, bool]]:
-    """Every (mode, with weights of its own) there is."""
+def variants() -> list[tuple[str, str | None]]:
+    """Every (mode, given) there is: with an argument of its own, and without where it can do without."""
     return [
-        (name, weighted)
+        (name, given)
         for name, mode in MODES.items()
-        for weighted in ((False, True) if mode.takes_weights else (False,))
+        for given in (
+            *((None,) if not mode.softmax else ()),
+            *(one.name for one in mode.arguments if one.differentiable),
+        )
     ]
 
 
-def taking_turns(*values: T, layouts: Iterable[str] = LAYOUTS) -> list[tuple[str, bool, str, T]]:
-    """(mode, weighted, layout, value), each mode in each layout, and with one of the values: each of them comes to
+def taking_turns(*values: T, layouts: Iterable[str] = LAYOUTS) -> list[tuple[str, str | None, str, T]]:
+    """(mode, given, layout, value), each mode in each layout, and with one of the values: each of them comes to
     every mode and, since there are more modes than values, to every layout."""
     return [
-        (mode, weighted, layout, values[(i + j) % len(values)])
-        for i, (mode, weighted) in enumerate(variants())
+        (mode, given, layout, values[(i + j) % len(values)])
+        for i, (mode, given) in enumerate(variants())
         for j, layout in enumerate(layouts)
     ]
 
@@ -304,17 +334,18 @@ def taking_turns(*values: T, layouts: Iterable[str] = LAYOUTS) -> list[tuple[str
 def gradients(
     function: Callable[..., Tensor], arguments: dict[str, Any], gradient: Tensor, **more: Any
 ) -> tuple[Tensor, ...]:
-    """The gradients of hidden, or of its rows where it is nested, and of weights where they are given, for this
-    gradient of the result. Whatever is given may require gradients or not; nothing of it is written."""
+    """The gradients of hidden, or of its rows where it is nested, and of weights, scores or a query where they are
+    given, for this gradient of the result. Whatever is given may require gradients or not; nothing of it is written."""
     arguments = dict(arguments)
     name = "x" if "x" in arguments else "hidden"  # of l2_normalize
     states = arguments[name]
     leaves = [(states.values() if states.is_nested else states).detach().requires_grad_()]
     nested = torch.nested.nested_tensor_from_jagged
     arguments[name] = nested(leaves[0], states.offsets()) if states.is_nested else leaves[0]
-    if "weights" in arguments:
-        arguments["weights"] = arguments["weights"].detach().requires_grad_()
-        leaves.append(arguments["weights"])
+    for own in GRADIENTS_OF:
+        if own != "hidden" and own in arguments:
+            arguments[own] = arguments[own].detach().requires_grad_()
+            leaves.append(arguments[own])
     return torch.autograd.grad(function(**arguments, **more), leaves, gradient)
 
 

@@ -25,12 +25,12 @@ def _forgotten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "weighted", "layout", "recorded"),
+    ("mode", "given", "layout", "recorded"),
     taking_turns(True, False, layouts=[name for name in LAYOUTS if name != "nested"]),
 )
-def test_whole_graph_and_its_gradient(mode: str, weighted: bool, layout: str, recorded: bool) -> None:
+def test_whole_graph_and_its_gradient(mode: str, given: str | None, layout: str, recorded: bool) -> None:
     pool = getattr(fastpool, mode)
-    arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.float32), weighted)
+    arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.float32), given)
     hidden = arguments.pop("hidden")
     compiled = torch.compile(
         lambda x: pool(x * 2, truncate_dim=6, normalize=True, **arguments), fullgraph=True, backend="aot_eager"

@@ -23,14 +23,14 @@ WIDTHS = (1, 3, 8, 17, 33, 129, 384)
 @pytest.mark.parametrize("backend", ["native", "reference"])  # test_triton compares with native
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_matches_float64(mode: str, weighted: bool, layout: str, dtype: torch.dtype, backend: str) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_matches_float64(mode: str, given: str | None, layout: str, dtype: torch.dtype, backend: str) -> None:
     """The reference, which takes its time, in fewer widths and lengths: native has its bits in others (test_bits)."""
     pool, holes = getattr(fastpool, mode), LAYOUTS[layout].holes
     widths, lengths = (WIDTHS, LENGTHS) if backend == "native" else ((17,), (0, 1, 31, 33, 129))
     for width in widths:
-        batch, exactly = in_float64(mode, weighted, lengths, width, dtype, holes)
-        arguments = LAYOUTS[layout].make(batch, weighted)
+        batch, exactly = in_float64(mode, given, lengths, width, dtype, holes)
+        arguments = LAYOUTS[layout].make(batch, given)
         for normalize in (False, True):
             with fastpool.backend(backend):
                 result = pool(**arguments, normalize=normalize)
@@ -42,19 +42,19 @@ def test_matches_float64(mode: str, weighted: bool, layout: str, dtype: torch.dt
 
 @lru_cache(64)
 def in_float64(
-    mode: str, weighted: bool, lengths: tuple[int, ...], width: int, dtype: torch.dtype, holes: bool
+    mode: str, given: str | None, lengths: tuple[int, ...], width: int, dtype: torch.dtype, holes: bool
 ) -> tuple[list[Sequence], list[list[Tensor]]]:
     """A batch and its exact results, not normalised and normalised: the same in every layout."""
     batch = sequences(lengths, width, dtype, holes=holes, seed=width)
-    return batch, [[exact(mode, one, weighted, normalize=normalize) for one in batch] for normalize in (False, True)]
+    return batch, [[exact(mode, one, given, normalize=normalize) for one in batch] for normalize in (False, True)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_dim_and_out_dtype(mode: str, weighted: bool, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_dim_and_out_dtype(mode: str, given: str | None, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
     batch = sequences([5, 40, 0], 50, dtype)
-    arguments = LAYOUTS["padded_right_mask"].make(batch, weighted)
+    arguments = LAYOUTS["padded_right_mask"].make(batch, given)
     for truncate_dim in (1, 20, 50):
         for normalize in (False, True):
             result = getattr(fastpool, mode)(
@@ -63,7 +63,7 @@ def test_dim_and_out_dtype(mode: str, weighted: bool, dtype: torch.dtype, out_dt
             assert result.dtype == out_dtype
             assert result.shape == (3, truncate_dim)
             for row, sequence in zip(result, batch, strict=True):
-                expected = exact(mode, sequence, weighted, truncate_dim, normalize)
+                expected = exact(mode, sequence, given, truncate_dim, normalize)
                 # A float64 result of float32 sums is exact to float32 only.
                 shown = row.float() if dtype != torch.float64 and out_dtype == torch.float64 else row
                 assert error(shown, expected) <= 1
@@ -208,8 +208,8 @@ def test_exact_formulas() -> None:
         "weighted_mean": (position * x).sum(0) / position.sum(),
     }
     for mode, expected in formulas.items():
-        torch.testing.assert_close(exact(mode, sequence, weighted=False), expected)
-    torch.testing.assert_close(exact("weighted_mean", sequence, weighted=True), (w * x).sum(0) / w.sum())
+        torch.testing.assert_close(exact(mode, sequence, None), expected)
+    torch.testing.assert_close(exact("weighted_mean", sequence, "weights"), (w * x).sum(0) / w.sum())
 
 
 def test_table_is_complete() -> None:

@@ -49,7 +49,7 @@ def test_several_modes(truncate_dim: int | None, normalize: bool, dtype: torch.d
             :, :truncate_dim
         ]
         formula = torch.stack(
-            [torch.cat([exact(mode, sequence, weighted=True) for mode in ALL])[:truncate_dim] for sequence in batch]
+            [torch.cat([exact(mode, sequence, given=True) for mode in ALL])[:truncate_dim] for sequence in batch]
         )
         if normalize:
             formula /= formula.norm(dim=-1, keepdim=True)

@@ -25,12 +25,12 @@ MORE: dict[str, Any] = {"truncate_dim": 5, "normalize": True, "out_dtype": torch
 
 
 @pytest.mark.parametrize(
-    ("mode", "weighted", "layout", "how"),
+    ("mode", "given", "layout", "how"),
     taking_turns((False, {}), (True, MORE), (True, {}), (False, MORE), layouts=OP_LAYOUTS),
 )
-def test_opcheck(mode: str, weighted: bool, layout: str, how: tuple[bool, dict[str, Any]]) -> None:
+def test_opcheck(mode: str, given: str | None, layout: str, how: tuple[bool, dict[str, Any]]) -> None:
     recorded, more = how
-    arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.float32), weighted)
+    arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.float32), given)
     # Poison is compared with itself here, and NaN never equals: where it goes is other tests' affair.
     arguments = {name: x.nan_to_num(7.0) if x.is_floating_point() else x for name, x in arguments.items()}
     for name in ("hidden", "weights"):
@@ -41,12 +41,12 @@ def test_opcheck(mode: str, weighted: bool, layout: str, how: tuple[bool, dict[s
 
 
 @pytest.mark.parametrize("layout", OP_LAYOUTS)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_opcheck_backward(mode: str, weighted: bool, layout: str) -> None:
-    arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.bfloat16), weighted)
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_opcheck_backward(mode: str, given: str | None, layout: str) -> None:
+    arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.bfloat16), given)
     result = getattr(fastpool, mode)(**arguments, out_dtype=torch.float32)
     given = [arguments.get(name) for name in ("hidden", "mask", "cu_seqlens", "weights", "starts", "ends")]
-    for of in ("hidden", "weights") if weighted else ("hidden",):
+    for of in ("hidden", "weights") if given else ("hidden",):
         op = torch.ops.fastpool._pool_backward.default
         torch.library.opcheck(op, (*codes(mode, of), torch.ones_like(result), *given, result))
 
@@ -115,7 +115,7 @@ def test_inputs_are_left_alone() -> None:
     for layout in LAYOUTS.values():
         if not layout.holes:
             continue
-        arguments = layout.make(batch, weighted=True)
+        arguments = layout.make(batch, given=True)
         before = {name: value.clone() for name, value in arguments.items()}
         fastpool.weighted_mean(**arguments, normalize=True)
         for name, value in arguments.items():

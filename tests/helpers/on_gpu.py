@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
 
 def batches(
-    shapes: Sequence[tuple[list[int], int]], mode: str, weighted: bool, dtype: torch.dtype
+    shapes: Sequence[tuple[list[int], int]], mode: str, given: str | None, dtype: torch.dtype
 ) -> Iterator[tuple[Case, dict[str, Any]]]:
     """Cases and their arguments: each shape (lengths, width) in the layouts whose turn it is, with holes and
     without.
@@ -44,12 +44,12 @@ def batches(
     Over all modes and dtypes, every layout comes with every mode and with every dtype. It does not come with every
     pair of them, which would be four times as many programs, each a second or two of Triton's compiler. Modes that
     Triton compiles alike come with the same."""
-    turn = {"max": 1, "cls": 1, "last": 1, "weighted_mean": 2}.get(mode, 0) + weighted - DTYPES.index(dtype)
+    turn = {"max": 1, "cls": 1, "last": 1, "weighted_mean": 2}.get(mode, 0) + given - DTYPES.index(dtype)
     for name in list(LAYOUTS)[turn % len(DTYPES) :: len(DTYPES)]:
         for lengths, width in shapes:
             for holes in (False, True) if LAYOUTS[name].holes else (False,):
                 batch = sequences(lengths, width, dtype, holes=holes)
-                yield Case(name, lengths, width, holes), LAYOUTS[name].make(batch, weighted)
+                yield Case(name, lengths, width, holes), LAYOUTS[name].make(batch, given)
 
 
 # ---- graphs

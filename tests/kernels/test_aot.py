@@ -95,8 +95,8 @@ def drawn_calls(dtype: torch.dtype, dim: int, count: int) -> Iterator[PoolCall]:
     for _ in range(count):
         batch, rows = int(2 ** drawn.uniform(0, 12)), 2 ** drawn.uniform(-12, 16)
         mode, layout = drawn.choice(list(MODES.values())), drawn.choice(aot.LAYOUTS)
-        normalize, weighted = drawn.random() < 0.5, mode.takes_weights and drawn.random() < 0.5
-        yield aot.make_call(mode.name, dtype, dim, (batch, rows), layout, normalize, weighted)
+        normalize, given = drawn.random() < 0.5, mode.takes_weights and drawn.random() < 0.5
+        yield aot.make_call(mode.name, dtype, dim, (batch, rows), layout, normalize, given)
 
 
 # Widths of one strip and of many, and the least.

@@ -11,30 +11,30 @@ from hypothesis import strategies as st
 import fastpool
 from fastpool.backends import native
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, LAYOUTS, Sequence, same_bits, sequences, special_values, variants
+from fastpool.testing import DTYPES, LAYOUTS, Sequence, own_arguments, same_bits, sequences, special_values, variants
 
 LENGTHS = [1, 40, 0, 700, 33, 64, 5, 2000, 96, 31]
 
 
-def alone(mode: str, sequence: Sequence, weighted: bool, normalize: bool) -> torch.Tensor:
+def alone(mode: str, sequence: Sequence, given: str | None, normalize: bool) -> torch.Tensor:
     """The sequence in a batch of its own, nothing padded."""
-    arguments = {"weights": sequence.weights[None]} if weighted else {}
+    arguments = own_arguments(given, sequence.weights[None], sequence.states.shape[-1])
     mask = None if sequence.real.all() else sequence.real[None]
     return getattr(fastpool, mode)(sequence.states[None], mask, normalize=normalize, **arguments)[0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_layouts_batches_and_threads(mode: str, weighted: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_layouts_batches_and_threads(mode: str, given: str | None, dtype: torch.dtype) -> None:
     pool = getattr(fastpool, mode)
     for holes in (False, True):
         batch = sequences(LENGTHS, 200, dtype, holes=holes)
         torch.set_num_threads(1)
-        expected = torch.stack([alone(mode, sequence, weighted, normalize=True) for sequence in batch])
+        expected = torch.stack([alone(mode, sequence, given, normalize=True) for sequence in batch])
         for name, layout in LAYOUTS.items():
             if holes and not layout.holes:
                 continue
-            arguments, reordered = layout.make(batch, weighted), layout.make(batch[::-1], weighted)
+            arguments, reordered = layout.make(batch, given), layout.make(batch[::-1], given)
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
                 assert same_bits(pool(**arguments, normalize=True), expected), (name, threads)
@@ -42,11 +42,11 @@ def test_layouts_batches_and_threads(mode: str, weighted: bool, dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_instruction_sets(mode: str, weighted: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_instruction_sets(mode: str, given: str | None, dtype: torch.dtype) -> None:
     assert native.info is not None
     batch = sequences(LENGTHS, 133, dtype, holes=True)
-    arguments = LAYOUTS["padded_left_mask"].make(batch, weighted)
+    arguments = LAYOUTS["padded_left_mask"].make(batch, given)
     for out_dtype in DTYPES:
         results = []
         for isa in native.info.isas():
@@ -96,7 +96,7 @@ def test_float64_rounds_once(dtype: torch.dtype) -> None:
 
 @st.composite
 def _cases(draw: st.DrawFn) -> tuple[list[Sequence], str, bool, str, dict[str, object]]:
-    mode, weighted = draw(st.sampled_from(variants()))
+    mode, given = draw(st.sampled_from(variants()))
     name = draw(st.sampled_from(sorted(LAYOUTS)))
     dtype = draw(st.sampled_from(DTYPES))
     width = draw(st.integers(1, 300))
@@ -108,14 +108,14 @@ def _cases(draw: st.DrawFn) -> tuple[list[Sequence], str, bool, str, dict[str, o
         "truncate_dim": draw(st.none() | st.integers(1, width)),
         "out_dtype": draw(st.none() | st.sampled_from(DTYPES)),
     }
-    return batch, mode, weighted, name, more
+    return batch, mode, given, name, more
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(_cases())
 def test_native_is_the_reference_bit_for_bit(case: tuple[list[Sequence], str, bool, str, dict[str, object]]) -> None:
-    batch, mode, weighted, name, more = case
-    arguments = LAYOUTS[name].make(batch, weighted)
+    batch, mode, given, name, more = case
+    arguments = LAYOUTS[name].make(batch, given)
     with fastpool.backend("reference"):
         expected = getattr(fastpool, mode)(**arguments, **more)
     for threads in (1, 2):

@@ -29,16 +29,16 @@ SPLITS = (0, 32, 64, 128, 256, 512, 1024)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_layouts(host: Host, mode: str, weighted: bool, dtype: torch.dtype) -> None:
-    chosen = random.Random(f"{mode} {weighted} {dtype}")
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_layouts(host: Host, mode: str, given: str | None, dtype: torch.dtype) -> None:
+    chosen = random.Random(f"{mode} {given} {dtype}")
     for holes in (False, True):
         for width in (chosen.choice((72, 136)), chosen.choice((77, 203))):  # rows of whole 16-byte pieces, and not
             batch = sequences(LENGTHS, width, dtype, holes=holes)
             for name, layout in LAYOUTS.items():
                 if holes and not layout.holes:
                     continue
-                arguments = layout.make(batch, weighted)
+                arguments = layout.make(batch, given)
                 more = {
                     "normalize": chosen.random() < 0.5,
                     "truncate_dim": chosen.choice((None, 1, 8, 50, width)),
@@ -115,14 +115,14 @@ def test_empty(host: Host, mode: str) -> None:
             assert same_bits(host(mode, arguments, normalize=True), native(mode, arguments, normalize=True))
 
 
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_overlapping_segments(host: Host, mode: str, weighted: bool) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_overlapping_segments(host: Host, mode: str, given: str | None) -> None:
     generator = torch.Generator().manual_seed(2)
     hidden = torch.randn(700, 40, generator=generator)
     starts = torch.randint(0, 600, (25,), generator=generator)
     ends = (starts + torch.randint(0, 400, (25,), generator=generator)).clamp(max=700)
     arguments: dict[str, Any] = {"hidden": hidden, "starts": starts.int(), "ends": ends}
-    if weighted:
+    if given:
         arguments["weights"] = torch.rand(700, generator=generator)
     expected = native(mode, arguments)
     # The last: slots for 25 x 22 units are too many, so units grow.

@@ -34,8 +34,8 @@ for dtype in DTYPES:
     for i, width in enumerate((1, 3, 8, 77, 300)):
         batch = sequences([1, 40, 0, 300, 33], width, dtype)
         for name in ("packed", "padded_lengths"):
-            for mode, weighted in variants():
-                run(i, mode, LAYOUTS[name].make(batch, weighted))
+            for mode, given in variants():
+                run(i, mode, LAYOUTS[name].make(batch, given))
         x = torch.randn(3, width).to(dtype)
         gradient = torch.ones(3, width // 2 + 1, dtype=accumulator(dtype))
         for cuts in (None, torch.tensor([0, -9, width // 2]), torch.tensor([width, 2**31 - 1, 1]).int()):

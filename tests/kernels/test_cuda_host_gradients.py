@@ -52,25 +52,25 @@ def check(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_layouts(host: Host, mode: str, weighted: bool, dtype: torch.dtype) -> None:
-    chosen = random.Random(f"{mode} {weighted} {dtype}")
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_layouts(host: Host, mode: str, given: str | None, dtype: torch.dtype) -> None:
+    chosen = random.Random(f"{mode} {given} {dtype}")
     for holes in (False, True):
         for width in (chosen.choice((24, 72)), chosen.choice((21, 77))):  # rows of whole 16-byte pieces, and not
             batch = sequences(LENGTHS, width, dtype, holes=holes)
             for layout in LAYOUTS.values():
                 if holes and not layout.holes:
                     continue
-                arguments = layout.make(batch, weighted)
-                if weighted:
+                arguments = layout.make(batch, given)
+                if given:
                     arguments["weights"] = arguments["weights"].to(chosen.choice(DTYPES))
                 truncate_dim = chosen.choice((None, None, 1, 8, 16, 20))
                 host.tune(tile=chosen.choice(TILES), threads=chosen.choice(THREADS))
                 check(host, mode, arguments, *given(mode, arguments, truncate_dim))
 
 
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_overlapping_segments(host: Host, mode: str, weighted: bool) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_overlapping_segments(host: Host, mode: str, given: str | None) -> None:
     """More of them on a row than a tile has room for, too."""
     generator = torch.Generator().manual_seed(2)
     for rows, segments in ((200, 25), (70, 150)):
@@ -82,22 +82,22 @@ def test_overlapping_segments(host: Host, mode: str, weighted: bool) -> None:
             "starts": starts.int(),
             "ends": ends,
         }
-        if weighted:
+        if given:
             arguments["weights"] = torch.rand(rows, generator=generator)
         for tile in (0, 64):
             host.tune(tile=tile)
             check(host, mode, arguments, *given(mode, arguments))
 
 
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_special_values(host: Host, mode: str, weighted: bool) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_special_values(host: Host, mode: str, given: str | None) -> None:
     """NaN, infinities and zeros of either sign, in tokens and in gradients, stay where they belong."""
     for dtype in DTYPES:
         hidden = special_values(6, 50, 24).to(dtype)
         arguments = {"hidden": hidden, "ends": torch.tensor([50, 3, 20, 0, 47, 50])}
         gradient, result = given(mode, arguments)
         gradient[:, 3:] = special_values(6, 1, 21)[:, 0]
-        if weighted:
+        if given:
             arguments["weights"] = special_values(6, 1, 50)[:, 0]
             result = given(mode, arguments)[1]
         for threads in (0, 32):
@@ -142,8 +142,8 @@ def test_hostile_bounds(host: Host, mode: str) -> None:
         check(host, mode, arguments, *given(mode, clamped), clamped)
 
 
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_empty(host: Host, mode: str, weighted: bool) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_empty(host: Host, mode: str, given: str | None) -> None:
     none = torch.zeros(0, dtype=torch.int64)
     cases: tuple[dict[str, Any], ...] = (
         {"hidden": torch.ones(0, 5, 8)},
@@ -156,7 +156,7 @@ def test_empty(host: Host, mode: str, weighted: bool) -> None:
         {"hidden": torch.ones(9, 8), "starts": none, "ends": none},
     )
     for arguments in cases:
-        if weighted:
+        if given:
             arguments["weights"] = torch.ones(arguments["hidden"].shape[:-1])
         host.tune()
         check(host, mode, arguments, *given(mode, arguments))

@@ -55,18 +55,18 @@ def expected(mode: str, arguments: dict[str, Any], **more: Any) -> Tensor:
 
 def test_what_is_expected_is_right() -> None:
     """All others compare with the CPU's kernels, and this machine's CPU may take some that no other one has taken."""
-    for mode, weighted in variants():
+    for mode, given in variants():
         for dtype in DTYPES:
-            arguments = LAYOUTS["padded_left_mask"].make(sequences([70, 1, 0, 200], 67, dtype, holes=True), weighted)
+            arguments = LAYOUTS["padded_left_mask"].make(sequences([70, 1, 0, 200], 67, dtype, holes=True), given)
             with fastpool.backend("reference"):
                 right = getattr(fastpool, mode)(**arguments, normalize=True)
-            assert same_bits(expected(mode, arguments, normalize=True), right), (mode, weighted, dtype)
+            assert same_bits(expected(mode, arguments, normalize=True), right), (mode, given, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_bits_are_the_cpus(backend: str, mode: str, weighted: bool, dtype: torch.dtype) -> None:
-    for case, arguments in batches(SHAPES, mode, weighted, dtype):
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_bits_are_the_cpus(backend: str, mode: str, given: str | None, dtype: torch.dtype) -> None:
+    for case, arguments in batches(SHAPES, mode, given, dtype):
         result = pool(mode, arguments, normalize=True)
         assert same_bits(result.cpu(), expected(mode, arguments, normalize=True)), case
 
@@ -250,9 +250,9 @@ def test_work_goes_to_the_current_stream(backend: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_nobody_waits(backend: str, mode: str, weighted: bool, layout: str) -> None:
-    arguments = all_moved(LAYOUTS[layout].make(sequences([1, 700, 0, 33], 96, torch.bfloat16), weighted))
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_nobody_waits(backend: str, mode: str, given: str | None, layout: str) -> None:
+    arguments = all_moved(LAYOUTS[layout].make(sequences([1, 700, 0, 33], 96, torch.bfloat16), given))
     call: Callable[[], Tensor] = partial(getattr(fastpool, mode), **arguments, normalize=True)
     call()
     assert not waits(call)

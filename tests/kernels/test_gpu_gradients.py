@@ -29,17 +29,17 @@ def assert_the_cpus(mode: str, arguments: dict[str, Any], case: object = None, *
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_gradients_are_the_cpus(backend: str, mode: str, weighted: bool, dtype: torch.dtype) -> None:
-    for n, (case, arguments) in enumerate(batches(SHAPES, mode, weighted, dtype)):
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_gradients_are_the_cpus(backend: str, mode: str, given: str | None, dtype: torch.dtype) -> None:
+    for n, (case, arguments) in enumerate(batches(SHAPES, mode, given, dtype)):
         # By turns, in pairs, since batches with holes and without them take turns too.
         more = {"truncate_dim": max(1, case.width // 2), "normalize": True} if n // 2 % 2 else {}
         assert_the_cpus(mode, arguments, (case, more), **more)
 
 
 @pytest.mark.sanitized
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_gradients_of_overlapping_segments(backend: str, mode: str, weighted: bool) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_gradients_of_overlapping_segments(backend: str, mode: str, given: str | None) -> None:
     """Many on a row, in any order, with gaps."""
     generator = torch.Generator().manual_seed(2)
     starts = torch.randint(0, 300, (150,), generator=generator)
@@ -49,7 +49,7 @@ def test_gradients_of_overlapping_segments(backend: str, mode: str, weighted: bo
         "starts": starts,
         "ends": (starts + torch.randint(0, 300, (150,), generator=generator)).clamp(max=390),
     }
-    if weighted:
+    if given:
         arguments["weights"] = torch.rand(400, generator=generator)
     assert_the_cpus(mode, arguments)
 

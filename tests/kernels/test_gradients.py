@@ -15,6 +15,7 @@ from fastpool.testing import (
     LAYOUTS,
     cpu_backends,
     gradients,
+    own_arguments,
     same_bits,
     sequences,
     special_values,
@@ -50,15 +51,15 @@ def of(backend: str, function: Callable[..., Tensor], arguments: dict[str, Any],
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_gradcheck(mode: str, weighted: bool, layout: str) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_gradcheck(mode: str, given: str | None, layout: str) -> None:
     """NaN in padding must not show, although gradcheck nudges it too."""
     pool = getattr(fastpool, mode)
     holes = LAYOUTS[layout].holes
-    arguments = LAYOUTS[layout].make(sequences([3, 0, 5], 4, torch.float64, holes=holes), weighted)
+    arguments = LAYOUTS[layout].make(sequences([3, 0, 5], 4, torch.float64, holes=holes), given)
     hidden = arguments.pop("hidden")
     leaf = (hidden.values() if hidden.is_nested else hidden).detach().requires_grad_()
-    weights = arguments.pop("weights").double().detach().requires_grad_() if weighted else None
+    weights = arguments.pop("weights").double().detach().requires_grad_() if given else None
     with fastpool.backend("reference"):
         for more in ({}, {"truncate_dim": 3, "normalize": True}):
 
@@ -91,12 +92,12 @@ def test_gradcheck_dims() -> None:
 
 
 @pytest.mark.parametrize("backend", OTHERS)
-@pytest.mark.parametrize(("mode", "weighted", "layout", "dtype"), taking_turns(*DTYPES), ids=str)
-def test_same_bits(mode: str, weighted: bool, layout: str, dtype: torch.dtype, backend: str) -> None:
+@pytest.mark.parametrize(("mode", "given", "layout", "dtype"), taking_turns(*DTYPES), ids=str)
+def test_same_bits(mode: str, given: str | None, layout: str, dtype: torch.dtype, backend: str) -> None:
     pool = getattr(fastpool, mode)
     for width in (16, 33):
         batch = sequences(LENGTHS, width, dtype, holes=LAYOUTS[layout].holes, seed=width)
-        arguments = LAYOUTS[layout].make(batch, weighted)
+        arguments = LAYOUTS[layout].make(batch, given)
         for more in MORE:
             expected = of("reference", pool, arguments, **more)
             for got, right in zip(of(backend, pool, arguments, **more), expected, strict=True):
@@ -105,12 +106,12 @@ def test_same_bits(mode: str, weighted: bool, layout: str, dtype: torch.dtype, b
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_matches_float64(mode: str, weighted: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_matches_float64(mode: str, given: str | None, dtype: torch.dtype) -> None:
     """The gradient is that of float64 arithmetic on the same numbers, rounded."""
-    arguments = LAYOUTS["packed_shuffled"].make(sequences([300, 2, 40], 20, dtype, holes=True), weighted)
+    arguments = LAYOUTS["packed_shuffled"].make(sequences([300, 2, 40], 20, dtype, holes=True), given)
     wide = {**arguments, "hidden": arguments["hidden"].double()}
-    if weighted:
+    if given:
         wide["weights"] = wide["weights"].double()
     for normalize in (False, True):
         gradient = torch.randn(3, 20, generator=torch.Generator().manual_seed(3)).to(dtype)
@@ -123,17 +124,17 @@ def test_matches_float64(mode: str, weighted: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_a_sequence_has_the_same_gradient_in_every_batch(mode: str, weighted: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_a_sequence_has_the_same_gradient_in_every_batch(mode: str, given: str | None, dtype: torch.dtype) -> None:
     pool = getattr(fastpool, mode)
     one = sequences([70], 24, dtype, seed=5)[0]
     gradient = batch_gradient(torch.empty(1, 24, dtype=dtype))
-    own = {"weights": one.weights[None]} if weighted else {}
+    own = own_arguments(given, one.weights[None], one.states.shape[-1])
     alone = gradients(pool, {"hidden": one.states[None], **own}, gradient, normalize=True)
     others = sequences([3, 90, 200], 24, dtype, seed=6)
     for layout in LAYOUTS:
         for place in range(4):
-            arguments = LAYOUTS[layout].make([*others[:place], one, *others[place:]], weighted)
+            arguments = LAYOUTS[layout].make([*others[:place], one, *others[place:]], given)
             every = torch.ones(4, 24, dtype=dtype)
             every[place] = gradient
             got = gradients(pool, arguments, every, normalize=True)
@@ -145,20 +146,20 @@ def test_a_sequence_has_the_same_gradient_in_every_batch(mode: str, weighted: bo
 
 
 @pytest.mark.parametrize("backend", ["reference", *OTHERS])
-@pytest.mark.parametrize(("mode", "weighted"), variants())
-def test_overlapping_segments_add_up_in_order(mode: str, weighted: bool, backend: str) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_overlapping_segments_add_up_in_order(mode: str, given: str | None, backend: str) -> None:
     """Each segment by itself, then their sum in float32, in the order of segments, rounded once."""
     pool = getattr(fastpool, mode)
     for dtype in (torch.float32, torch.bfloat16):
         hidden = sequences([90], 12, dtype)[0].states
-        weights = {"weights": torch.rand(90, generator=torch.Generator().manual_seed(1))} if weighted else {}
+        weights = {"weights": torch.rand(90, generator=torch.Generator().manual_seed(1))} if given else {}
         bounds = [(10, 80), (0, 33), (20, 20), (5, 90), (32, 64), (10, 80), (64, 65)]
         gradient = batch_gradient(torch.empty(len(bounds), 12, dtype=dtype))
         total = torch.zeros(90, 12)
         for b, (start, end) in enumerate(bounds):
             if start == end:
                 continue
-            own = {"weights": weights["weights"][None, start:end]} if weighted else {}
+            own = {"weights": weights["weights"][None, start:end]} if given else {}
             arguments = {"hidden": hidden[None, start:end].float(), **own}
             total[start:end] += of_one(backend, pool, arguments, gradient[b : b + 1].float())
         starts, ends = (torch.tensor(column) for column in zip(*bounds, strict=True))

@@ -13,18 +13,18 @@ from fastpool.calls import PoolBackwardCall, accumulator
 from fastpool.modes import MODES
 from fastpool.testing import DTYPES, same_bits, variants
 
-GRADIENTS = [(mode, weighted, "hidden") for mode, weighted in variants()]
+GRADIENTS = [(mode, given, "hidden") for mode, given in variants()]
 GRADIENTS += [(mode, True, "weights") for mode in MODES if MODES[mode].takes_weights]
 
 
 def inputs(
-    mode: str, weighted: bool, hidden: Tensor, truncate_dim: int | None = None, seed: int = 0, **arguments: Any
+    mode: str, given: str | None, hidden: Tensor, truncate_dim: int | None = None, seed: int = 0, **arguments: Any
 ) -> tuple[Any, ...]:
     """The arguments of a backward op: values of any sign and size, and the result of the forward."""
     generator = torch.Generator().manual_seed(seed)
     more: dict[str, Any] = {"starts": None, "ends": None, **arguments}
     mask, cu_seqlens = more.pop("mask", None), more.pop("cu_seqlens", None)
-    weights = torch.rand(hidden.shape[:-1], generator=generator) if weighted else None
+    weights = torch.rand(hidden.shape[:-1], generator=generator) if given else None
     given = (weights,) if MODES[mode].takes_weights else ()
     dtype = accumulator(hidden.dtype)
     op = getattr(torch.ops.fastpool, mode)
@@ -57,16 +57,16 @@ def overlapping(rows: int, segments: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "weighted", "of"), GRADIENTS)
-def test_threads_and_instruction_sets(mode: str, weighted: bool, of: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("mode", "given", "of"), GRADIENTS)
+def test_threads_and_instruction_sets(mode: str, given: str | None, of: str, dtype: torch.dtype) -> None:
     assert native.info is not None
     padded = (torch.arange(150) < torch.tensor([[0], [150], [1], [75]])) & (torch.arange(150) % 5 > 0)
     layouts = {
-        "overlap": inputs(mode, weighted, torch.randn(700, 133).to(dtype), truncate_dim=130, **overlapping(700, 20)),
-        "padded": inputs(mode, weighted, torch.randn(4, 150, 133).to(dtype), mask=padded),
-        "one long sequence": inputs(mode, weighted, torch.randn(1, 900, 133).to(dtype)),
+        "overlap": inputs(mode, given, torch.randn(700, 133).to(dtype), truncate_dim=130, **overlapping(700, 20)),
+        "padded": inputs(mode, given, torch.randn(4, 150, 133).to(dtype), mask=padded),
+        "one long sequence": inputs(mode, given, torch.randn(1, 900, 133).to(dtype)),
         "cu_seqlens": inputs(
-            mode, weighted, torch.randn(800, 133).to(dtype), cu_seqlens=torch.tensor([5, 5, 99, 100, 700])
+            mode, given, torch.randn(800, 133).to(dtype), cu_seqlens=torch.tensor([5, 5, 99, 100, 700])
         ),
     }
     for name, arguments in layouts.items():
@@ -84,29 +84,29 @@ def test_threads_and_instruction_sets(mode: str, weighted: bool, of: str, dtype:
 def test_rows_of_any_width(dtype: torch.dtype, width: int) -> None:
     """Rows that begin anywhere within a vector, and columns that are not used."""
     hidden = torch.randn(41, width).to(dtype)
-    for mode, weighted, of in GRADIENTS:
+    for mode, given, of in GRADIENTS:
         for truncate_dim in {1, (width + 1) // 2, width}:
-            arguments = inputs(mode, weighted, hidden, truncate_dim=truncate_dim, **overlapping(41, 6))
+            arguments = inputs(mode, given, hidden, truncate_dim=truncate_dim, **overlapping(41, 6))
             expected = reference.pool_backward(call_of(mode, of, arguments))
             assert same_bits(native_op(mode, of, arguments), expected), (mode, truncate_dim)
 
 
-@pytest.mark.parametrize(("mode", "weighted", "of"), GRADIENTS)
-def test_many_segments_end_and_begin_at_the_same_rows(mode: str, weighted: bool, of: str) -> None:
+@pytest.mark.parametrize(("mode", "given", "of"), GRADIENTS)
+def test_many_segments_end_and_begin_at_the_same_rows(mode: str, given: str | None, of: str) -> None:
     """Whole towers of segments: the same one twice, one inside the other, one behind the other; many for each row."""
     starts, ends = torch.tensor([(a, b) for a in range(0, 24, 4) for b in range(a, 28, 4)] * 2).T
     order = torch.randperm(len(starts), generator=torch.Generator().manual_seed(0))
     # Maxima of few values, so that segments agree on one token and share its columns.
     hidden = torch.randint(0, 3, (30, 1200)).float()
-    arguments = inputs(mode, weighted, hidden, starts=starts[order], ends=ends[order])
+    arguments = inputs(mode, given, hidden, starts=starts[order], ends=ends[order])
     expected = reference.pool_backward(call_of(mode, of, arguments))
     for threads in (1, 2, 40):  # more threads than rows
         torch.set_num_threads(threads)
         assert same_bits(native_op(mode, of, arguments), expected), threads
 
 
-@pytest.mark.parametrize(("mode", "weighted", "of"), GRADIENTS)
-def test_no_segments_no_rows_no_columns(mode: str, weighted: bool, of: str) -> None:
+@pytest.mark.parametrize(("mode", "given", "of"), GRADIENTS)
+def test_no_segments_no_rows_no_columns(mode: str, given: str | None, of: str) -> None:
     none = torch.zeros(0, dtype=torch.int64)
     for hidden, bounds in (
         (torch.randn(9, 5), {"starts": none, "ends": none}),
@@ -115,7 +115,7 @@ def test_no_segments_no_rows_no_columns(mode: str, weighted: bool, of: str) -> N
         (torch.randn(0, 3, 5), {}),
         (torch.randn(2, 3, 0), {}),
     ):
-        arguments = inputs(mode, weighted, hidden, **bounds)
+        arguments = inputs(mode, given, hidden, **bounds)
         expected = reference.pool_backward(call_of(mode, of, arguments))
         assert same_bits(native_op(mode, of, arguments), expected), hidden.shape
 

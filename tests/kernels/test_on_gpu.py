@@ -11,10 +11,10 @@ SHAPES = (([3], 2), ([1, 0], 5))
 
 def test_every_pair_has_its_turn() -> None:
     cases = [
-        {"mode": (mode, weighted), "dtype": dtype, "layout": case.layout, "width": case.width, "holes": case.holes}
-        for mode, weighted in variants()
+        {"mode": (mode, given), "dtype": dtype, "layout": case.layout, "width": case.width, "holes": case.holes}
+        for mode, given in variants()
         for dtype in DTYPES
-        for case, _ in batches(SHAPES, mode, weighted, dtype)
+        for case, _ in batches(SHAPES, mode, given, dtype)
     ]
     for one, other in combinations(cases[0], 2):
         found = {(case[one], case[other]) for case in cases}

@@ -54,25 +54,25 @@ def assert_native_bits(mode: str, arguments: dict[str, Any], what: object = None
     assert same_bits(TRITON.run(function, **arguments, **more), expected), what
 
 
-@pytest.mark.parametrize(("mode", "weighted", "layout", "dtype"), taking_turns(*DTYPES), ids=str)
-def test_layouts(mode: str, weighted: bool, layout: str, dtype: torch.dtype, cut: Cut) -> None:
+@pytest.mark.parametrize(("mode", "given", "layout", "dtype"), taking_turns(*DTYPES), ids=str)
+def test_layouts(mode: str, given: str | None, layout: str, dtype: torch.dtype, cut: Cut) -> None:
     """Whole segments and split ones, with holes where the layout has them."""
     cut(1, 0)
     batch = sequences([40, 1, 0], 20, dtype, holes=LAYOUTS[layout].holes)
-    assert_native_bits(mode, LAYOUTS[layout].make(batch, weighted), normalize=True, truncate_dim=17)
+    assert_native_bits(mode, LAYOUTS[layout].make(batch, given), normalize=True, truncate_dim=17)
 
 
 @pytest.mark.parametrize(
-    ("mode", "weighted", "layout", "leaves", "levels"),
+    ("mode", "given", "layout", "leaves", "levels"),
     [("mean", False, "padded_left_mask", *cut) for cut in ((1, 0), (1, 2), (2, 0), (2, 1), (4, 0), (4, 3))]
     + [("max", False, "packed_mask", *cut) for cut in ((1, 2), (4, 0))]
     + [("weighted_mean", True, "packed_shuffled", *cut) for cut in ((1, 2), (4, 0))],
 )
-def test_cuts(mode: str, weighted: bool, layout: str, leaves: int, levels: int, cut: Cut) -> None:
+def test_cuts(mode: str, given: str | None, layout: str, leaves: int, levels: int, cut: Cut) -> None:
     """Segments of one unit up to a dozen, so that nodes of the arrival tree have children in every number."""
     cut(leaves, levels)
     batch = sequences([1, 160, 32, 0, 300, 97], 24, torch.float32, holes=True)
-    assert_native_bits(mode, LAYOUTS[layout].make(batch, weighted))
+    assert_native_bits(mode, LAYOUTS[layout].make(batch, given))
 
 
 def test_deep_tree(cut: Cut) -> None:

@@ -16,6 +16,7 @@ from fastpool.testing import (
     LAYOUTS,
     Target,
     gradients,
+    own_arguments,
     same_bits,
     sequences,
     special_values,
@@ -74,57 +75,57 @@ def assert_reference_bits(mode: str, arguments: dict[str, Any], what: object = N
     assert same_bits(TRITON.run(both, **arguments), REFERENCE.run(both, **arguments)), what
 
 
-@pytest.mark.parametrize(("mode", "weighted", "layout", "dtype"), taking_turns(*DTYPES), ids=str)
-def test_layouts(mode: str, weighted: bool, layout: str, dtype: torch.dtype, cut: Cut) -> None:
+@pytest.mark.parametrize(("mode", "given", "layout", "dtype"), taking_turns(*DTYPES), ids=str)
+def test_layouts(mode: str, given: str | None, layout: str, dtype: torch.dtype, cut: Cut) -> None:
     """Tiles that segments share and segments of several, with holes where the layout has them; fewer columns than
     hidden has."""
     cut(32, 8, tiles=3)
     batch = sequences([17, 1, 0, 9], 20, dtype, holes=LAYOUTS[layout].holes)
-    assert_reference_bits(mode, LAYOUTS[layout].make(batch, weighted), truncate_dim=17)
+    assert_reference_bits(mode, LAYOUTS[layout].make(batch, given), truncate_dim=17)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "weighted"), [("mean_sqrt_len", False), ("max", False), ("weighted_mean", True)])
-def test_dtypes(mode: str, weighted: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("mode", "given"), [("mean_sqrt_len", False), ("max", False), ("weighted_mean", True)])
+def test_dtypes(mode: str, given: str | None, dtype: torch.dtype) -> None:
     """Every dtype, cut up as the heuristic does."""
     for layout in ("padded_left_mask", "packed_shuffled"):
         batch = sequences([40, 0, 3], 24, dtype, holes=True)
-        assert_reference_bits(mode, LAYOUTS[layout].make(batch, weighted), normalize=True, out_dtype=torch.float32)
+        assert_reference_bits(mode, LAYOUTS[layout].make(batch, given), normalize=True, out_dtype=torch.float32)
 
 
 @pytest.mark.parametrize(
-    ("mode", "weighted", "layout", "columns", "rows", "tiles"),
+    ("mode", "given", "layout", "columns", "rows", "tiles"),
     [("mean", False, "packed", *cut) for cut in ((8, 2, 1), (16, 1, 7), (32, 8, 2), (32, 64, 1))]
     + [("max", False, "padded_middle_strided", *cut) for cut in ((8, 2, 1), (32, 8, 2))]
     + [("weighted_mean", True, "packed_shuffled", *cut) for cut in ((8, 2, 1), (32, 8, 2))],
 )
-def test_cuts(mode: str, weighted: bool, layout: str, columns: int, rows: int, tiles: int, cut: Cut) -> None:
+def test_cuts(mode: str, given: str | None, layout: str, columns: int, rows: int, tiles: int, cut: Cut) -> None:
     cut(columns, rows, tiles)
     batch = sequences([1, 19, 0, 0, 6], 24, torch.float32, holes=LAYOUTS[layout].holes)
-    assert_reference_bits(mode, LAYOUTS[layout].make(batch, weighted))
+    assert_reference_bits(mode, LAYOUTS[layout].make(batch, given))
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_total_weight_of_many_leaves(weighted: bool, cut: Cut) -> None:
+@pytest.mark.parametrize("given", [False, True])
+def test_total_weight_of_many_leaves(given: str | None, cut: Cut) -> None:
     """Groups of two leaves in the binary counter."""
     cut(8, 64, scan=64)
     batch = sequences([32 * 13 + 5], 8, torch.float32, holes=True)
-    assert_reference_bits("weighted_mean", LAYOUTS["padded_left_mask"].make(batch, weighted))
+    assert_reference_bits("weighted_mean", LAYOUTS["padded_left_mask"].make(batch, given))
 
 
 STARTS, ENDS = [0, 30, 5, 5, 50, 17, 3], [60, 33, 20, 5, 41, 55, 58]  # overlap, out of order, empty, backwards
 
 
 @pytest.mark.parametrize(
-    ("mode", "weighted", "at_once"),
+    ("mode", "given", "at_once"),
     [(*variant, 128) for variant in variants()]
     + [
         pytest.param(*one, 2, marks=needs_interpreter)
-        for one in (("mean", False), ("max", False), ("weighted_mean", True))
+        for one in (("mean", None), ("max", None), ("weighted_mean", "weights"))
     ],
 )
 def test_overlapping_segments(
-    mode: str, weighted: bool, at_once: int, cut: Cut, monkeypatch: pytest.MonkeyPatch
+    mode: str, given: str | None, at_once: int, cut: Cut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A token's shares are added up in the order of segments, however many segments are looked at in one go; rows of no
     segment are 0."""
@@ -134,7 +135,8 @@ def test_overlapping_segments(
     (one,) = sequences([64], 20, torch.float32, holes=True)
     starts, ends = torch.tensor(STARTS), torch.maximum(torch.tensor(ENDS), torch.tensor(STARTS))
     arguments = {"hidden": one.states, "mask": one.real, "starts": starts, "ends": ends}
-    assert_reference_bits(mode, {**arguments, "weights": one.weights.bfloat16()} if weighted else arguments)
+    own = {"weights": one.weights.bfloat16()} if given == "weights" else own_arguments(given, one.weights, 20)
+    assert_reference_bits(mode, arguments | own)
 
 
 @needs_interpreter
@@ -228,10 +230,10 @@ def test_hidden_is_not_read(cut: Cut) -> None:
 )
 def test_empty(hidden: tuple[int, ...], batch: int) -> None:
     more = {} if len(hidden) == 3 else {"cu_seqlens": torch.zeros(batch + 1, dtype=torch.int32)}
-    for mode, weighted in variants():
-        given = {"weights": torch.ones(hidden[:-1]), **more} if weighted else more
-        for of in ("hidden", "weights") if weighted else ("hidden",):
-            got = adapter.pool_backward(backward_call(mode, torch.ones(hidden), of, **given))
+    for mode, given in variants():
+        own = own_arguments(given, torch.ones(hidden[:-1]), hidden[-1])
+        for of in ("hidden", *own):
+            got = adapter.pool_backward(backward_call(mode, torch.ones(hidden), of, **more, **own))
             assert same_bits(got.cpu(), torch.zeros(hidden[:-1] if of == "weights" else hidden))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..calls import Call, NormalizeCall, PoolBackwardCall, PoolCall
+from ..modes import MODES
 
 _FOUND = importlib.util.find_spec("triton") is not None
 # Triton reads it as kernels are defined, so it must be set before they are imported.
@@ -33,6 +34,8 @@ def supports(call: Call) -> str | None:
     if not INTERPRETED and kind != "cuda":
         return f"Triton kernels are for CUDA and ROCm tensors, not {kind}"
     pool = call.pool if isinstance(call, PoolBackwardCall) else call
+    if isinstance(pool, PoolCall) and MODES[pool.mode].softmax:
+        return "Triton kernels have no softmax yet"
     if isinstance(pool, PoolCall) and pool.rows > MOST_ROWS:
         return f"Triton kernels take at most {MOST_ROWS} rows of a sequence, got {pool.rows}"
     return _why_not()

@@ -43,8 +43,11 @@ class PoolCall:
     mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
     weights: Tensor | None = None
+    scores: Tensor | None = None
+    query: Tensor | None = None
     starts: Tensor | None = None
     ends: Tensor | None = None
+    scale: float = 1.0
     truncate_dim: int | None = None
     normalize: bool = False
     out_dtype: torch.dtype | None = None
@@ -54,7 +57,7 @@ class PoolCall:
     def known(self) -> Known:
         """What is known of calls that look like this one."""
         values = (self.kernel, self.mode, self.truncate_dim, self.normalize, self.out_dtype)
-        return known(values, (self.hidden, self.mask, self.cu_seqlens, self.weights, self.starts, self.ends))
+        return known(values, tuple(getattr(self, name) for name in _TENSORS))
 
     @property
     def op_name(self) -> str:
@@ -96,6 +99,19 @@ class PoolCall:
         assert self.starts is not None
         return self.starts.shape[0]
 
+    @property
+    def queries(self) -> int:
+        """How many vectors each segment gets."""
+        return 1 if self.query is None or self.query.dim() == 1 else self.query.shape[-2]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        columns = self.hidden.shape[-1] if self.truncate_dim is None else self.truncate_dim
+        if self.query is None or self.query.dim() == 1:
+            return self.batch, columns
+        return self.batch, self.queries, columns
+
     def tensors(self) -> list[tuple[str, Tensor]]:
         """All that are given, and what messages call them."""
         given = ((name, getattr(self, name)) for name in _TENSORS)
@@ -103,8 +119,7 @@ class PoolCall:
 
     def output(self) -> Tensor:
         """An empty result."""
-        columns = self.hidden.shape[-1] if self.truncate_dim is None else self.truncate_dim
-        return self.hidden.new_empty(self.batch, columns, dtype=self.out_dtype or self.hidden.dtype)
+        return self.hidden.new_empty(*self.shape, dtype=self.out_dtype or self.hidden.dtype)
 
     def check(self) -> None:
         """Raises TypeError or ValueError for anything but the values of index tensors; reads no data."""
@@ -138,10 +153,36 @@ class PoolCall:
                 f"{op}: mask must be bool or an integer type with 1 where a token is real, "
                 f"got {name_of(self.mask.dtype)}; an additive mask (0 / -inf) read that way would pick the padding",
             )
-        if self.weights is not None:
-            check_leading(op, "weights", self.weights, said, hidden)
-            check_float(op, "weights", self.weights.dtype)
+        mode = MODES[self.mode]
+        for name in ("scores", "query"):
+            require(
+                getattr(self, name) is not None or not mode.takes(name),
+                ValueError,
+                f"{op}: {name} must be given, got none",
+            )
+        for name, values in (("weights", self.weights), ("scores", self.scores)):
+            if values is not None:
+                check_leading(op, name, values, said, hidden)
+                check_float(op, name, values.dtype)
         self._check_bounds_shape()
+        if self.query is not None:
+            self._check_query(self.query)
+
+    def _check_query(self, query: Tensor) -> None:
+        op, width = self.op, self.hidden.shape[-1]
+        check_float(op, "query", query.dtype)
+        require(
+            query.dim() in (1, 2, 3) and query.shape[-1] == width,
+            ValueError,
+            f"{op}: query must have shape [{width}], [K, {width}] or [{self.batch}, K, {width}], as wide as "
+            f"{self.name('hidden')}, got {list(query.shape)}",
+        )
+        require(
+            query.dim() < 3 or query.shape[0] == self.batch,
+            ValueError,
+            f"{op}: query [B, K, {width}] must have one row of queries for each of the {self.batch} segments, "
+            f"got {list(query.shape)}",
+        )
 
     def _check_bounds_shape(self) -> None:
         op, cu, starts, ends = self.op, self.cu_seqlens, self.starts, self.ends
@@ -237,11 +278,12 @@ class PoolCall:
 
 @dataclass
 class PoolBackwardCall:
-    """The gradient of an argument of the pooling op `pool`: `of` is "hidden" or "weights".
+    """The gradient of an argument of the pooling op `pool`: `of` is "hidden", "weights", "scores" or "query". That of a
+    query is of each segment's, [B, K, H] whatever the query's shape, and of the accumulator's dtype.
 
-    gradient [B, D] is that of the result before its rounding, so in the accumulator's dtype; so is `result`, the
-    result itself, where Mode.gradient_reads_hidden. Hidden's values are looked at there alone: elsewhere an expanded
-    scalar of its shape and dtype will do."""
+    gradient, of the result's shape, is that of the result before its rounding, so in the accumulator's dtype; so is
+    `result`, the result itself, where Mode.gradient_reads_hidden. Hidden's values are looked at there alone: elsewhere
+    an expanded scalar of its shape and dtype will do."""
 
     kernel: ClassVar[str] = "pool_backward"  # what a backend calls it
     pool: PoolCall
@@ -265,7 +307,7 @@ class PoolBackwardCall:
     def known(self) -> Known:
         """What is known of calls that look like this one."""
         pool = self.pool
-        tensors = (pool.hidden, pool.mask, pool.cu_seqlens, pool.weights, pool.starts, pool.ends)
+        tensors = tuple(getattr(pool, name) for name in _TENSORS)
         values = (self.kernel, self.of, pool.mode, pool.truncate_dim, pool.normalize, pool.out_dtype)
         return known(values, (*tensors, self.gradient, self.result))
 
@@ -299,7 +341,10 @@ class PoolBackwardCall:
 
     def output(self) -> Tensor:
         """An empty gradient, contiguous."""
-        like: Tensor = getattr(self.pool, self.of)
+        pool = self.pool
+        if self.of == "query":
+            return self.gradient.new_empty(pool.batch, pool.queries, pool.hidden.shape[-1])
+        like: Tensor = getattr(pool, self.of)
         return like.new_empty(*like.shape)
 
     def check(self) -> None:
@@ -307,8 +352,7 @@ class PoolBackwardCall:
         op, hidden = self.op, self.pool.hidden
         self.pool.check()
         require(getattr(self.pool, self.of) is not None, ValueError, f"{op}: {self.of} must be given")
-        columns = hidden.shape[-1] if self.pool.truncate_dim is None else self.pool.truncate_dim
-        shape, dtype = [self.pool.batch, columns], accumulator(hidden.dtype)
+        shape, dtype = list(self.pool.shape), accumulator(hidden.dtype)
         check_dense(op, "gradient", self.gradient, shape, dtype, "hidden", hidden)
         if self.needs_result or self.result is not None:
             check_dense(op, "result", self.result, shape, dtype, "hidden", hidden)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..constants import NORM_SCALES
 from ..modes import MODES, Divisor
 from .segment import TokenIndex
-from .state import total_weight, tree
+from .tree import add_columns
 
 
 def _sqrt(x: Tensor) -> Tensor:
@@ -17,30 +17,21 @@ def _sqrt(x: Tensor) -> Tensor:
     return x.sqrt() if x.device.type != "cpu" else x.double().apply_(math.sqrt).to(x.dtype)
 
 
-_DIVISORS: dict[Divisor, Callable[[TokenIndex], Tensor]] = {
-    Divisor.COUNT: lambda tokens: tokens.count,
-    Divisor.SQRT_COUNT: lambda tokens: _sqrt(tokens.count),
-    Divisor.WEIGHT: total_weight,
+_DIVISORS: dict[Divisor, Callable[[Tensor, Tensor], Tensor]] = {
+    Divisor.COUNT: lambda count, weight: count,
+    Divisor.SQRT_COUNT: lambda count, weight: _sqrt(count),
+    Divisor.WEIGHT: lambda count, weight: weight,
 }
 
 
-def divide(tokens: TokenIndex, x: Tensor) -> Tensor:
-    """x [B, D] over the divisor of the call's mode; 0 where that is 0: no real token, or weights that add up to
-    nothing."""
+def divide(tokens: TokenIndex, x: Tensor, weight: Tensor) -> Tensor:
+    """x [B, D] over the divisor of the call's mode, which may be the sum of weights, [B, 1]; 0 where that is 0: no real
+    token, or weights that add up to nothing."""
     divisor = MODES[tokens.call.mode].divisor
     if divisor is Divisor.ONE:
         return x
-    by = _DIVISORS[divisor](tokens)
+    by = _DIVISORS[divisor](tokens.count, weight)
     return torch.where(by == 0, 0, x / by)
-
-
-def add_columns(x: Tensor) -> Tensor:
-    """[..., 1]: x over its columns, neighbours first, in the same aligned binary tree as leaves; never -0."""
-    columns = 1
-    while columns < x.shape[-1]:
-        columns *= 2
-    x = torch.nn.functional.pad(x, (0, columns - x.shape[-1]))
-    return tree(x.movedim(-1, 1) if x.dim() > 1 else x[None], torch.add).reshape(*x.shape[:-1], 1) + 0.0
 
 
 def _norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

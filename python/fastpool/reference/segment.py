@@ -81,11 +81,17 @@ class TokenIndex:
         return self.real.sum((1, 2))[:, None].to(accumulator(self.call.hidden.dtype))
 
     def states(self, i: int, neutral: float) -> Tensor:
-        """The token states at position `i` of each leaf, `neutral` where no real token is. [B, leaves, H]"""
-        hidden = self.call.hidden[..., : self.columns]
+        """The token states at position `i` of each leaf, `neutral` where no real token is. [B, leaves, D]"""
+        return self._states(self.call.hidden[..., : self.columns], i, neutral)
+
+    def whole_states(self, i: int) -> Tensor:
+        """With all columns, those that are cut off too. [B, leaves, H]"""
+        return self._states(self.call.hidden, i, 0.0)
+
+    def _states(self, hidden: Tensor, i: int, neutral: float) -> Tensor:
         dtype = accumulator(hidden.dtype)
         index = self.index[:, :, i]
         if self.call.rows == 0:
-            return hidden.new_full((*index.shape, self.columns), neutral, dtype=dtype)
+            return hidden.new_full((*index.shape, hidden.shape[-1]), neutral, dtype=dtype)
         safe = index.clamp(max=self.call.rows - 1)
         return torch.where(self.real[:, :, i, None], self.at(hidden, safe).to(dtype), neutral)

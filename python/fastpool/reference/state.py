@@ -2,7 +2,7 @@
 and meets the states of other leaves in a tree."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from torch import Tensor
 from ..constants import LEAF
 from ..modes import MODES, Reduce, Weight
 from .segment import TokenIndex
-from .weight import weights
+from .tree import tree
+from .weight import power, softmax_weights, weights
 
 
 def _later_if_greater(left: Tensor, right: Tensor) -> Tensor:
@@ -32,30 +33,50 @@ STATES: dict[Reduce, State] = {
 }
 
 
-def tree(leaves: Tensor, merge: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """N states into one, [B, N, ...] -> [B, ...], N a power of two: neighbours are merged first."""
-    while leaves.shape[1] > 1:
-        leaves = merge(leaves[:, 0::2], leaves[:, 1::2])
-    return leaves[:, 0]
+def _with_ones(token: Tensor) -> Tensor:
+    """A column of ones behind the others, which becomes the sum of weights."""
+    return torch.cat([token, token.new_ones(*token.shape[:-1], 1)], dim=-1)
 
 
-def reduce(tokens: TokenIndex) -> Tensor:
-    """The state, [B, D], of the tokens that the call's mode looks at; 0 where there are none."""
+def reduce(tokens: TokenIndex) -> tuple[Tensor, Tensor]:
+    """The state, [B, D], of the tokens that the call's mode looks at, and the sum of their weights, [B, 1]; 0 where
+    there are none."""
     mode = MODES[tokens.call.mode]
-    state = STATES[mode.reduce]
+    if mode.softmax:
+        both = _softmax(tokens)
+    elif mode.weight is Weight.TOKEN:
+        both = _sum(tokens, lambda i: _with_ones(tokens.states(i, 0.0)) * weights(tokens, i), STATES[mode.reduce])
+    else:
+        state = STATES[mode.reduce]
+        both = _with_ones(_sum(tokens, lambda i: tokens.states(i, state.neutral), state))
+    both = torch.where(tokens.count > 0, both, 0)
+    return both[:, :-1], both[:, -1:]
+
+
+def _sum(tokens: TokenIndex, token: Callable[[int], Tensor], state: State) -> Tensor:
     leaves: Tensor | None = None
     for i in range(LEAF):
-        token = tokens.states(i, state.neutral)
-        if mode.weight is Weight.TOKEN:
-            token = token * weights(tokens, i)
-        leaves = state.merge(torch.full_like(token, state.neutral) if leaves is None else leaves, token)
+        one = token(i)
+        leaves = state.merge(torch.full_like(one, state.neutral) if leaves is None else leaves, one)
     assert leaves is not None
-    return torch.where(tokens.count > 0, tree(leaves, state.merge), 0)
+    return tree(leaves, state.merge)
+
+
+def _softmax(tokens: TokenIndex) -> Tensor:
+    """Sums of tokens times e^score, and of the latter, but for a power of two that both have."""
+    states: Tensor | None = None
+    for i, (weight, scale, largest) in enumerate(softmax_weights(tokens)):
+        token = _with_ones(tokens.states(i, 0.0)) * weight
+        states = token + 0.0 if states is None else states * scale + token
+        exponents = largest
+    assert states is not None
+    while states.shape[1] > 1:
+        left, right = exponents[:, 0::2], exponents[:, 1::2]
+        exponents = torch.maximum(left, right)
+        states = states[:, 0::2] * power(left, exponents) + states[:, 1::2] * power(right, exponents)
+    return states[:, 0] + 0.0  # of a sum that underflows -0 may be left
 
 
 def total_weight(tokens: TokenIndex) -> Tensor:
     """The sum of weights, [B, 1], in the canonical order."""
-    leaves = torch.zeros_like(weights(tokens, 0))
-    for i in range(LEAF):
-        leaves = leaves + weights(tokens, i)
-    return tree(leaves, torch.add)
+    return reduce(replace(tokens, call=replace(tokens.call, truncate_dim=0)))[1]
