@@ -14,7 +14,6 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
   PoolArguments arguments(mode, stack);
   answer(mode.name, stack, arguments, [&] {
     PoolCall call = arguments.call();
-    require(!mode.softmax(), "scores");
     // The output first: a batch that no memory can hold fails here, not after walking over all of it.
     Tensor out = arguments.output(call);
     call.out = out.mutable_data();
@@ -31,7 +30,6 @@ void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
   PoolBackwardArguments arguments(stack);
   answer(name, stack, arguments, [&] {
     PoolBackwardCall call = arguments.call();
-    require(!call.pool.mode.softmax(), "scores");
     Tensor out = arguments.output(call);
     call.out = out.mutable_data();
     require(cpu::valid_bounds(call.pool), "bounds");

@@ -33,6 +33,7 @@ template <Weight W, Reduce R>
 struct State {
   static constexpr bool weighted = W != Weight::one;
   static constexpr bool softmax = W == Weight::score || W == Weight::query;
+  static constexpr bool queried = W == Weight::query;  // weights depend on states
   static constexpr bool starts_from_zero = R == Reduce::sum;
 
   // The neutral value. Sums start from +0, so that no partial sum is ever -0 and adding an empty leaf changes no bit.
@@ -64,6 +65,10 @@ using WeightedState = State<Weight::token, Reduce::sum>;
 using SoftmaxState = State<Weight::score, Reduce::sum>;
 using AttentionState = State<Weight::query, Reduce::sum>;
 using MaxState = State<Weight::one, Reduce::max>;
+// The gradient of a query: a sum of states whose weights depend on them.
+struct QueryGradientState : WeightedState {
+  static constexpr bool queried = true;
+};
 
 // body(State) of a mode: kernels are compiled once for each kind of state.
 template <class Body>

@@ -33,6 +33,15 @@ struct SortedSegments {
   int64_t begin(int64_t b) const { return origin(b) + tokens(b).begin; }
   int64_t end(int64_t b) const { return origin(b) + tokens(b).end; }
   int64_t accumulator_row_bytes() const { return padded_columns(call.pool.dim) * accumulator_size(call.pool.dtype); }
+  int64_t gradient_bytes() const {  // of one segment
+    return call.pool.queries.count * gradient_record(call.pool) * accumulator_size(call.pool.dtype);
+  }
+  Overlap overlap(int64_t b, void* gradient) const {
+    Overlap overlap;
+    overlap.segment = b, overlap.origin = origin(b), overlap.tokens = tokens(b), overlap.gradient = gradient;
+    kernels().segment_prologue(call, overlap);
+    return overlap;
+  }
 
  private:
   template <class Less>
@@ -50,13 +59,10 @@ struct Overlaps {
   std::vector<void*> spare;  // of the buffers
 
   void insert(int64_t b) {
-    if (spare.empty()) spare.push_back(buffers.emplace_back(sorted.accumulator_row_bytes()).data);
-    Overlap overlap;
-    overlap.segment = b, overlap.origin = sorted.origin(b), overlap.tokens = sorted.tokens(b);
-    overlap.gradient = spare.back();
+    if (spare.empty()) spare.push_back(buffers.emplace_back(sorted.gradient_bytes()).data);
+    Overlap overlap = sorted.overlap(b, spare.back());
     if (maxima != nullptr) overlap.maxima = maxima + b * sorted.accumulator_row_bytes();
     spare.pop_back();
-    kernels().segment_prologue(sorted.call, overlap);
     list.insert(find(b), overlap);
   }
   void erase(int64_t b) {
@@ -108,14 +114,29 @@ void find_maxima(const SortedSegments& sorted, int64_t threads, const Parallel& 
   });
 }
 
+// The gradient of each segment's queries: a sum of its tokens.
+void add_up_queries(const PoolBackwardCall& call, const SortedSegments& sorted, const Parallel& parallel) {
+  const PoolCall& pool = call.pool;
+  const Buffer memory(pool.batch * sorted.gradient_bytes());
+  const int64_t threads = threads_for(pool.batch * pool.rows * pool.width * size_of(pool.dtype), parallel);
+  spread(threads, pool.batch, parallel,
+         [&](int64_t b) { sorted.overlap(b, memory.data + b * sorted.gradient_bytes()); });
+  PoolCall sum = pool;
+  sum.mode.weight = Weight::token, sum.mode.divisor = Divisor::one;
+  sum.dim = pool.width, sum.out = call.out, sum.normalize = false;
+  sum.out_dtype = pool.dtype == DType::float64 ? DType::float64 : DType::float32;
+  reduce(sum, {&call, memory.data}, parallel);
+}
+
 }  // namespace
 
 void pool_backward(const PoolBackwardCall& call, const Parallel& parallel) {
   const PoolCall& pool = call.pool;
+  if (call.of == Of::query) return add_up_queries(call, SortedSegments(call), parallel);
   const int64_t rows = call.out_rows();
-  const int64_t row_bytes = call.per_token() ? size_of(call.token_values().dtype) : call.pool.width * size_of(pool.dtype);
+  const int64_t row_bytes = call.per_token() ? size_of(call.token_values().dtype) : pool.width * size_of(pool.dtype);
   if (rows * row_bytes == 0) return;
-  const int64_t threads = threads_for(rows * call.pool.width * size_of(pool.dtype), parallel);
+  const int64_t threads = threads_for(rows * pool.width * size_of(pool.dtype), parallel);
   const SortedSegments sorted(call);
   const bool max = call.finds_maximum();
   const Buffer maxima(max ? pool.batch * sorted.accumulator_row_bytes() : 0);

@@ -9,14 +9,6 @@ namespace fastpool::FASTPOOL_ISA {
 
 using cpu::Overlap;
 
-// Sum of the products of two rows over columns.
-template <class A, class T>
-FASTPOOL_INLINE A dot(const A* a, const T* b, int64_t dim) {
-  using V = typename Vec<A>::type;
-  return add_columns<A>(
-      dim, [&](int64_t c, int n) __attribute__((always_inline)) { return read<V>(a + c) * load_part<V>(b + c, n); });
-}
-
 template <class A>
 static A total_weight(const PoolCall& call, int64_t b, const Segment& tokens) {
   LeafTree<A> leaves;
@@ -29,17 +21,54 @@ static A total_weight(const PoolCall& call, int64_t b, const Segment& tokens) {
   return leaves.root();
 }
 
-template <class A>
+// The exponent and the sum of weights of a segment's softmax.
+template <class T, class A>
+static Softmax<A> total_softmax(const PoolCall& call, int64_t b, const Segment& tokens, const A* query) {
+  Tree<Softmax<A>, MergeSoftmax> leaves;
+  const T* const rows = static_cast<const T*>(call.hidden) + b * call.batch_stride;
+  for (int64_t at = tokens.begin; at < tokens.end; at += kLeaf) {
+    A scores[kLeaf], scale[kLeaf];
+    int n = 0;
+    for (int64_t i = at; i < at + kLeaf && i < tokens.end; ++i) {
+      if (!is_real(call.mask, b, i)) continue;
+      scores[n++] = query == nullptr
+                        ? score_of<A>(call, b, i)
+                        : static_cast<A>(call.queries.scale) * dot(query, rows + i * call.row_stride, call.width);
+    }
+    Softmax<A> leaf;
+    weigh(scores, scale, n, leaf);
+    leaves.add(leaf);
+  }
+  return leaves.root();
+}
+
+template <class T, class A>
 static void prologue_of(const PoolBackwardCall& call, Overlap& overlap) {
   const PoolCall& pool = call.pool;
+  const Mode& mode = pool.mode;
   const int64_t b = overlap.segment, dim = pool.dim;
-  A* const x = static_cast<A*>(overlap.gradient);
-  load_row(static_cast<const A*>(call.gradient) + b * dim, dim, x);
   Totals totals;
   totals.count = count_real(pool.mask, b, overlap.tokens.begin, overlap.tokens.end - overlap.tokens.begin);
-  if (pool.mode.takes_weights()) totals.weight = total_weight<A>(pool, b, overlap.tokens);
-  divide(pool.mode, totals, x, padded_columns(dim));
-  if (call.per_token()) overlap.of_result = dot(x, static_cast<const A*>(call.result) + b * dim, dim);
+  for (int64_t k = 0; k < pool.queries.count; ++k) {
+    const SegmentGradient<A> segment(call, overlap.gradient, k);
+    const int64_t row = (b * pool.queries.count + k) * dim, columns = gradient_columns(pool);
+    std::memset(segment.gradient, 0, columns * sizeof(A));
+    load_row(static_cast<const A*>(call.gradient) + row, dim, segment.gradient);
+    if (mode.takes_query()) {
+      std::memset(segment.query, 0, columns * sizeof(A));
+      load_query(pool, b, k, segment.query);
+    }
+    if (mode.takes_weights()) totals.weight = total_weight<A>(pool, b, overlap.tokens);
+    if (mode.softmax()) {
+      const A* const query = mode.takes_query() ? segment.query : nullptr;
+      const Softmax<A> softmax = total_softmax<T, A>(pool, b, overlap.tokens, query);
+      totals.weight = softmax.weight;
+      segment.exponent() = softmax.exponent;
+    }
+    divide(mode, totals, segment.gradient, padded_columns(dim));
+    if (call.per_token() || mode.takes_query())
+      segment.of_result() = dot(segment.gradient, static_cast<const A*>(call.result) + row, dim);
+  }
 }
 
 // A row of accumulators, by the vector.
@@ -54,6 +83,15 @@ template <class A>
 FASTPOOL_INLINE Row<A> gradient_of(const Overlap& overlap) {
   return {static_cast<const A*>(overlap.gradient)};
 }
+// The same, times the weight of a token.
+template <class A>
+struct Weighted {
+  const A* x;
+  A weight;
+  __attribute__((always_inline)) typename Vec<A>::type operator()(int64_t c) const {
+    return read<typename Vec<A>::type>(x + c) * weight;
+  }
+};
 
 // One row of a gradient: +0 and the shares of n segments, in their order, rounded once; zeros in columns that are not
 // used. `share(k)` is a function from a column to a vector of the k-th share.
@@ -95,29 +133,57 @@ FASTPOOL_INLINE void copy_row(const char* row, int64_t bytes, char* out) {
   copy(bytes - kBytes);
 }
 
-// Rows [begin, end) of the gradient of hidden, all of them in the same n segments, where a token's share depends on its
-// weight at most.
-template <class T, class A, bool weighted>
+// What the token at row `i` of a segment is multiplied by, where that does not depend on its state.
+template <class S, class A>
+FASTPOOL_INLINE A token_weight(const PoolCall& call, const Overlap& overlap, const SegmentGradient<A>& segment,
+                               int64_t i) {
+  if constexpr (S::softmax)
+    return softmax_weight(score_of<A>(call, overlap.segment, i), segment.exponent());
+  else
+    return weight_of<A>(call, overlap.segment, overlap.tokens.begin, i);
+}
+
+// A row of the gradient of hidden, x, where a token's share depends on its weight.
+template <class S, class T, class A>
+FASTPOOL_INLINE void write_weighted_row(const PoolBackwardCall& call, Overlap* overlaps, int64_t n, int64_t i,
+                                        const T* x, T* out) {
+  const PoolCall& pool = call.pool;
+  const int64_t queries = pool.queries.count;
+  for (int64_t k = 0; k < n * queries; ++k) {
+    const Overlap& overlap = overlaps[k / queries];
+    const SegmentGradient<A> segment(call, overlap.gradient, k % queries);
+    if constexpr (S::queried)
+      segment.product() = segment.of_product(pool, x, segment.weight());
+    else
+      segment.weight() = token_weight<S>(pool, overlap, segment, i);
+  }
+  constexpr int parts = S::queried ? 2 : 1;
+  write_row<A>(parts * n * queries, S::queried ? pool.width : pool.dim, pool.width, out,
+               [&](int64_t share) __attribute__((always_inline)) {
+                 const int64_t k = share / parts;
+                 const SegmentGradient<A> segment(call, overlaps[k / queries].gradient, k % queries);
+                 return share % parts == 0 ? Weighted<A>{segment.gradient, segment.weight()}
+                                           : Weighted<A>{segment.query, segment.product()};
+               });
+}
+
+// Rows [begin, end) of the gradient of hidden, all of them in the same n segments, of a sum.
+template <class S, class T, class A>
 static void write_rows(const PoolBackwardCall& call, Overlap* overlaps, int64_t n, int64_t begin, int64_t end, T* row) {
   const PoolCall& pool = call.pool;
-  const int64_t row_bytes = call.pool.width * sizeof(T);
-  if constexpr (!weighted)
-    write_row<A>(n, pool.dim, call.pool.width, row,
+  const int64_t row_bytes = pool.width * sizeof(T), b = overlaps[0].segment;
+  if constexpr (!S::weighted)
+    write_row<A>(n, pool.dim, pool.width, row,
                  [&](int64_t k) __attribute__((always_inline)) { return gradient_of<A>(overlaps[k]); });
-  T* out = static_cast<T*>(call.out) + begin * call.pool.width;
-  for (int64_t i = begin - overlaps[0].origin; i < end - overlaps[0].origin; ++i, out += call.pool.width) {
-    if (!is_real(pool.mask, overlaps[0].segment, i)) {
+  T* out = static_cast<T*>(call.out) + begin * pool.width;
+  for (int64_t i = begin - overlaps[0].origin; i < end - overlaps[0].origin; ++i, out += pool.width) {
+    if (!is_real(pool.mask, b, i))
       std::memset(static_cast<void*>(out), 0, row_bytes);
-    } else if constexpr (!weighted) {
+    else if constexpr (!S::weighted)
       copy_row(reinterpret_cast<const char*>(row), row_bytes, reinterpret_cast<char*>(out));
-    } else {
-      for (int64_t k = 0; k < n; ++k)
-        overlaps[k].weight = weight_of<A>(pool, overlaps[k].segment, overlaps[k].tokens.begin, i);
-      write_row<A>(n, pool.dim, call.pool.width, out, [&](int64_t k) __attribute__((always_inline)) {
-        return [x = gradient_of<A>(overlaps[k]), weight = static_cast<A>(overlaps[k].weight)](int64_t c)
-                   __attribute__((always_inline)) { return x(c) * weight; };
-      });
-    }
+    else
+      write_weighted_row<S, T, A>(
+          call, overlaps, n, i, static_cast<const T*>(pool.hidden) + b * pool.batch_stride + i * pool.row_stride, out);
   }
 }
 
@@ -151,10 +217,10 @@ static void scatter_columns(const PoolBackwardCall& call, const Overlap* overlap
   }
 }
 
-// Rows [begin, end) of the gradient of weights, all of them in the same n segments, stored as W.
-template <class T, class A, class W>
-static void write_weights(const PoolBackwardCall& call, const Overlap* overlaps, int64_t n, int64_t begin,
-                          int64_t end) {
+// Rows [begin, end) of the gradient of weights or scores, all of them in the same n segments, stored as W.
+template <class S, class T, class A, class W>
+static void write_token_values(const PoolBackwardCall& call, const Overlap* overlaps, int64_t n, int64_t begin,
+                               int64_t end) {
   using V = typename Vec<A>::type;
   const PoolCall& pool = call.pool;
   for (int64_t at = begin; at < end; ++at) {
@@ -162,8 +228,11 @@ static void write_weights(const PoolBackwardCall& call, const Overlap* overlaps,
     A total = 0;
     if (is_real(pool.mask, b, i)) {
       const T* x = static_cast<const T*>(pool.hidden) + b * pool.batch_stride + i * pool.row_stride;
-      for (int64_t k = 0; k < n; ++k)
-        total += dot(gradient_of<A>(overlaps[k]).x, x, pool.dim) - static_cast<A>(overlaps[k].of_result);
+      for (int64_t k = 0; k < n; ++k) {
+        const SegmentGradient<A> segment(call, overlaps[k].gradient, 0);
+        const A of_weight = segment.of_weight(x, pool.dim);
+        total += S::softmax ? of_weight * token_weight<S>(pool, overlaps[k], segment, i) : of_weight;
+      }
     }
     store_part(static_cast<W*>(call.out) + at, V{} + total, 1);
   }
@@ -242,10 +311,7 @@ static void normalize_rows_backward(const NormalizeBackwardCall& call, int64_t b
 }
 
 static void segment_prologue(const PoolBackwardCall& call, Overlap& overlap) {
-  if (call.pool.dtype == DType::float64)
-    prologue_of<double>(call, overlap);
-  else
-    prologue_of<float>(call, overlap);
+  with_dtype(call.pool.dtype, [&](auto t, auto a) { prologue_of<decltype(t), decltype(a)>(call, overlap); });
 }
 
 static void maxima(const PoolBackwardCall& call, int64_t b, const Segment& tokens, int64_t from, int64_t to,
@@ -259,15 +325,19 @@ static void scatter_gradient(const PoolBackwardCall& call, Overlap* overlaps, in
   with_dtype(call.pool.dtype, [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
-    if (call.per_token()) {
-      with_dtype(call.token_values().dtype,
-                 [&](auto w, auto) { write_weights<T, A, decltype(w)>(call, overlaps, n, begin, end); });
-      return;
-    }
     T* const r = static_cast<T*>(row);
     if (call.finds_maximum()) return scatter_columns<T, A>(call, overlaps, n, begin, end, r);
-    if (call.pool.mode.takes_weights()) return write_rows<T, A, true>(call, overlaps, n, begin, end, r);
-    return write_rows<T, A, false>(call, overlaps, n, begin, end, r);
+    if (call.pool.mode.one_token()) return write_rows<SumState, T, A>(call, overlaps, n, begin, end, r);
+    with_state(call.pool.mode, [&](auto state) {
+      using S = decltype(state);
+      if constexpr (S::weighted && !S::queried) {
+        if (call.per_token())
+          return with_dtype(call.token_values().dtype, [&](auto w, auto) {
+            write_token_values<S, T, A, decltype(w)>(call, overlaps, n, begin, end);
+          });
+      }
+      if constexpr (S::starts_from_zero) write_rows<S, T, A>(call, overlaps, n, begin, end, r);
+    });
   });
 }
 

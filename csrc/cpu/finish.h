@@ -82,13 +82,24 @@ FASTPOOL_INLINE void divide(const Mode& mode, const Totals& totals, A* x, int64_
   }
 }
 
+// Of a scaled sum that underflows -0 may be left.
+template <class A>
+FASTPOOL_INLINE void add_zero(A* x, int64_t columns) {
+  using V = typename Vec<A>::type;
+  for (int64_t c = 0; c < columns; c += Vec<A>::lanes) {
+    const V v = read<V>(x + c) + V{};
+    std::memcpy(x + c, &v, sizeof v);
+  }
+}
+
 // The epilogue: divide, normalise, cast, store.
 template <class A>
-FASTPOOL_INLINE void finish(const PoolCall& call, int64_t segment, A* x, const Totals& totals) {
+FASTPOOL_INLINE void finish(const PoolCall& call, int64_t row, A* x, const Totals& totals) {
   const int64_t columns = padded_columns(call.dim);
+  if (call.mode.softmax()) add_zero(x, columns);
   divide(call.mode, totals, x, columns);
   if (call.normalize) normalize_row(x, call.dim, columns, static_cast<A>(kNormEps));
-  store_row(x, call.dim, call.out, segment, call.out_dtype);
+  store_row(x, call.dim, call.out, row, call.out_dtype);
 }
 
 // A row of any dtype into accumulator lanes.

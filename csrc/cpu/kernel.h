@@ -17,22 +17,41 @@ struct Unit {
 struct Overlap {
   int64_t segment = 0, origin = 0;  // its number, and the row of the output where row 0 of its sequence is
   Segment tokens{};
-  void* gradient = nullptr;      // [padded_columns], over the divisor
+  void* gradient = nullptr;      // [queries, gradient_record], as IsaKernels::segment_prologue writes them
   const void* maxima = nullptr;  // [padded_columns], as IsaKernels::maxima writes them
-  double weight = 0;             // of the token that is being written
-  double of_result = 0;          // sum of gradient * result over columns, for the gradient of weights
 };
 
 // Workspace rows are this many columns apart, so that whole vectors can be read and written.
-FASTPOOL_INLINE int64_t padded_columns(int64_t dim) { return (dim + 15) / 16 * 16; }
+constexpr int64_t kColumns = 16;
+FASTPOOL_INLINE int64_t padded_columns(int64_t dim) { return (dim + kColumns - 1) / kColumns * kColumns; }
+// Of one query's state, a softmax's totals behind the columns; and of a segment's.
+FASTPOOL_INLINE int64_t query_columns(const PoolCall& call) {
+  return padded_columns(call.dim) + (call.mode.softmax() ? kColumns : 0);
+}
+FASTPOOL_INLINE int64_t state_columns(const PoolCall& call) { return call.queries.count * query_columns(call); }
+// Of what a segment's gradient is shared out by, for one query: the gradient, the query, and numbers behind them.
+FASTPOOL_INLINE int64_t gradient_columns(const PoolCall& call) {
+  return padded_columns(call.mode.takes_query() ? call.width : call.dim);
+}
+FASTPOOL_INLINE int64_t gradient_record(const PoolCall& call) {
+  return gradient_columns(call) * (call.mode.takes_query() ? 2 : 1) + kColumns;
+}
+
+// Instead of states times weights a reduction adds up states times the gradients of their products with the queries.
+struct QueryGradients {
+  const PoolBackwardCall* call = nullptr;  // null: it does not
+  char* segments = nullptr;                // [batch, queries, gradient_record]
+};
 
 struct IsaKernels {
   const char* name;
   // Reduces units; whole segments are finished into call.out, others leave a partial. Returns the bits of all values of
   // the mask that it has read, ORed together; 0 without a mask.
-  uint64_t (*reduce)(const PoolCall& call, const Unit* units, int64_t n, void* scratch, void* partials, Totals* totals);
+  uint64_t (*reduce)(const PoolCall& call, const QueryGradients& gradients, const Unit* units, int64_t n, void* scratch,
+                     void* partials, Totals* totals);
   // Merges `n` partials of one segment in the canonical tree and finishes it. Destroys the partials.
-  void (*combine)(const PoolCall& call, int64_t segment, int64_t n, void* partials, Totals* totals);
+  void (*combine)(const PoolCall& call, const QueryGradients& gradients, int64_t segment, int64_t n, void* partials,
+                  Totals* totals);
   void (*normalize)(const NormalizeCall& call, int64_t begin, int64_t end, void* scratch);
   // Fills in an overlap's gradient, and what else all its tokens have in common.
   void (*segment_prologue)(const PoolBackwardCall& call, Overlap& overlap);

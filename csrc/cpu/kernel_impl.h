@@ -22,15 +22,15 @@ constexpr int64_t kHeadBytes = 4 << 10;    // and only the head of the next segm
 
 // Adds rows[0..k) to `Vecs` vectors of sums at column c, one row after another.
 template <class S, int Vecs, bool ahead, class T, class A>
-FASTPOOL_INLINE void add_rows(const Leaf<T, A>& leaf, int g, int k, int64_t c, int part, bool fresh, A* acc,
-                              Queue<T, A, S>& queue) {
+FASTPOOL_INLINE void add_rows(const T* const* rows, const A* weight, const A* scale, int k, int64_t c, int part,
+                              bool fresh, A* acc, Queue<T, A, S>& queue) {
   using V = typename Vec<A>::type;
   constexpr int lanes = Vec<A>::lanes;
   // As many bytes as are added are fetched, a piece with every row.
   constexpr int piece = Vecs * lanes * static_cast<int>(sizeof(T));
   [[maybe_unused]] const char* later = nullptr;
   if constexpr (ahead) {
-    if (k > 0) later = queue.take(k * piece, leaf.row[g] + c);
+    if (k > 0) later = queue.take(k * piece, rows[0] + c);
   }
   V sum[Vecs];
 #pragma GCC unroll 8
@@ -41,8 +41,14 @@ FASTPOOL_INLINE void add_rows(const Leaf<T, A>& leaf, int g, int k, int64_t c, i
 #pragma GCC unroll 8
       for (int i = 0; i < piece; i += kLineBytes) __builtin_prefetch(later + r * piece + i, 0, 2);
     }
-    const T* p = leaf.row[g + r] + c;
-    const A w = S::weighted ? leaf.weight[g + r] : A{};
+    const T* p = rows[r] + c;
+    const A w = S::weighted ? weight[r] : A{};
+    if constexpr (S::softmax) {
+      if (scale[r] != 1) {
+#pragma GCC unroll 8
+        for (int v = 0; v < Vecs; ++v) sum[v] = sum[v] * scale[r];
+      }
+    }
 #pragma GCC unroll 8
     for (int v = 0; v < Vecs; ++v)
       sum[v] = S::template update<V, A>(sum[v], part ? load_part<V>(p, part) : load(p + v * lanes), w);
@@ -51,26 +57,95 @@ FASTPOOL_INLINE void add_rows(const Leaf<T, A>& leaf, int g, int k, int64_t c, i
   for (int v = 0; v < Vecs; ++v) std::memcpy(acc + c + v * lanes, &sum[v], sizeof(V));
 }
 
+// A group of k rows into acc[0..dim).
+template <class S, bool ahead, class T, class A>
+FASTPOOL_INLINE void add_group(const T* const* rows, const A* weight, const A* scale, int k, int64_t dim, bool fresh,
+                               A* acc, Queue<T, A, S>& queue) {
+  constexpr int lanes = Vec<A>::lanes, block = kBlockVecs * lanes;
+  const auto add = [&](auto vecs, int64_t c, int part) __attribute__((always_inline)) {
+    add_rows<S, decltype(vecs)::value, ahead>(rows, weight, scale, k, c, part, fresh, acc, queue);
+  };
+  using Block = std::integral_constant<int, kBlockVecs>;
+  using One = std::integral_constant<int, 1>;
+  int64_t c = 0;
+  for (; c + block <= dim; c += block) add(Block{}, c, 0);
+  for (; c + lanes <= dim; c += lanes) add(One{}, c, 0);
+  if (c < dim) add(One{}, c, static_cast<int>(dim - c));
+}
+
 // One leaf into acc[0..dim), a group of rows at a time.
 template <class S, bool ahead, class T, class A>
 FASTPOOL_INLINE void add_leaf(const Leaf<T, A>& leaf, int64_t dim, A* acc, Queue<T, A, S>& queue) {
-  constexpr int lanes = Vec<A>::lanes, block = kBlockVecs * lanes, group = ahead ? kGroupRows : 1;
+  constexpr int group = ahead ? kGroupRows : 1;
   int g = 0;
   do {
     const int k = leaf.count - g < group ? leaf.count - g : group;
-    const bool fresh = g == 0;
-    int64_t c = 0;
-    for (; c + block <= dim; c += block) add_rows<S, kBlockVecs, ahead>(leaf, g, k, c, 0, fresh, acc, queue);
-    for (; c + lanes <= dim; c += lanes) add_rows<S, 1, ahead>(leaf, g, k, c, 0, fresh, acc, queue);
-    if (c < dim) add_rows<S, 1, ahead>(leaf, g, k, c, static_cast<int>(dim - c), fresh, acc, queue);
+    add_group<S, ahead>(leaf.row + g, leaf.weight + g, leaf.scale + g, k, dim, g == 0, acc, queue);
     g += k;
   } while (g < leaf.count);
 }
 
-// into = merge(left, right); into may be one of the two.
-template <class S, class A>
-FASTPOOL_INLINE void merge_rows(const A* left, const A* right, A* into, int64_t columns) {
+// One leaf into a state for each query. The rows of a group are still in the cache when they are added, and for every
+// query but the first.
+template <class T, class A, class S>
+static void add_leaf_of_queries(const PoolCall& call, const QueryGradients& gradients, int64_t segment,
+                                const Leaf<T, A>& leaf, const A* queries, A* states, Queue<T, A, S>& queue) {
+  const int64_t columns = padded_columns(call.dim), row_bytes = call.width * static_cast<int64_t>(sizeof(T));
+  A weight[kLeaf], scale[kLeaf];
+  int g = 0;
+  do {
+    const int k = leaf.count - g < kGroupRows ? leaf.count - g : kGroupRows;
+    const T* const* const rows = leaf.row + g;
+    A* state = states;
+    for (int64_t q = 0; q < call.queries.count; ++q, state += query_columns(call)) {
+      if constexpr (S::softmax) {
+        const A* const query = queries + q * padded_columns(call.width);
+        for (int r = 0; r < k; ++r) {
+          const A product =
+              q == 0 ? dot(query, rows[r], call.width, queue.take_row(rows[r])) : dot(query, rows[r], call.width);
+          weight[r] = static_cast<A>(call.queries.scale) * product;
+        }
+        Softmax<A>& softmax = softmax_of(state, columns);
+        if (g == 0) softmax = {};
+        weigh(weight, scale, k, softmax);
+      } else {
+        const PoolBackwardCall& backward = *gradients.call;
+        const int64_t bytes = gradient_record(backward.pool) * static_cast<int64_t>(sizeof(A));
+        const SegmentGradient<A> gradient(backward, gradients.segments + segment * call.queries.count * bytes, q);
+        if (q == 0) queue.fetch(k * row_bytes);
+        A unused;
+        for (int r = 0; r < k; ++r) weight[r] = gradient.of_product(backward.pool, rows[r], unused);
+      }
+      add_group<S, false>(rows, weight, scale, k, call.dim, g == 0, state, queue);
+    }
+    g += k;
+  } while (g < leaf.count);
+}
+
+// into = merge(left, right), of a softmax.
+template <class A>
+FASTPOOL_INLINE void merge_softmax(const A* left, const A* right, A* into, int64_t columns) {
   using V = typename Vec<A>::type;
+  A of_left, of_right;
+  const Softmax<A> both = Softmax<A>::merge(softmax_of(const_cast<A*>(left), columns),
+                                            softmax_of(const_cast<A*>(right), columns), of_left, of_right);
+  for (int64_t c = 0; c < columns; c += Vec<A>::lanes) {
+    const V v = read<V>(left + c) * of_left + read<V>(right + c) * of_right;
+    std::memcpy(into + c, &v, sizeof v);
+  }
+  softmax_of(into, columns) = both;
+}
+
+// into = merge(left, right), states of every query; into may be one of the two.
+template <class S, class A>
+FASTPOOL_INLINE void merge_rows(const PoolCall& call, const A* left, const A* right, A* into) {
+  using V = typename Vec<A>::type;
+  const int64_t columns = state_columns(call);
+  if constexpr (S::softmax) {
+    const int64_t query = query_columns(call);
+    for (int64_t c = 0; c < columns; c += query) merge_softmax(left + c, right + c, into + c, padded_columns(call.dim));
+    return;
+  }
   for (int64_t c = 0; c < columns; c += Vec<A>::lanes) {
     const V v = S::template merge<V>(read<V>(left + c), read<V>(right + c));
     std::memcpy(into + c, &v, sizeof v);
@@ -91,13 +166,25 @@ static void copy_tokens(const PoolCall& call, const Unit* units, int64_t n, A* x
   }
 }
 
+// The epilogue for each of a segment's queries.
+template <class S, class A>
+FASTPOOL_INLINE void finish_queries(const PoolCall& call, int64_t segment, A* states, Totals totals) {
+  for (int64_t k = 0; k < call.queries.count; ++k, states += query_columns(call)) {
+    if constexpr (S::softmax) totals.weight = softmax_of(states, padded_columns(call.dim)).weight;
+    finish(call, segment * call.queries.count + k, states, totals);
+  }
+}
+
 template <class T, class A, class S>
-static uint64_t reduce_units(const PoolCall& call, const Unit* units, int64_t n, A* scratch, A* partials,
-                             Totals* totals) {
-  const int64_t columns = padded_columns(call.dim);
-  const int64_t row_bytes = call.dim * static_cast<int64_t>(sizeof(T));
-  const bool ahead = sizeof(T) < 4 || row_bytes > kShortRow;
+static uint64_t reduce_units(const PoolCall& call, const QueryGradients& gradients, const Unit* units, int64_t n,
+                             A* scratch, A* partials, Totals* totals) {
+  const int64_t columns = state_columns(call);
+  const int64_t row_bytes = (S::queried ? call.width : call.dim) * static_cast<int64_t>(sizeof(T));
+  const bool ahead = S::queried || sizeof(T) < 4 || row_bytes > kShortRow;
   Queue<T, A, S> queue(call, units, n, row_bytes, ahead ? kAheadBytes : 1);
+  A* const queries = scratch;
+  int64_t queries_of = -1;  // a segment
+  if (call.mode.takes_query()) scratch += call.queries.count * padded_columns(call.width);
 
   // A binary counter of subtrees: level[0] takes the leaf, level[k] holds a sum of 2^(k-1) leaves.
   A* level[64];
@@ -119,13 +206,22 @@ static uint64_t reduce_units(const PoolCall& call, const Unit* units, int64_t n,
     const Leaf<T, A>& leaf = queue.front();
     if (leaf.unit < 0) break;
     const Unit& unit = units[leaf.unit];
-    if (ahead) {
+    if constexpr (S::queried) {
+      if (S::softmax && (queries_of < 0 || (call.queries.batch_stride != 0 && queries_of != unit.segment))) {
+        queries_of = unit.segment;
+        for (int64_t k = 0; k < call.queries.count; ++k)
+          load_query(call, unit.segment, k, queries + k * padded_columns(call.width));
+      }
+      add_leaf_of_queries(call, gradients, unit.segment, leaf, queries, level[0], queue);
+    } else if (ahead) {
       add_leaf<S, true>(leaf, call.dim, level[0], queue);
     } else {
       if (leaf.last) queue.fetch(kHeadBytes);
       add_leaf<S, false>(leaf, call.dim, level[0], queue);
     }
-    if constexpr (S::weighted) {
+    if constexpr (S::softmax && !S::queried) {
+      softmax_of(level[0], padded_columns(call.dim)) = leaf.softmax;
+    } else if constexpr (S::weighted && !S::queried) {
       A weight = 0;
       for (int r = 0; r < leaf.count; ++r) weight += leaf.weight[r];
       weights.add(weight);
@@ -133,7 +229,7 @@ static uint64_t reduce_units(const PoolCall& call, const Unit* units, int64_t n,
     unit_totals.count += leaf.count;
 
     int k = 1;
-    for (int64_t bits = leaves; bits & 1; bits >>= 1, ++k) merge_rows<S>(level[k], level[0], level[0], columns);
+    for (int64_t bits = leaves; bits & 1; bits >>= 1, ++k) merge_rows<S>(call, level[k], level[0], level[0]);
     ++leaves;
     if (!leaf.last) {
       take(k);
@@ -143,10 +239,10 @@ static uint64_t reduce_units(const PoolCall& call, const Unit* units, int64_t n,
     } else {
       // What is left of the counter, smallest subtree first: missing right siblings are neutral.
       for (int64_t bits = leaves >> k << k; bits; bits &= bits - 1)
-        merge_rows<S>(level[__builtin_ctzll(bits) + 1], level[0], level[0], columns);
+        merge_rows<S>(call, level[__builtin_ctzll(bits) + 1], level[0], level[0]);
       unit_totals.weight = weights.root();
       if (unit.partial < 0) {
-        finish(call, unit.segment, level[0], unit_totals);
+        finish_queries<S>(call, unit.segment, level[0], unit_totals);
       } else {
         std::memcpy(partials + unit.partial * columns, level[0], columns * sizeof(A));
         totals[unit.partial] = unit_totals;
@@ -161,14 +257,14 @@ static uint64_t reduce_units(const PoolCall& call, const Unit* units, int64_t n,
 
 template <class T, class A, class S>
 static void combine_partials(const PoolCall& call, int64_t segment, int64_t n, A* partials, Totals* totals) {
-  const int64_t columns = padded_columns(call.dim);
+  const int64_t columns = state_columns(call);
   for (int64_t step = 1; step < n; step *= 2)
     for (int64_t i = 0; i + step < n; i += 2 * step) {
-      merge_rows<S>(partials + i * columns, partials + (i + step) * columns, partials + i * columns, columns);
+      merge_rows<S>(call, partials + i * columns, partials + (i + step) * columns, partials + i * columns);
       totals[i].count += totals[i + step].count;
       totals[i].weight = static_cast<A>(totals[i].weight) + static_cast<A>(totals[i + step].weight);
     }
-  finish(call, segment, partials, totals[0]);
+  finish_queries<S>(call, segment, partials, totals[0]);
 }
 
 // A row of x into accumulator lanes; how many of its columns are used.
@@ -202,26 +298,36 @@ FASTPOOL_INLINE void with_dtype(DType dtype, Body body) {
   }
 }
 
-static uint64_t reduce(const PoolCall& call, const Unit* units, int64_t n, void* scratch, void* partials,
-                       Totals* totals) {
+// body(State) of a call.
+template <class Body>
+FASTPOOL_INLINE void with_state_of(const PoolCall& call, const QueryGradients& gradients, Body body) {
+  if (gradients.call != nullptr) return body(QueryGradientState{});
+  with_state(call.mode, body);
+}
+
+static uint64_t reduce(const PoolCall& call, const QueryGradients& gradients, const Unit* units, int64_t n,
+                       void* scratch, void* partials, Totals* totals) {
   uint64_t seen = 0;
   with_dtype(call.dtype, [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
     A *s = static_cast<A*>(scratch), *p = static_cast<A*>(partials);
     if (call.mode.one_token()) return copy_tokens<T, A>(call, units, n, s);
-    with_state(call.mode,
-               [&](auto state) { seen = reduce_units<T, A, decltype(state)>(call, units, n, s, p, totals); });
+    with_state_of(call, gradients, [&](auto state) {
+      seen = reduce_units<T, A, decltype(state)>(call, gradients, units, n, s, p, totals);
+    });
   });
   return seen;
 }
 
-static void combine(const PoolCall& call, int64_t segment, int64_t n, void* partials, Totals* totals) {
+static void combine(const PoolCall& call, const QueryGradients& gradients, int64_t segment, int64_t n, void* partials,
+                    Totals* totals) {
   with_dtype(call.dtype, [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
     A* p = static_cast<A*>(partials);
-    with_state(call.mode, [&](auto state) { combine_partials<T, A, decltype(state)>(call, segment, n, p, totals); });
+    with_state_of(call, gradients,
+                  [&](auto state) { combine_partials<T, A, decltype(state)>(call, segment, n, p, totals); });
   });
 }
 

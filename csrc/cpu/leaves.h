@@ -1,16 +1,17 @@
 // The walk over a thread's work: which rows make up the next leaf, and which lines to fetch ahead of it. Included by
 // kernel_impl.h, into an instruction set's namespace.
 #pragma once
+#include <utility>
+
 #include "../state.h"
 #include "../weight.h"
 #include "kernel.h"
+#include "softmax.h"
 #include "vec.h"
 
 namespace fastpool::FASTPOOL_ISA {
 
 using cpu::Unit;
-
-constexpr int kLineBytes = 64;
 
 template <class T, class A>
 struct Leaf {
@@ -18,7 +19,9 @@ struct Leaf {
   int count;     // real tokens
   bool last;     // of its unit
   const T* row[kLeaf];
-  A weight[kLeaf];  // where states are weighted
+  A weight[kLeaf];  // where states are weighted, and that does not depend on them
+  A scale[kLeaf];   // of a softmax: what the sum of those before is multiplied by
+  Softmax<A> softmax;
 };
 
 template <class A>
@@ -49,8 +52,17 @@ struct Walker {
     const bool full = all_real(call.mask, u.segment, at, m, seen);
     for (int64_t j = 0; j < m; ++j) {
       if (!full && !is_real(call.mask, u.segment, at + j)) continue;
-      if constexpr (S::weighted) leaf.weight[leaf.count] = weight_of<A>(call, u.segment, u.first, at + j);
+      if constexpr (S::queried)
+        ;
+      else if constexpr (S::softmax)
+        leaf.weight[leaf.count] = score_of<A>(call, u.segment, at + j);
+      else if constexpr (S::weighted)
+        leaf.weight[leaf.count] = weight_of<A>(call, u.segment, u.first, at + j);
       leaf.row[leaf.count++] = rows + j * call.row_stride;
+    }
+    if constexpr (S::softmax && !S::queried) {
+      leaf.softmax = {};
+      weigh(leaf.weight, leaf.scale, leaf.count, leaf.softmax);
     }
     at += m;
     leaf.last = at >= u.end;
@@ -106,6 +118,11 @@ struct Queue {
     }
     at += count;
     return at - count;
+  }
+  // The next row to fetch, left to the caller; or what it is reading anyway.
+  __attribute__((always_inline)) const char* take_row(const T* reading) {
+    if (!next_row()) return reinterpret_cast<const char*>(reading);
+    return std::exchange(at, end);
   }
   // Fetches the next `count` bytes.
   __attribute__((always_inline)) void fetch(int64_t count) {

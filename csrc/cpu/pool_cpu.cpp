@@ -20,13 +20,23 @@ int64_t scratch_rows(int64_t rows) {
   return levels;
 }
 
+// Of one thread: those rows, and behind them the queries that tokens are multiplied by.
+int64_t scratch_bytes(const PoolCall& call, int64_t longest) {
+  const int64_t queries = call.mode.takes_query() ? call.queries.count * padded_columns(call.width) : 0;
+  const int64_t columns = scratch_rows(longest) * state_columns(call) + queries;
+  return (columns * accumulator_size(call.dtype) + 63) / 64 * 64;
+}
+
 }  // namespace
 
-bool pool(const PoolCall& call, const Parallel& parallel) {
-  const IsaKernels& kernel = kernels();
-  const int64_t row_bytes = call.dim * size_of(call.dtype);
-  const int64_t columns = padded_columns(call.dim), accumulator = accumulator_size(call.dtype);
+bool pool(const PoolCall& call, const Parallel& parallel) { return reduce(call, {}, parallel); }
 
+bool reduce(const PoolCall& call, const QueryGradients& gradients, const Parallel& parallel) {
+  const IsaKernels& kernel = kernels();
+  const int64_t row_bytes = (call.mode.takes_query() ? call.width : call.dim) * size_of(call.dtype);
+  const int64_t columns = state_columns(call), accumulator = accumulator_size(call.dtype);
+
+  const bool nothing = call.dim == 0 || call.queries.count == 0;
   // One unit per segment, its length known.
   std::vector<Unit> units;
   units.reserve(static_cast<size_t>(call.batch));
@@ -35,7 +45,7 @@ bool pool(const PoolCall& call, const Parallel& parallel) {
   for (int64_t b = 0; b < call.batch; ++b) {
     const Segment real = segment_of(call, b), segment = select(call.mode.select, real);
     // The walk reads the mask of what it adds; that of one token's neighbours, or of no columns, is read here.
-    if ((call.mode.one_token() || call.dim == 0) && !call.mask.boolean)
+    if ((call.mode.one_token() || nothing) && !call.mask.boolean)
       all_real(call.mask, b, real.begin, real.end - real.begin, seen);
     units.push_back({b, segment.begin, segment.begin, segment.end, -1});
     const int64_t rows = segment.end - segment.begin;
@@ -43,11 +53,11 @@ bool pool(const PoolCall& call, const Parallel& parallel) {
     longest = std::max(longest, rows);
   }
 
-  if (call.batch == 0 || call.dim == 0) return call.mask.boolean || seen <= 1;
+  if (call.batch == 0 || nothing) return call.mask.boolean || seen <= 1;
 
   if (threads_for(total * row_bytes, parallel) == 1) {
-    const Buffer scratch(scratch_rows(longest) * columns * accumulator);
-    seen |= kernel.reduce(call, units.data(), call.batch, scratch.data, nullptr, nullptr);
+    const Buffer scratch(scratch_bytes(call, longest));
+    seen |= kernel.reduce(call, gradients, units.data(), call.batch, scratch.data, nullptr, nullptr);
     return call.mask.boolean || seen <= 1;
   }
 
@@ -83,21 +93,21 @@ bool pool(const PoolCall& call, const Parallel& parallel) {
   }
   const Buffer workspace(partials * columns * accumulator);
   std::vector<Totals> totals(static_cast<size_t>(partials));
-  const int64_t scratch_bytes = (scratch_rows(longest) * columns * accumulator + 63) / 64 * 64;
-  const Buffer scratch(scratch_bytes * parallel.threads);
+  const int64_t of_thread = scratch_bytes(call, longest);
+  const Buffer scratch(of_thread * parallel.threads);
   std::vector<uint64_t> seen_by(static_cast<size_t>(parallel.threads));
   parallel.run(parallel.threads, [&](int64_t t) {
     seen_by[static_cast<size_t>(t)] =
-        kernel.reduce(call, units.data() + first[t], static_cast<int64_t>(first[t + 1] - first[t]),
-                      scratch.data + scratch_bytes * t, workspace.data, totals.data());
+        kernel.reduce(call, gradients, units.data() + first[t], static_cast<int64_t>(first[t + 1] - first[t]),
+                      scratch.data + of_thread * t, workspace.data, totals.data());
   });
   for (const uint64_t bits : seen_by) seen |= bits;
   for (size_t u = 0; u < units.size();) {
     size_t end = u + 1;
     while (end < units.size() && units[end].segment == units[u].segment) ++end;
     if (const int64_t at = units[u].partial; at >= 0)
-      kernel.combine(call, units[u].segment, static_cast<int64_t>(end - u), workspace.data + at * columns * accumulator,
-                     totals.data() + at);
+      kernel.combine(call, gradients, units[u].segment, static_cast<int64_t>(end - u),
+                     workspace.data + at * columns * accumulator, totals.data() + at);
     u = end;
   }
   return call.mask.boolean || seen <= 1;

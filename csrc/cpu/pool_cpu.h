@@ -16,6 +16,8 @@ struct Parallel {
 
 // Whether an integer mask held 0 and 1 alone within segments; where not, the result is not to be used.
 bool pool(const PoolCall& call, const Parallel& parallel);
+// The same, or with these gradients a sum of tokens for each segment's queries.
+bool reduce(const PoolCall& call, const QueryGradients& gradients, const Parallel& parallel);
 void pool_backward(const PoolBackwardCall& call, const Parallel& parallel);
 void l2_normalize(const NormalizeCall& call, const Parallel& parallel);
 void l2_normalize_backward(const NormalizeBackwardCall& call, const Parallel& parallel);

@@ -21,6 +21,8 @@ constexpr int kBytes = 32;
 constexpr int kBytes = 16;
 #endif
 
+constexpr int kLineBytes = 64;
+
 // Accumulator lanes, and the unsigned integers of the same width that the conversions work on.
 template <class A>
 struct Vec;

@@ -102,7 +102,7 @@ def supports(call: Call) -> str | None:
     """None where this backend can serve the call, else why not."""
     kind = call.tensor.device.type
     pool = call.pool if isinstance(call, PoolBackwardCall) else call
-    if isinstance(pool, PoolCall) and MODES[pool.mode].softmax:
+    if kind == "cuda" and isinstance(pool, PoolCall) and MODES[pool.mode].softmax:
         return "native kernels have no softmax yet"
     if kind == "cuda":
         return _why_not_cuda
