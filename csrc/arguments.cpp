@@ -2,6 +2,8 @@
 
 #include <vector>
 
+#include "state.h"
+
 namespace fastpool {
 
 class Take {
@@ -191,7 +193,7 @@ void PoolArguments::move(Move move) {
 PoolArguments::PoolArguments(const Mode& m, StableIValue* stack) : mode(&m) { move(Take(stack)); }
 void PoolArguments::put_back(StableIValue* stack) { move(PutBack(stack)); }
 
-PoolCall PoolArguments::call() {
+PoolCall PoolArguments::call(const std::optional<int64_t>& truncate_dim) {
   PoolCall call;
   call.mode = *mode;
   call.normalize = normalize;
@@ -267,6 +269,48 @@ std::vector<int64_t> PoolArguments::shape(const PoolCall& call) const {
 Tensor PoolArguments::output(const PoolCall& call) const {
   const std::vector<int64_t> sizes = shape(call);
   return empty(static_cast<int64_t>(sizes.size()), sizes.data(), torch_dtype(call.out_dtype), hidden.device());
+}
+
+// ---- several modes
+template <class Move>
+void PoolSeveralArguments::move(Move move) {
+  move.plain(modes);
+  move.tensor(pool.hidden);
+  move.optional(pool.mask);
+  move.optional(pool.cu_seqlens);
+  move.optional(pool.weights);
+  move.optional(pool.scores);
+  move.optional(pool.starts);
+  move.optional(pool.ends);
+  move.plain(pool.truncate_dim);
+  move.plain(pool.normalize);
+  move.plain(pool.out_dtype);
+}
+PoolSeveralArguments::PoolSeveralArguments(StableIValue* stack) { move(Take(stack)); }
+void PoolSeveralArguments::put_back(StableIValue* stack) { move(PutBack(stack)); }
+
+PoolCall PoolSeveralArguments::call() {
+  static constexpr Mode all{};
+  for (auto left = static_cast<uint64_t>(modes); left != 0; left >>= 4) {
+    const int place = static_cast<int>(left & 15) - 1;
+    require(place >= 0 && place < kModeCount && several.count < Several::kMost, "modes");
+    // The others are left to Python, where each is a call of its own.
+    require(!kModes[place].softmax(), "modes");
+    several.modes[several.count++] = kModes[place];
+  }
+  const StatesOfSeveral states(several);
+  require(states.count() > 0, "modes");
+  pool.mode = &all;
+  PoolCall call = pool.call(std::nullopt);
+  several.dim = columns(pool.truncate_dim, several.count * call.width);
+  call.several = &several;
+  call.queries.count = states.count();
+  return call;
+}
+
+Tensor PoolSeveralArguments::output(const PoolCall& call) const {
+  const int64_t sizes[] = {call.batch, several.dim};
+  return empty(2, sizes, torch_dtype(call.out_dtype), pool.hidden.device());
 }
 
 // ---- l2_normalize

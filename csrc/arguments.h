@@ -41,8 +41,25 @@ struct PoolArguments {
   void put_back(StableIValue* stack);
   // Checks all but the values of index tensors, masks and weights. Hidden becomes a copy where its columns are not
   // contiguous.
-  PoolCall call();
+  PoolCall call() { return call(truncate_dim); }
+  PoolCall call(const std::optional<int64_t>& truncate_dim);
   std::vector<int64_t> shape(const PoolCall& call) const;  // of the result
+  Tensor output(const PoolCall& call) const;
+
+ private:
+  template <class Move>
+  void move(Move move);
+};
+
+// Those of several modes from one read.
+struct PoolSeveralArguments {
+  int64_t modes = 0;  // their places in kModes, counted from 1, four bits each
+  PoolArguments pool;
+  Several several;  // known once call() has been called
+
+  explicit PoolSeveralArguments(StableIValue* stack);
+  void put_back(StableIValue* stack);
+  PoolCall call();
   Tensor output(const PoolCall& call) const;
 
  private:

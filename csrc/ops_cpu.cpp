@@ -24,6 +24,21 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
   });
 }
 
+void pool_several(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr const char* name = "_pool_several";
+  if (ran_in_python(name, stack, native::kCpu, 0)) return;
+  PoolSeveralArguments arguments(stack);
+  answer(name, stack, arguments, [&] {
+    PoolCall call = arguments.call();
+    Tensor out = arguments.output(call);
+    call.out = out.mutable_data();
+    require(cpu::valid_bounds(call), "bounds");
+    require(cpu::valid_weights(call), "weights");
+    require(cpu::pool(call, parallel()), "mask");
+    return out;
+  });
+}
+
 void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = "_pool_backward";
   if (ran_in_python(name, stack, native::kCpu, 0)) return;
@@ -70,6 +85,7 @@ void l2_normalize_backward(StableIValue* stack, uint64_t, uint64_t) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastpool, CPU, m) {
   register_modes(m, [](auto code) { return pool<code>; });
+  m.impl("_pool_several", pool_several);
   m.impl("_pool_backward", pool_backward);
   m.impl("l2_normalize", l2_normalize);
   m.impl("_l2_normalize_backward", l2_normalize_backward);

@@ -51,6 +51,14 @@ struct Queries {
   double scale = 1;  // of the products
 };
 
+// Several modes of one read, whose vectors stand side by side in the result: `dim` columns of them are used.
+struct Several {
+  static constexpr int kMost = 15;
+  int count = 0;
+  Mode modes[kMost];
+  int64_t dim = 0;
+};
+
 // A segment is the rows [begin, end) of one sequence. Padded and packed input differ in the batch stride alone: packed
 // segments all start from the same row 0, so theirs is 0.
 struct PoolCall {
@@ -64,7 +72,8 @@ struct PoolCall {
   Indices starts, ends;                      // absent: 0 and rows
   PerToken mask, weights, scores;
   Queries queries;
-  void* out = nullptr;  // [batch, queries.count, dim], contiguous
+  const Several* several = nullptr;  // instead of `mode`
+  void* out = nullptr;               // [batch, queries.count, dim], contiguous; of several: [batch, several->dim]
 };
 
 // l2_normalize: rows of x, any leading shape.

@@ -34,6 +34,8 @@ struct State {
   static constexpr bool weighted = W != Weight::one;
   static constexpr bool softmax = W == Weight::score || W == Weight::query;
   static constexpr bool queried = W == Weight::query;  // weights depend on states
+  static constexpr int count = 1;                      // of states
+  static constexpr bool several = false;
   static constexpr bool starts_from_zero = R == Reduce::sum;
 
   // The neutral value. Sums start from +0, so that no partial sum is ever -0 and adding an empty leaf changes no bit.
@@ -70,6 +72,13 @@ struct QueryGradientState : WeightedState {
   static constexpr bool queried = true;
 };
 
+// States of several modes that are updated together.
+template <class... S>
+struct Together {
+  static constexpr int count = sizeof...(S);
+  static constexpr bool weighted = (S::weighted || ...), softmax = false, queried = false, several = true;
+};
+
 // body(State) of a mode: kernels are compiled once for each kind of state.
 template <class Body>
 inline auto with_state(const Mode& mode, Body body) {
@@ -79,6 +88,34 @@ inline auto with_state(const Mode& mode, Body body) {
   if (mode.weight == Weight::query) return body(AttentionState{});
   return body(SumState{});
 }
+
+// Which states several modes have, which take no scores: they stand in this order, each once.
+struct StatesOfSeveral {
+  bool sum = false, weighted = false, max = false;
+
+  explicit StatesOfSeveral(const Several& several) {
+    for (int i = 0; i < several.count; ++i) {
+      const Mode& mode = several.modes[i];
+      if (mode.one_token()) continue;  // those have none
+      (mode.reduce == Reduce::max ? max : mode.weighted() ? weighted : sum) = true;
+    }
+  }
+  int count() const { return sum + weighted + max; }
+  int place_of(const Mode& mode) const {
+    return mode.reduce == Reduce::max ? sum + weighted : mode.weighted() ? sum : 0;
+  }
+  // body(Together) of them.
+  template <class Body>
+  auto with(Body body) const {
+    if (sum && weighted && max) return body(Together<SumState, WeightedState, MaxState>{});
+    if (sum && weighted) return body(Together<SumState, WeightedState>{});
+    if (sum && max) return body(Together<SumState, MaxState>{});
+    if (weighted && max) return body(Together<WeightedState, MaxState>{});
+    if (weighted) return body(Together<WeightedState>{});
+    if (max) return body(Together<MaxState>{});
+    return body(Together<SumState>{});
+  }
+};
 
 constexpr bool every_mode_has_a_state() {
   for (const Mode& mode : kModes)

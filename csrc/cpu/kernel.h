@@ -24,11 +24,15 @@ struct Overlap {
 // Workspace rows are this many columns apart, so that whole vectors can be read and written.
 constexpr int64_t kColumns = 16;
 FASTPOOL_INLINE int64_t padded_columns(int64_t dim) { return (dim + kColumns - 1) / kColumns * kColumns; }
-// Of one query's state, a softmax's totals behind the columns; and of a segment's.
+// Of one query's state, a softmax's totals behind the columns; and of a segment's. (Several modes have a state each.)
 FASTPOOL_INLINE int64_t query_columns(const PoolCall& call) {
   return padded_columns(call.dim) + (call.mode.softmax() ? kColumns : 0);
 }
 FASTPOOL_INLINE int64_t state_columns(const PoolCall& call) { return call.queries.count * query_columns(call); }
+// Of the row that the vectors of several modes are put together in.
+FASTPOOL_INLINE int64_t several_columns(const PoolCall& call) {
+  return call.several == nullptr ? 0 : padded_columns(call.several->count * call.dim) + kColumns;
+}
 // Of what a segment's gradient is shared out by, for one query: the gradient, the query, and numbers behind them.
 FASTPOOL_INLINE int64_t gradient_columns(const PoolCall& call) {
   return padded_columns(call.mode.takes_query() ? call.width : call.dim);
@@ -50,8 +54,8 @@ struct IsaKernels {
   uint64_t (*reduce)(const PoolCall& call, const QueryGradients& gradients, const Unit* units, int64_t n, void* scratch,
                      void* partials, Totals* totals);
   // Merges `n` partials of one segment in the canonical tree and finishes it. Destroys the partials.
-  void (*combine)(const PoolCall& call, const QueryGradients& gradients, int64_t segment, int64_t n, void* partials,
-                  Totals* totals);
+  void (*combine)(const PoolCall& call, const QueryGradients& gradients, int64_t segment, const Segment& tokens,
+                  int64_t n, void* scratch, void* partials, Totals* totals);
   void (*normalize)(const NormalizeCall& call, int64_t begin, int64_t end, void* scratch);
   // Fills in an overlap's gradient, and what else all its tokens have in common.
   void (*segment_prologue)(const PoolBackwardCall& call, Overlap& overlap);

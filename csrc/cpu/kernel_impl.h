@@ -20,21 +20,39 @@ constexpr int64_t kAheadBytes = 64 << 10;  // how far ahead lines are fetched
 constexpr int64_t kShortRow = 4 << 10;     // up to here float32 rows go one at a time
 constexpr int64_t kHeadBytes = 4 << 10;    // and only the head of the next segment is fetched ahead
 
-// Adds rows[0..k) to `Vecs` vectors of sums at column c, one row after another.
+// body(i, State) of a state, or of several of them.
+template <class S, class Body>
+FASTPOOL_INLINE void each_state(S state, Body body) {
+  body(std::integral_constant<int, 0>{}, state);
+}
+template <class... S, class Body>
+FASTPOOL_INLINE void each_state(Together<S...>, Body body) {
+  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, i>{}, S{}), ...);
+  }(std::make_integer_sequence<int, sizeof...(S)>{});
+}
+
+// Adds rows[0..k) to `Vecs` vectors of sums at column c, one row after another. Of several states each has its own,
+// padded_columns(dim) apart.
 template <class S, int Vecs, bool ahead, class T, class A>
-FASTPOOL_INLINE void add_rows(const T* const* rows, const A* weight, const A* scale, int k, int64_t c, int part,
-                              bool fresh, A* acc, Queue<T, A, S>& queue) {
+FASTPOOL_INLINE void add_rows(const T* const* rows, const A* weight, const A* scale, int k, int64_t dim, int64_t c,
+                              int part, bool fresh, A* acc, Queue<T, A, S>& queue) {
   using V = typename Vec<A>::type;
   constexpr int lanes = Vec<A>::lanes;
+  const int64_t apart = padded_columns(dim);
   // As many bytes as are added are fetched, a piece with every row.
   constexpr int piece = Vecs * lanes * static_cast<int>(sizeof(T));
   [[maybe_unused]] const char* later = nullptr;
   if constexpr (ahead) {
     if (k > 0) later = queue.take(k * piece, rows[0] + c);
   }
-  V sum[Vecs];
+  V sum[S::count][Vecs];
+  each_state(S{}, [&](auto i, auto state) __attribute__((always_inline)) {
+    using One = decltype(state);
 #pragma GCC unroll 8
-  for (int v = 0; v < Vecs; ++v) sum[v] = fresh ? S::template init<V, A>(A{}) : read<V>(acc + c + v * lanes);
+    for (int v = 0; v < Vecs; ++v)
+      sum[i][v] = fresh ? One::template init<V, A>(A{}) : read<V>(acc + i * apart + c + v * lanes);
+  });
 #pragma GCC unroll 1
   for (int r = 0; r < k; ++r) {
     if constexpr (ahead) {
@@ -46,26 +64,33 @@ FASTPOOL_INLINE void add_rows(const T* const* rows, const A* weight, const A* sc
     if constexpr (S::softmax) {
       if (scale[r] != 1) {
 #pragma GCC unroll 8
-        for (int v = 0; v < Vecs; ++v) sum[v] = sum[v] * scale[r];
+        for (int v = 0; v < Vecs; ++v) sum[0][v] = sum[0][v] * scale[r];
       }
     }
 #pragma GCC unroll 8
-    for (int v = 0; v < Vecs; ++v)
-      sum[v] = S::template update<V, A>(sum[v], part ? load_part<V>(p, part) : load(p + v * lanes), w);
+    for (int v = 0; v < Vecs; ++v) {
+      const V x = part ? load_part<V>(p, part) : load(p + v * lanes);
+      each_state(S{}, [&](auto i, auto state) __attribute__((always_inline)) {
+        sum[i][v] = decltype(state)::template update<V, A>(sum[i][v], x, w);
+      });
+    }
   }
+  each_state(S{}, [&](auto i, auto) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-  for (int v = 0; v < Vecs; ++v) std::memcpy(acc + c + v * lanes, &sum[v], sizeof(V));
+    for (int v = 0; v < Vecs; ++v) std::memcpy(acc + i * apart + c + v * lanes, &sum[i][v], sizeof(V));
+  });
 }
 
 // A group of k rows into acc[0..dim).
 template <class S, bool ahead, class T, class A>
 FASTPOOL_INLINE void add_group(const T* const* rows, const A* weight, const A* scale, int k, int64_t dim, bool fresh,
                                A* acc, Queue<T, A, S>& queue) {
-  constexpr int lanes = Vec<A>::lanes, block = kBlockVecs * lanes;
-  const auto add = [&](auto vecs, int64_t c, int part) __attribute__((always_inline)) {
-    add_rows<S, decltype(vecs)::value, ahead>(rows, weight, scale, k, c, part, fresh, acc, queue);
+  constexpr int vecs = S::count == 1 ? kBlockVecs : kBlockVecs / 2;
+  constexpr int lanes = Vec<A>::lanes, block = vecs * lanes;
+  const auto add = [&](auto n, int64_t c, int part) __attribute__((always_inline)) {
+    add_rows<S, decltype(n)::value, ahead>(rows, weight, scale, k, dim, c, part, fresh, acc, queue);
   };
-  using Block = std::integral_constant<int, kBlockVecs>;
+  using Block = std::integral_constant<int, vecs>;
   using One = std::integral_constant<int, 1>;
   int64_t c = 0;
   for (; c + block <= dim; c += block) add(Block{}, c, 0);
@@ -76,7 +101,7 @@ FASTPOOL_INLINE void add_group(const T* const* rows, const A* weight, const A* s
 // One leaf into acc[0..dim), a group of rows at a time.
 template <class S, bool ahead, class T, class A>
 FASTPOOL_INLINE void add_leaf(const Leaf<T, A>& leaf, int64_t dim, A* acc, Queue<T, A, S>& queue) {
-  constexpr int group = ahead ? kGroupRows : 1;
+  constexpr int group = ahead ? kGroupRows : S::count;
   int g = 0;
   do {
     const int k = leaf.count - g < group ? leaf.count - g : group;
@@ -136,19 +161,27 @@ FASTPOOL_INLINE void merge_softmax(const A* left, const A* right, A* into, int64
   softmax_of(into, columns) = both;
 }
 
-// into = merge(left, right), states of every query; into may be one of the two.
+// into = merge(left, right); into may be one of the two.
 template <class S, class A>
-FASTPOOL_INLINE void merge_rows(const PoolCall& call, const A* left, const A* right, A* into) {
+FASTPOOL_INLINE void merge_columns(const A* left, const A* right, A* into, int64_t columns) {
   using V = typename Vec<A>::type;
-  const int64_t columns = state_columns(call);
-  if constexpr (S::softmax) {
-    const int64_t query = query_columns(call);
-    for (int64_t c = 0; c < columns; c += query) merge_softmax(left + c, right + c, into + c, padded_columns(call.dim));
-    return;
-  }
   for (int64_t c = 0; c < columns; c += Vec<A>::lanes) {
     const V v = S::template merge<V>(read<V>(left + c), read<V>(right + c));
     std::memcpy(into + c, &v, sizeof v);
+  }
+}
+// The same for states of every query, or of several modes.
+template <class S, class A>
+FASTPOOL_INLINE void merge_rows(const PoolCall& call, const A* left, const A* right, A* into) {
+  const int64_t columns = state_columns(call), one = query_columns(call);
+  if constexpr (S::softmax) {
+    for (int64_t c = 0; c < columns; c += one) merge_softmax(left + c, right + c, into + c, padded_columns(call.dim));
+  } else if constexpr (S::several) {
+    each_state(S{}, [&](auto i, auto state) __attribute__((always_inline)) {
+      merge_columns<decltype(state)>(left + i * one, right + i * one, into + i * one, one);
+    });
+  } else {
+    merge_columns<S>(left, right, into, columns);
   }
 }
 
@@ -166,9 +199,35 @@ static void copy_tokens(const PoolCall& call, const Unit* units, int64_t n, A* x
   }
 }
 
+// The epilogue of several modes: their vectors side by side in `row`, then what follows of all of them together.
+template <class T, class A>
+static void finish_several(const PoolCall& call, int64_t segment, const Segment& tokens, const A* states,
+                           const Totals& totals, A* row) {
+  const Several& several = *call.several;
+  const StatesOfSeveral of(several);
+  const T* const rows = static_cast<const T*>(call.hidden) + segment * call.batch_stride;
+  const int64_t columns = padded_columns(call.dim);
+  for (int i = 0; i < several.count; ++i) {
+    const Mode& mode = several.modes[i];
+    A* const vector = row + i * call.dim;  // what its last lanes write beyond is the next one's
+    if (!mode.one_token()) {
+      std::memcpy(vector, states + of.place_of(mode) * columns, columns * sizeof(A));
+      divide(mode, totals, vector, columns);
+    } else if (tokens.begin < tokens.end) {
+      load_row(rows + select(mode.select, tokens).begin * call.row_stride, call.dim, vector);
+    } else {
+      std::memset(vector, 0, columns * sizeof(A));
+    }
+  }
+  if (call.normalize) normalize_row(row, several.dim, padded_columns(several.dim), static_cast<A>(kNormEps));
+  store_row(row, several.dim, call.out, segment, call.out_dtype);
+}
+
 // The epilogue for each of a segment's queries.
-template <class S, class A>
-FASTPOOL_INLINE void finish_queries(const PoolCall& call, int64_t segment, A* states, Totals totals) {
+template <class S, class T, class A>
+FASTPOOL_INLINE void finish_queries(const PoolCall& call, int64_t segment, [[maybe_unused]] const Segment& tokens,
+                                    A* states, Totals totals, [[maybe_unused]] A* row) {
+  if constexpr (S::several) return finish_several<T>(call, segment, tokens, states, totals, row);
   for (int64_t k = 0; k < call.queries.count; ++k, states += query_columns(call)) {
     if constexpr (S::softmax) totals.weight = softmax_of(states, padded_columns(call.dim)).weight;
     finish(call, segment * call.queries.count + k, states, totals);
@@ -185,6 +244,8 @@ static uint64_t reduce_units(const PoolCall& call, const QueryGradients& gradien
   A* const queries = scratch;
   int64_t queries_of = -1;  // a segment
   if (call.mode.takes_query()) scratch += call.queries.count * padded_columns(call.width);
+  A* const several_row = scratch;
+  if constexpr (S::several) scratch += several_columns(call);
 
   // A binary counter of subtrees: level[0] takes the leaf, level[k] holds a sum of 2^(k-1) leaves.
   A* level[64];
@@ -242,7 +303,7 @@ static uint64_t reduce_units(const PoolCall& call, const QueryGradients& gradien
         merge_rows<S>(call, level[__builtin_ctzll(bits) + 1], level[0], level[0]);
       unit_totals.weight = weights.root();
       if (unit.partial < 0) {
-        finish_queries<S>(call, unit.segment, level[0], unit_totals);
+        finish_queries<S, T>(call, unit.segment, {unit.begin, unit.end}, level[0], unit_totals, several_row);
       } else {
         std::memcpy(partials + unit.partial * columns, level[0], columns * sizeof(A));
         totals[unit.partial] = unit_totals;
@@ -256,7 +317,8 @@ static uint64_t reduce_units(const PoolCall& call, const QueryGradients& gradien
 }
 
 template <class T, class A, class S>
-static void combine_partials(const PoolCall& call, int64_t segment, int64_t n, A* partials, Totals* totals) {
+static void combine_partials(const PoolCall& call, int64_t segment, const Segment& tokens, int64_t n, A* scratch,
+                             A* partials, Totals* totals) {
   const int64_t columns = state_columns(call);
   for (int64_t step = 1; step < n; step *= 2)
     for (int64_t i = 0; i + step < n; i += 2 * step) {
@@ -264,7 +326,7 @@ static void combine_partials(const PoolCall& call, int64_t segment, int64_t n, A
       totals[i].count += totals[i + step].count;
       totals[i].weight = static_cast<A>(totals[i].weight) + static_cast<A>(totals[i + step].weight);
     }
-  finish_queries<S>(call, segment, partials, totals[0]);
+  finish_queries<S, T>(call, segment, tokens, partials, totals[0], scratch);
 }
 
 // A row of x into accumulator lanes; how many of its columns are used.
@@ -302,6 +364,7 @@ FASTPOOL_INLINE void with_dtype(DType dtype, Body body) {
 template <class Body>
 FASTPOOL_INLINE void with_state_of(const PoolCall& call, const QueryGradients& gradients, Body body) {
   if (gradients.call != nullptr) return body(QueryGradientState{});
+  if (call.several != nullptr) return StatesOfSeveral(*call.several).with(body);
   with_state(call.mode, body);
 }
 
@@ -320,14 +383,14 @@ static uint64_t reduce(const PoolCall& call, const QueryGradients& gradients, co
   return seen;
 }
 
-static void combine(const PoolCall& call, const QueryGradients& gradients, int64_t segment, int64_t n, void* partials,
-                    Totals* totals) {
+static void combine(const PoolCall& call, const QueryGradients& gradients, int64_t segment, const Segment& tokens,
+                    int64_t n, void* scratch, void* partials, Totals* totals) {
   with_dtype(call.dtype, [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
-    A* p = static_cast<A*>(partials);
+    A *s = static_cast<A*>(scratch), *p = static_cast<A*>(partials);
     with_state_of(call, gradients,
-                  [&](auto state) { combine_partials<T, A, decltype(state)>(call, segment, n, p, totals); });
+                  [&](auto state) { combine_partials<T, A, decltype(state)>(call, segment, tokens, n, s, p, totals); });
   });
 }
 

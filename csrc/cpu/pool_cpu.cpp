@@ -20,10 +20,10 @@ int64_t scratch_rows(int64_t rows) {
   return levels;
 }
 
-// Of one thread: those rows, and behind them the queries that tokens are multiplied by.
+// Of one thread: those rows, behind the queries that tokens are multiplied by, and the vectors of several modes.
 int64_t scratch_bytes(const PoolCall& call, int64_t longest) {
   const int64_t queries = call.mode.takes_query() ? call.queries.count * padded_columns(call.width) : 0;
-  const int64_t columns = scratch_rows(longest) * state_columns(call) + queries;
+  const int64_t columns = scratch_rows(longest) * state_columns(call) + queries + several_columns(call);
   return (columns * accumulator_size(call.dtype) + 63) / 64 * 64;
 }
 
@@ -106,8 +106,9 @@ bool reduce(const PoolCall& call, const QueryGradients& gradients, const Paralle
     size_t end = u + 1;
     while (end < units.size() && units[end].segment == units[u].segment) ++end;
     if (const int64_t at = units[u].partial; at >= 0)
-      kernel.combine(call, gradients, units[u].segment, static_cast<int64_t>(end - u),
-                     workspace.data + at * columns * accumulator, totals.data() + at);
+      kernel.combine(call, gradients, units[u].segment, {units[u].first, units[end - 1].end},
+                     static_cast<int64_t>(end - u), scratch.data, workspace.data + at * columns * accumulator,
+                     totals.data() + at);
     u = end;
   }
   return call.mask.boolean || seen <= 1;

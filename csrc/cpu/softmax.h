@@ -13,6 +13,7 @@ using cpu::gradient_columns;
 using cpu::gradient_record;
 using cpu::query_columns;
 using cpu::QueryGradients;
+using cpu::several_columns;
 using cpu::state_columns;
 
 // A state's row ends in this, behind its columns.

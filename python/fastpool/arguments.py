@@ -45,7 +45,8 @@ def _by_place(arguments: Iterable[Argument]) -> Arguments:
     )
 
 
-OF_EVERY_MODE = _in_order(dict.fromkeys(argument for mode in MODES.values() for argument in mode.arguments))
+_OWN = dict.fromkeys(argument for mode in MODES.values() for argument in mode.arguments)
+OF_EVERY_MODE = _in_order(_OWN)
 POOL_TENSORS: Arguments = tuple(argument for argument in OF_EVERY_MODE if argument.type.startswith("Tensor"))
 # Places in MODES and in GRADIENTS_OF, not names: torch's stable ABI leaks strings that C++ hands on to Python.
 GRADIENTS_OF = tuple(argument.name for argument in POOL_TENSORS if argument.differentiable)
@@ -70,8 +71,15 @@ NORMALIZE_BACKWARD: Arguments = (
     Argument("truncate_dims", "Tensor?", "None"),
 )
 
+POOL_SEVERAL: Arguments = (
+    Argument("modes", "int"),
+    *(argument for argument in _in_order(_OWN) if argument.name not in ("query", "scale")),
+    *_EPILOGUE,
+)
+
 OPS: dict[str, Arguments] = {
     **{mode.name: of_pooling(mode) for mode in MODES.values()},
+    "_pool_several": POOL_SEVERAL,
     "_pool_backward": POOL_BACKWARD,
     "l2_normalize": NORMALIZE,
     "_l2_normalize_backward": NORMALIZE_BACKWARD,

@@ -15,7 +15,7 @@ from torch._C import _functorch
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from . import dispatch
+from . import dispatch, several
 from .arguments import POOL_TENSORS, codes, given, named
 from .calls import accumulator
 from .checks import check_memory
@@ -243,6 +243,14 @@ def _normalize_kernel(
     return result
 
 
+def _several_kernel(*args: Any, **more: Any) -> Tensor:
+    if records(*(argument for argument in (*args, *more.values()) if isinstance(argument, Tensor))):
+        return several.apart(*args, **more)
+    with below_autograd():
+        result: Tensor = torch.ops.fastpool._pool_several.default(*args, **more)
+    return result
+
+
 def _backward_kernel(name: str) -> Callable[..., Tensor]:
     op: Callable[..., Tensor] = getattr(torch.ops.fastpool, name).default
 
@@ -258,6 +266,7 @@ def _backward_kernel(name: str) -> Callable[..., Tensor]:
 
 for _mode in MODES:
     library.impl(_mode, _pool_kernel(_mode), "Autograd")
+library.impl("_pool_several", _several_kernel, "Autograd")
 library.impl("l2_normalize", _normalize_kernel, "Autograd")
 for _name in ("_pool_backward", "_l2_normalize_backward"):
     library.impl(_name, _backward_kernel(_name), "Autograd")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, errors, torchscript_onnx
+from . import dispatch, errors, several, torchscript_onnx
 from .arguments import OPS, named, schema
 from .backends import native
 from .calls import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
@@ -35,6 +35,9 @@ def call_of(op: str, *args: Any, **kwargs: Any) -> Call:
 
 
 def _kernel(op: str) -> Callable[..., Tensor]:
+    if op not in _CALLS:
+        return several.apart  # calls of other ops
+
     def kernel(*args: Any, **kwargs: Any) -> Tensor:
         return dispatch.run(call_of(op, *args, **kwargs))
 
@@ -43,6 +46,8 @@ def _kernel(op: str) -> Callable[..., Tensor]:
 
 def _define(op: str) -> None:
     def fake(*args: Any, **kwargs: Any) -> Tensor:
+        if op not in _CALLS:
+            return several.apart(*args, **kwargs)
         call = call_of(op, *args, **kwargs)
         call.check()
         return call.output()
