@@ -36,3 +36,52 @@ EXP2 = (
         )
     ),
 )
+
+# ln(1 + f) is 2 s + s^3 L(s^2) with s = f / (2 + f); L's coefficients are those of Chebyshev interpolation of
+# 2 (atanh(s) / s - 1) / s^2 over sqrt(1/2) <= 1 + f <= sqrt(2), where the logarithm is good to 2^-28.6 and 2^-57.7.
+# A number is 2^k times one of that range if k is what its bits have above SQRT_HALF's, behind the mantissa. ln 2 is in
+# two parts, the first of so few bits that its product with an exponent is exact.
+SQRT_HALF = (0x3F3504F3, 0x3FE6A09E667F3BCD)
+LN_2 = ((_hex("0x1.62e4p-1"), _hex("0x1.7f7d1cp-20")), (_hex("0x1.62e42fefa38p-1"), _hex("0x1.ef35793c7673p-45")))
+LOG = (
+    tuple(map(_hex, ("0x1.2ee61p-2", "0x1.997c3p-2", "0x1.55555cp-1"))),
+    tuple(
+        map(
+            _hex,
+            (
+                "0x1.2b584aae78a57p-3",
+                "0x1.39fe606542ddep-3",
+                "0x1.7462b4ab2ef6bp-3",
+                "0x1.c71c62e5800a1p-3",
+                "0x1.2492492df148dp-2",
+                "0x1.99999999952e2p-2",
+                "0x1.5555555555558p-1",
+            ),
+        )
+    ),
+)
+
+# tanh(x) is x + x^3 T(x^2) for |x| < TANH_SMALL, where it comes to about a half; beyond it is 1 - 2 / (e^2x + 1). T's
+# coefficients are those of Chebyshev interpolation of (tanh(x) / x - 1) / x^2, and good to 2^-27.5 and 2^-56.9.
+TANH_SMALL = 0.5625
+TANH = (
+    tuple(map(_hex, ("-0x1.aba8fp-8", "0x1.5c60f8p-6", "-0x1.b9902cp-5", "0x1.110fb4p-3", "-0x1.555554p-2"))),
+    tuple(
+        map(
+            _hex,
+            (
+                "-0x1.4ffe31971aeb8p-16",
+                "0x1.616f17dcc6fd8p-14",
+                "-0x1.eaf47874aab53p-13",
+                "0x1.34ad2f7abd75ap-11",
+                "-0x1.7d9545835e3e5p-10",
+                "0x1.d6d30f918e945p-9",
+                "-0x1.226e32212f8e9p-7",
+                "0x1.664f48727bbfdp-6",
+                "-0x1.ba1ba1b9f19a0p-5",
+                "0x1.1111111110fbep-3",
+                "-0x1.5555555555555p-2",
+            ),
+        )
+    ),
+)

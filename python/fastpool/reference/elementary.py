@@ -1,18 +1,28 @@
-"""e^x, in IEEE additions and multiplications, so that every backend has the same bits: no library's exp, log or tanh is
-the same everywhere. x is float32 or float64."""
+"""e^x, ln(1 + x) and tanh(x), in IEEE additions, multiplications and divisions, so that every backend has the same
+bits: no library's exp, log or tanh is the same everywhere. Each is at most 2 units in the last place from the true
+value. x is float32 or float64."""
 
 import torch
 from torch import Tensor
 
-from ..constants import EXP2, LOG2_E
+from ..constants import EXP2, LN_2, LOG, LOG2_E, SQRT_HALF, TANH, TANH_SMALL
 
-# Of each dtype: an integer type as wide, bits of the mantissa, and how many of them the upper half of a number lacks.
-_FORMATS = {torch.float32: (torch.int32, 23, 12), torch.float64: (torch.int64, 52, 27)}
+# Of each dtype: an integer type as wide, bits of the mantissa, how many of them the upper half of a number lacks, and
+# an exponent that normal numbers have with both signs.
+_FORMATS = {torch.float32: (torch.int32, 23, 12, 100.0), torch.float64: (torch.int64, 52, 27, 1000.0)}
+
+
+def _polynomial(x: Tensor, coefficients: tuple[tuple[float, ...], ...]) -> Tensor:
+    """Those of x's dtype, from the highest on."""
+    p = torch.zeros_like(x)
+    for coefficient in coefficients[x.dtype == torch.float64]:
+        p = p * x + coefficient
+    return p
 
 
 def _power_of_two(k: Tensor) -> Tensor:
     """2^k for an integer k among the exponents of normal numbers."""
-    integer, mantissa, _ = _FORMATS[k.dtype]
+    integer, mantissa, _, _ = _FORMATS[k.dtype]
     bias = 2 ** (62 - mantissa if integer is torch.int64 else 30 - mantissa) - 1
     bits: Tensor = (k.to(integer) + bias) << mantissa
     return bits.view(k.dtype)
@@ -20,13 +30,13 @@ def _power_of_two(k: Tensor) -> Tensor:
 
 def _upper_half(x: Tensor) -> Tensor:
     """x without its last bits."""
-    integer, _, bits = _FORMATS[x.dtype]
+    integer, _, bits, _ = _FORMATS[x.dtype]
     return (x.view(integer) & -(1 << bits)).view(x.dtype)
 
 
 def times_power_of_two(x: Tensor, k: Tensor) -> Tensor:
     """x * 2^k, rounded once, for an integer k of any size. Two factors reach every number that there is."""
-    most = 1000.0 if k.dtype == torch.float64 else 100.0
+    most = _FORMATS[k.dtype][3]
     k = k.clamp(-2 * most, 2 * most)
     first = k.clamp(-most, most)
     return (x * _power_of_two(first)) * _power_of_two(k - first)
@@ -47,16 +57,42 @@ def exponential(x: Tensor) -> tuple[Tensor, Tensor]:
     upper = _upper_half(s)
     f = (upper * high - n) + ((s - upper) * high + s * low)
     f = torch.where(small, f, 0)
-    p = torch.zeros_like(f)
-    for coefficient in EXP2[double]:
-        p = p * f + coefficient
-    p = 1 + f * p
+    p = 1 + f * _polynomial(f, EXP2)
     none = torch.where(x == float("-inf"), 0.0, float("nan"))
     return torch.where(there, p, none.to(p.dtype)), torch.where(there, n, float("-inf"))
 
 
 def exp(x: Tensor) -> Tensor:
-    """e^x, to 2 units in the last place."""
+    """e^x. -inf: 0; inf: inf; NaN: NaN."""
     p, n = exponential(x)
     over = torch.where(x == float("inf"), x, p)
     return times_power_of_two(over, torch.where(n == float("-inf"), 0, n))
+
+
+def log1p(x: Tensor) -> Tensor:
+    """ln(1 + x) for x >= 0. 0 and -0: 0; inf: inf; below 0 and NaN: NaN."""
+    integer, mantissa, _, most = _FORMATS[x.dtype]
+    double = x.dtype == torch.float64
+    high, low = LN_2[double]
+    there = (x >= 0) & (x < float("inf"))
+    s = torch.where(there, x, 0)
+    # 1 + x = 2^k (1 + f), with f rounded once: x 2^-k is exact, and so is 2^-k - 1 unless it is lost in any case.
+    exponent = ((1 + s).view(integer) - SQRT_HALF[double]) >> mantissa
+    k = exponent.to(x.dtype)
+    f = (s.view(integer) - (exponent << mantissa)).view(x.dtype) + (_power_of_two(-k.clamp(max=most)) - 1)
+    quotient = f / (2 + f)
+    square, half = quotient * quotient, 0.5 * f * f
+    # f - f^2 / 2 + what is left of the logarithm, which the smaller terms are added up for first.
+    rest = quotient * (half + square * _polynomial(square, LOG)) + k * low
+    result = k * high + (f - (half - rest))
+    return torch.where(there, result, torch.where(x == float("inf"), x, float("nan")))
+
+
+def tanh(x: Tensor) -> Tensor:
+    """tanh(x), an odd function in every bit. NaN: NaN."""
+    magnitude = x.abs()
+    square = magnitude * magnitude
+    near = magnitude + magnitude * square * _polynomial(square, TANH)
+    divisor = exp(2 * magnitude) + 1
+    far = 1 - torch.full_like(x, 2) / divisor  # torch turns 2 / x into another operation
+    return torch.where(magnitude < TANH_SMALL, near, far).copysign(x)
