@@ -5,6 +5,7 @@ import triton.language as tl
 
 from ..constants import NORM_SCALES
 from ..modes import Divisor
+from .elementary import divide
 from .state import add_columns
 
 COUNT = tl.constexpr(Divisor.COUNT.value)
@@ -14,16 +15,6 @@ SCALE32 = tl.constexpr(NORM_SCALES[0])
 SCALE64 = tl.constexpr(NORM_SCALES[1])
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-
-
-@triton.jit
-def divide(x, y):
-    """A row over a scalar, correctly rounded, which the plain operator is in float64 only."""
-    y = tl.zeros_like(x) + y
-    if x.dtype == tl.float64:
-        return x / y
-    else:
-        return tl.div_rn(x, y)
 
 
 @triton.jit

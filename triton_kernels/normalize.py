@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from .finish import divide, norm_divisor, norm_scale, normalize, round_to, scaled_norm, square_root
+from .elementary import divide
+from .finish import norm_divisor, norm_scale, normalize, round_to, scaled_norm, square_root
 from .state import SUM, accumulator_of, add_columns, empty_scalars, push, total, widen
 
 

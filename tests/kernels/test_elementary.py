@@ -167,3 +167,14 @@ def test_cpp(isa: str) -> None:
         done = subprocess.run(command, input=x.tobytes(), capture_output=True, check=True)
         result = torch.from_numpy(np.frombuffer(done.stdout, x.dtype).copy())
         assert same_bits(result, expected(function, dtype)), (dtype, function, kind)
+
+
+@every_dtype
+def test_triton(dtype: torch.dtype) -> None:
+    pytest.importorskip("triton")
+    from helpers import elementary_kernel  # after the skip
+
+    for function in (*FUNCTIONS, "factor", "exponent"):
+        with np.errstate(over="ignore", invalid="ignore"):  # numpy's, which is the interpreter's arithmetic
+            result = elementary_kernel.evaluate(function, everything(dtype))
+        assert same_bits(result, expected(function, dtype)), function
