@@ -51,7 +51,7 @@ def exponential(x: Tensor) -> tuple[Tensor, Tensor]:
     there = x.isfinite()
     s = torch.where(there, x, 0).clamp(-largest, largest)
     t = s * (high + low)
-    magic = torch.where(t < 0, -integers, integers)  # whose neighbours are integers
+    magic = torch.where(t < 0, torch.full_like(t, -integers), integers)  # whose neighbours are integers
     small = t.abs() < integers
     n = torch.where(small, (t + magic) - magic, t)
     upper = _upper_half(s)
