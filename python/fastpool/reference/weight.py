@@ -41,7 +41,7 @@ def scores(tokens: TokenIndex, i: int) -> Tensor:
         scores = _values(tokens, call.scores, i)[..., None]
     else:
         assert call.query is not None
-        query = call.query.to(accumulator(call.hidden.dtype)).reshape(-1, 1, call.query.shape[-1])
+        query = call.query.to(accumulator(call.hidden.dtype))  # one alone: [H], or [B, 1, H]
         scores = call.scale * add_columns(tokens.whole_states(i) * query)
     return torch.where(tokens.real[:, :, i, None], scores, float("-inf"))
 
