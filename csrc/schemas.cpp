@@ -10,11 +10,15 @@ namespace fastpool {
 
 STABLE_TORCH_LIBRARY(fastpool, m) {
   for (const Mode& mode : kModes) {
-    const std::string weights = mode.takes_weights() ? "Tensor? weights=None, " : "";
-    const std::string schema =
-        std::string(mode.name) + "(Tensor hidden, Tensor? mask=None, Tensor? cu_seqlens=None, " + weights +
-        "*, Tensor? starts=None, Tensor? ends=None, int? truncate_dim=None, bool normalize=False, "
-        "ScalarType? out_dtype=None) -> Tensor";
+    const std::string query = mode.takes_query() ? "Tensor query, " : "";
+    const std::string per_token = mode.takes_weights()  ? "Tensor? weights=None, "
+                                  : mode.takes_scores() ? "Tensor? scores=None, "
+                                                        : "";
+    const std::string scale = mode.takes_query() ? "float scale=1.0, " : "";
+    const std::string schema = std::string(mode.name) + "(Tensor hidden, " + query +
+                               "Tensor? mask=None, Tensor? cu_seqlens=None, " + per_token +
+                               "*, Tensor? starts=None, Tensor? ends=None, " + scale +
+                               "int? truncate_dim=None, bool normalize=False, ScalarType? out_dtype=None) -> Tensor";
     m.def(schema.c_str());
   }
   m.def(
