@@ -27,22 +27,24 @@ class Pooling(torch.nn.Module):
     (float32; float64 for float64 hidden) until the result is rounded, once. A sequence of one mode is that mode.
 
     Args:
-        mode: a function's name ("mean", "max", "cls", ...; fastpool.MODES has them all), or a sequence of them.
+        mode: a function's name ("mean", "max", "cls", ...; fastpool.MODES has them all), or a sequence of them; not
+            "attention", whose query a module has to learn.
         truncate_dim: keep the first `truncate_dim` columns only (Matryoshka); truncation comes before normalisation.
         normalize: divide each vector by max(its L2 norm, 1e-12).
         out_dtype: of the result; hidden's dtype if not given.
 
     Calls take the arguments of the functions, in every layout that they know:
-    `pooling(hidden, mask, cu_seqlens, weights, lengths=, starts=, ends=)`; weights go to the modes that take them.
+    `pooling(hidden, mask, cu_seqlens, weights, scores=, lengths=, starts=, ends=)`; weights and scores go to the modes
+    that take them.
 
     Returns:
-        [B, truncate_dim or len(mode) * H]. Gradients flow to hidden and to weights; where several modes give one, each
-        is rounded before they are added.
+        [B, truncate_dim or len(mode) * H]. Gradients flow to hidden, weights and scores; where several modes give one,
+        each is rounded before they are added.
 
     Raises:
         TypeError: an argument of the wrong type; in calls, what the functions raise.
         ValueError: an unknown mode, none at all, truncate_dim below 1; in calls, what the functions raise, truncate_dim
-            beyond the columns there are, weights that no mode takes.
+            beyond the columns there are, weights or scores that no mode takes.
 
     >>> fastpool.nn.Pooling("mean", truncate_dim=256, normalize=True)(hidden, mask)
     """
@@ -59,7 +61,7 @@ class Pooling(torch.nn.Module):
         name = "fastpool.nn.Pooling"
         if unknown:
             functional.refuse(name, unknown)
-        names = mode_names(name, "mode", mode)
+        names = mode_names(name, "mode", mode, without=("query",))
         self.mode = mode if isinstance(mode, str) else names
         if out_dtype is not None:
             check_float(name, "out_dtype", out_dtype)
@@ -85,15 +87,18 @@ class Pooling(torch.nn.Module):
         cu_seqlens: Tensor | None = None,
         weights: Tensor | None = None,
         *,
+        scores: Tensor | None = None,
         lengths: Tensor | None = None,
         starts: Tensor | None = None,
         ends: Tensor | None = None,
     ) -> Tensor:
-        if weights is not None and not any(MODES[mode].takes_weights for mode in self.modes):
-            raise ValueError(f"fastpool.nn.Pooling: weights go to none of the modes: {', '.join(self.modes)}")
+        own = {"weights": weights, "scores": scores}
+        for name, value in own.items():
+            if value is not None and not any(MODES[mode].takes(name) for mode in self.modes):
+                raise ValueError(f"fastpool.nn.Pooling: {name} go to none of the modes: {', '.join(self.modes)}")
 
         def pool(mode: str, truncate_dim: int | None, normalize: bool, out_dtype: torch.dtype | None) -> Tensor:
-            more = {"weights": weights} if MODES[mode].takes_weights else {}
+            more = {name: value for name, value in own.items() if MODES[mode].takes(name)}
             result: Tensor = getattr(functional, mode)(
                 hidden, mask, cu_seqlens, **more, lengths=lengths, starts=starts, ends=ends, truncate_dim=truncate_dim,
                 normalize=normalize, out_dtype=out_dtype,

@@ -51,16 +51,21 @@ def _as_float(owner: str, name: str, value: int) -> float:
         ) from None
 
 
-def mode_names(owner: str, name: str, value: Any) -> tuple[str, ...]:
-    """Of one mode, or of a sequence of them. Raises TypeError, ValueError."""
+def mode_names(owner: str, name: str, value: Any, *, without: tuple[str, ...]) -> tuple[str, ...]:
+    """Of one mode, or of a sequence of them, that take none of the arguments `without`: the owner's calls have no place
+    for those. Raises TypeError, ValueError."""
     names = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)
+    known = [mode for mode, row in MODES.items() if not any(row.takes(argument) for argument in without)]
     for one in names:
         if not isinstance(one, str):
             raise TypeError(f"{owner}: {name} must be a mode's name or a sequence of them, got {type(one).__name__}")
-        if one not in MODES:
-            raise ValueError(f"{owner}: {name} must be one of {', '.join(MODES)}, got {one!r}")
+        if one not in known:
+            why = f", whose scores go to fastpool.{one}, or fastpool.nn.AttentionPooling learns them"
+            raise ValueError(
+                f"{owner}: {name} must be one of {', '.join(known)}, got {one!r}{why if one in MODES else ''}"
+            )
     if not names:
-        raise ValueError(f"{owner}: {name} must name at least one of {', '.join(MODES)}, got none")
+        raise ValueError(f"{owner}: {name} must name at least one of {', '.join(known)}, got none")
     return names
 
 

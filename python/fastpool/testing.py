@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .arguments import GRADIENTS_OF
+from .arguments import GRADIENTS_OF, POOL_BACKWARD, codes
+from .arguments import given as in_order
 from .calls import PoolCall
 from .dispatch import BACKENDS, backend
 from .modes import MODES, Divisor, Reduce
@@ -117,6 +118,13 @@ def own_arguments(given: str | None, weights: Tensor, width: int) -> dict[str, T
         drawn = torch.randn(width, generator=torch.Generator().manual_seed(width))
         return {"query": drawn * (4 / max(width, 1) ** 0.5)}
     return {}
+
+
+def required(mode: str, shape: Iterable[int]) -> dict[str, Tensor]:
+    """What a mode cannot do without beside hidden of that shape: scores, of a token's place in its row, or a query."""
+    *leading, width = shape
+    own = next(given for name, given in variants() if name == mode)
+    return own_arguments(own, (torch.arange(leading[-1]) % 9 / 8).expand(leading), width)
 
 
 def _weights(sequence: Sequence, given: str | None) -> Tensor:
@@ -382,3 +390,9 @@ def error(result: Tensor, expected: Tensor) -> float:
     unit = torch.ldexp(torch.ones_like(expected), exponent.clamp(min=smallest) - mantissa)
     allowed_each = 0.5 * unit + 1e-6 * norm
     return float(((got - expected).abs() / allowed_each).max()) if expected.numel() else 0.0
+
+
+def backward_arguments(mode: str, of: str, gradient: Any, result: Tensor | None = None, **tensors: Any) -> list[Any]:
+    """What _pool_backward takes, in its order; what is not given is None, and a scale 1."""
+    values = dict.fromkeys(argument.name for argument in POOL_BACKWARD) | dict(zip(("mode", "of"), codes(mode, of)))
+    return in_order("_pool_backward", values | {"gradient": gradient, "result": result, "scale": 1.0} | tensors)[0]

@@ -105,10 +105,17 @@ def test_inductor_copies_nothing() -> None:
 class Model(torch.nn.Module):
     """All modes, one after another."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("query", torch.arange(32.0).view(2, 16) / 32)
+
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        return torch.cat(
-            [getattr(fastpool, mode)(hidden + 1, mask, truncate_dim=7, normalize=True) for mode in MODES], 1
-        )
+        pooled = []
+        for mode, taken in MODES.items():
+            own = {"scores": hidden[..., 0]} if taken.takes_scores else {}
+            own |= {"query": self.query, "scale": 0.5} if taken.takes_query else {}
+            pooled.append(getattr(fastpool, mode)(hidden + 1, mask=mask, truncate_dim=7, normalize=True, **own))
+        return torch.cat([one.flatten(1) for one in pooled], 1)
 
 
 def exported() -> torch.export.ExportedProgram:

@@ -11,7 +11,7 @@ import torch
 import fastpool
 from fastpool import known
 from fastpool.modes import MODES
-from fastpool.testing import cpu_backends, same_bits
+from fastpool.testing import cpu_backends, required, same_bits
 
 HIDDEN = torch.randn(3, 40, 12, generator=torch.Generator().manual_seed(0))
 MASK = torch.arange(40) % 7 != torch.tensor([[0], [3], [6]])
@@ -19,6 +19,8 @@ PACKED, CU = HIDDEN.flatten(0, 1), torch.tensor([0, 10, 10, 100])
 LENGTHS, DIMS = torch.tensor([40, 0, 7]), torch.tensor([12, 0, 5])
 NESTED = torch.nested.nested_tensor_from_jagged(PACKED, torch.tensor([0, 10, 120]))
 ROWS = HIDDEN[:, 0]
+OWN = {mode: required(mode, HIDDEN.shape) for mode in MODES}
+OWN_PACKED = {mode: required(mode, PACKED.shape) for mode in MODES}
 
 
 @contextmanager
@@ -72,21 +74,25 @@ def calls() -> list[Callable[[], object]]:
         lambda: fastpool.PoolingConfig(("weighted_mean",), include_prompt=False).apply(HIDDEN, MASK, starts=DIMS),
     ]
     for mode in MODES:
-        pool: Any = getattr(fastpool, mode)
+        padded = partial(getattr(fastpool, mode), **OWN[mode])
+        packed = partial(getattr(fastpool, mode), **OWN_PACKED[mode])
+        explain = partial(fastpool.explain, mode=mode, **OWN[mode])
         found += [
-            partial(pool, HIDDEN, MASK),
-            partial(pool, HIDDEN.bfloat16(), MASK.to(torch.uint8), normalize=True, truncate_dim=5),
-            partial(pool, PACKED.half(), cu_seqlens=CU, out_dtype=torch.float64),
-            partial(pool, HIDDEN.mT.contiguous().mT, lengths=LENGTHS),
-            partial(pool, NESTED),
-            partial(pool, HIDDEN, MASK * 3),
-            partial(pool, PACKED, cu_seqlens=CU.flip(0)),
-            partial(pool, HIDDEN, lengths=LENGTHS + 1),
-            partial(pool, HIDDEN, MASK.float()),
-            partial(fastpool.explain, HIDDEN, MASK, mode=mode),
-            partial(fastpool.explain, HIDDEN, MASK * 3, mode=mode),
-            partial(fastpool.nn.Pooling((mode, "max"), 15, normalize=True), HIDDEN, MASK),
+            partial(padded, HIDDEN, mask=MASK),
+            partial(padded, HIDDEN.bfloat16(), mask=MASK.to(torch.uint8), normalize=True, truncate_dim=5),
+            partial(packed, PACKED.half(), cu_seqlens=CU, out_dtype=torch.float64),
+            partial(padded, HIDDEN.mT.contiguous().mT, lengths=LENGTHS),
+            partial(packed, NESTED),
+            partial(padded, HIDDEN, mask=MASK * 3),
+            partial(packed, PACKED, cu_seqlens=CU.flip(0)),
+            partial(padded, HIDDEN, lengths=LENGTHS + 1),
+            partial(padded, HIDDEN, mask=MASK.float()),
+            partial(explain, HIDDEN, MASK),
+            partial(explain, HIDDEN, MASK * 3),
         ]
+        if not MODES[mode].takes_query:
+            pooling = fastpool.nn.Pooling((mode, "max"), 15, normalize=True)
+            found.append(partial(pooling, HIDDEN, MASK, **OWN[mode]))
     return found
 
 
@@ -124,7 +130,7 @@ def test_gradients_too(context: str, backend: str) -> None:
         found = []
         for mode in MODES:
             hidden = HIDDEN.clone().requires_grad_()
-            (getattr(fastpool, mode)(hidden, MASK, normalize=True) ** 2).sum().backward()
+            (getattr(fastpool, mode)(hidden, mask=MASK, normalize=True, **OWN[mode]) ** 2).sum().backward()
             assert hidden.grad is not None
             found.append(hidden.grad)
         return found

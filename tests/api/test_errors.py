@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import fastpool
-from fastpool.arguments import codes
+from fastpool.arguments import GRADIENTS_OF, codes
 from fastpool.calls import PoolCall
 from fastpool.modes import MODES
-from fastpool.testing import cpu_backends
+from fastpool.testing import backward_arguments, cpu_backends, required
 
 HIDDEN = torch.randn(2, 5, 8)
 PACKED = torch.randn(10, 8)
@@ -102,10 +102,12 @@ def test_functions(name: str, arguments: dict[str, Any], error: type[Exception],
     """Where gradients are recorded, too."""
     hidden = arguments["hidden"]
     recorded = isinstance(hidden, torch.Tensor) and hidden.is_floating_point()
+    shape = hidden.shape if isinstance(hidden, torch.Tensor) and hidden.dim() > 1 else HIDDEN.shape
     for given in (hidden, hidden.detach().requires_grad_()) if recorded else (hidden,):
         for mode in MODES:
+            own = required(mode, shape)
             with fastpool.backend(backend), pytest.raises(error, match=words) as caught:
-                getattr(fastpool, mode)(**{**arguments, "hidden": given})
+                getattr(fastpool, mode)(**{**arguments, **own, "hidden": given})
             assert str(caught.value).startswith(f"fastpool.{mode}: ")
     with pytest.raises(error, match=words):
         fastpool.explain(**arguments)
@@ -128,7 +130,8 @@ def test_what_no_schema_takes(backend: str) -> None:
 @pytest.mark.parametrize("given", ["dim", "dims"])
 def test_dim_is_no_axis(given: str) -> None:
     """In torch dim=1 is an axis: whoever means one is told what there is instead. Raw ops refuse it in torch's words."""
-    functions: list[Any] = [*(getattr(fastpool, mode) for mode in MODES), fastpool.l2_normalize, fastpool.explain]
+    pools = [partial(getattr(fastpool, mode), **required(mode, HIDDEN.shape)) for mode in MODES]
+    functions: list[Any] = [*pools, fastpool.l2_normalize, fastpool.explain]
     calls = [lambda function=function: function(HIDDEN, **{given: 1}) for function in functions]
     modules: list[Any] = [partial(fastpool.nn.Pooling, "mean"), fastpool.nn.Normalize]
     for call in (*calls, *(lambda module=module: module(**{given: 1}) for module in modules)):
@@ -277,54 +280,59 @@ def test_weights_where_there_are_none() -> None:
 
 
 RESULT = torch.ones(2, 8)
-# gradient, hidden, mask, cu_seqlens, weights, starts, ends, result
-BACKWARD_TABLE: list[tuple[str, tuple[torch.Tensor | None, ...], str]] = [
-    ("scalar gradient", (RESULT[0, 0], HIDDEN, None, None, None, None, None, RESULT), r"gradient must have shape \[2, 8\], got \[\]"),
-    ("gradient of three", (torch.ones(3, 8), HIDDEN, None, None, None, None, None, RESULT), r"gradient must have shape \[2, 8\], got \[3, 8\]"),
-    ("wide gradient", (torch.ones(2, 9), HIDDEN, None, None, None, None, None, RESULT), "truncate_dim must lie between 1 and the last dimension, 8, got 9"),
-    ("half gradient", (RESULT.half(), HIDDEN, None, None, None, None, None, RESULT), "gradient must be float32, got float16"),
-    ("strided gradient", (torch.ones(2, 16)[:, ::2], HIDDEN, None, None, None, None, None, RESULT), r"gradient must be contiguous, got strides \[16, 2\]"),
-    ("integer hidden", (RESULT, HIDDEN.long(), None, None, None, None, None, RESULT), "hidden must be float16, .* got int64"),
-    ("float mask", (RESULT, HIDDEN, MASK.float(), None, None, None, None, RESULT), "mask must be bool or an integer type"),
-    ("ends beyond S", (RESULT, HIDDEN, None, None, None, None, index(5, 6), RESULT), r"ends must lie between 0 and 5, got ends\[1\] = 6"),
-    ("cu_seqlens of padded", (RESULT, HIDDEN, None, CU, None, None, None, RESULT), "cu_seqlens goes with packed"),
-    ("sparse result", (RESULT, HIDDEN, None, None, None, None, None, RESULT.to_sparse()), "must be a dense strided tensor"),
-    ("result elsewhere", (RESULT, HIDDEN, None, None, None, None, None, RESULT.to("meta")), "must be on hidden's device, cpu, got meta"),
-]  # fmt: skip
-OF_RESULT_TABLE: list[tuple[str, tuple[torch.Tensor | None, ...], str]] = [
-    ("no result", (RESULT, HIDDEN, None, None, MASK.float(), None, None, None), "result must be a torch.Tensor, got NoneType"),
-    ("narrow result", (RESULT, HIDDEN, None, None, MASK.float(), None, None, RESULT[:, :7]), r"result must have shape \[2, 8\], got \[2, 7\]"),
-    ("double result", (RESULT, HIDDEN, None, None, MASK.float(), None, None, RESULT.double()), "result must be float32, got float64"),
+# name, arguments of _pool_backward beside those that are well, words
+BACKWARD_TABLE: list[tuple[str, dict[str, Any], str]] = [
+    ("scalar gradient", {"gradient": RESULT[0, 0]}, r"gradient must have shape \[2, 8\], got \[\]"),
+    ("gradient of three", {"gradient": torch.ones(3, 8)}, r"gradient must have shape \[2, 8\], got \[3, 8\]"),
+    ("wide gradient", {"gradient": torch.ones(2, 9)}, "truncate_dim must lie between 1 and the last dimension, 8, got 9"),
+    ("half gradient", {"gradient": RESULT.half()}, "gradient must be float32, got float16"),
+    ("strided gradient", {"gradient": torch.ones(2, 16)[:, ::2]}, r"gradient must be contiguous, got strides \[16, 2\]"),
+    ("integer hidden", {"hidden": HIDDEN.long()}, "hidden must be float16, .* got int64"),
+    ("float mask", {"mask": MASK.float()}, "mask must be bool or an integer type"),
+    ("ends beyond S", {"ends": index(5, 6)}, r"ends must lie between 0 and 5, got ends\[1\] = 6"),
+    ("cu_seqlens of padded", {"cu_seqlens": CU}, "cu_seqlens goes with packed"),
+    ("sparse result", {"result": RESULT.to_sparse()}, "must be a dense strided tensor"),
+    ("result elsewhere", {"result": RESULT.to("meta")}, "must be on hidden's device, cpu, got meta"),
+    ("no result", {"result": None}, "result must be a torch.Tensor, got NoneType"),
+    ("narrow result", {"result": RESULT[:, :7]}, r"result must have shape \[2, 8\], got \[2, 7\]"),
+    ("double result", {"result": RESULT.double()}, "result must be float32, got float64"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", cpu_backends())
-@pytest.mark.parametrize(("name", "arguments", "words"), BACKWARD_TABLE + OF_RESULT_TABLE, ids=ids)
-def test_backward_ops(name: str, arguments: tuple[torch.Tensor | None, ...], words: str, backend: str) -> None:
+@pytest.mark.parametrize(("name", "arguments", "words"), BACKWARD_TABLE, ids=ids)
+def test_backward_ops(name: str, arguments: dict[str, Any], words: str, backend: str) -> None:
     """Autograd gets them right; whoever calls them by hand is told."""
-    wanted = [("max", "hidden"), ("weighted_mean", "weights")]
-    if "result" not in words:
-        wanted += [(mode, "hidden") for mode in MODES]
-        arguments = (*arguments[:4], MASK.float(), *arguments[5:])
-    for mode, of in wanted:
+    own = [(mode, argument.name) for mode in MODES for argument in MODES[mode].arguments if argument.differentiable]
+    for mode, of in [*((mode, "hidden") for mode in MODES), *own]:
+        if words.startswith("result") and not MODES[mode].gradient_reads_hidden(of):
+            continue
+        well = {"gradient": RESULT, "result": RESULT, "hidden": HIDDEN, **required(mode, HIDDEN.shape)}
+        well |= {"weights": MASK.float()} if MODES[mode].takes_weights else {}
         with fastpool.backend(backend), pytest.raises((TypeError, ValueError), match=words):
-            torch.ops.fastpool._pool_backward(*codes(mode, of), *arguments)
+            torch.ops.fastpool._pool_backward(*backward_arguments(mode, of, **{**well, **arguments}))
 
 
 @pytest.mark.parametrize("backend", cpu_backends())
 def test_backward_of_weights_needs_them(backend: str) -> None:
-    with fastpool.backend(backend), pytest.raises(ValueError, match="weights must be given"):
-        torch.ops.fastpool._pool_backward(
-            *codes("weighted_mean", "weights"), RESULT, HIDDEN, None, None, None, None, None, RESULT
-        )
+    for mode in MODES:
+        for argument in MODES[mode].arguments:
+            if argument.differentiable:
+                arguments = backward_arguments(mode, argument.name, RESULT, RESULT, hidden=HIDDEN)
+                with fastpool.backend(backend), pytest.raises(ValueError, match=f"{argument.name} must be given"):
+                    torch.ops.fastpool._pool_backward(*arguments)
+    _, _, *arguments = backward_arguments("mean", "hidden", RESULT, RESULT, hidden=HIDDEN)
     for mode, of, words in (
         (-1, 0, "mode must lie between 0 and .*, got -1"),
         (len(MODES), 0, f"mode must lie between 0 and .*, got {len(MODES)}"),
         (*codes("mean", "hidden")[:1], 1, r"of must be one of \[0\] for mean, got 1"),
-        (list(MODES).index("weighted_mean"), 2, r"of must be one of \[0, 1\] for weighted_mean, got 2"),
+        (*codes("weighted_mean", "scores"), r"of must be one of \[0, 2\] for weighted_mean, got 3"),
+        (*codes("softmax_mean", "weights"), r"of must be one of \[0, 3\] for softmax_mean, got 2"),
+        (*codes("attention", "scores"), r"of must be one of \[0, 1\] for attention, got 3"),
+        (list(MODES).index("mean"), len(GRADIENTS_OF), rf"of must be one of \[0\] for mean, got {len(GRADIENTS_OF)}"),
     ):
         with fastpool.backend(backend), pytest.raises(ValueError, match=words):
-            torch.ops.fastpool._pool_backward(mode, of, RESULT, HIDDEN, None, None, None, None, None, RESULT)
+            torch.ops.fastpool._pool_backward(mode, of, *arguments)
     for gradient, words in (
         (RESULT[:1], r"gradient must have shape \[2, 8\], got \[1, 8\]"),
         (RESULT.double(), "float32"),

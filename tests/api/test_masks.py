@@ -10,7 +10,7 @@ from fastpool import dispatch
 from fastpool.backends import native
 from fastpool.calls import PoolCall
 from fastpool.modes import MODES
-from fastpool.testing import cpu_backends, gradients, same_bits
+from fastpool.testing import cpu_backends, gradients, required, same_bits
 
 UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -25,6 +25,7 @@ def words(mode: str, at: str, value: int) -> str:
 
 def check(mode: str, arguments: dict[str, Any], at: str, value: int) -> None:
     """Function, where gradients are recorded too, and raw op."""
+    arguments = {**arguments, **required(mode, arguments["hidden"].shape)}
     recorded = {**arguments, "hidden": arguments["hidden"].clone().requires_grad_()}
     for given in (arguments, recorded):
         with pytest.raises(ValueError) as caught:  # noqa: PT011  # compared below
@@ -101,8 +102,9 @@ def test_bool_masks_need_no_look(backend: str) -> None:
     bytes[:, 3:40] = torch.tensor([1, 2] * 18 + [4])
     with fastpool.backend(backend):
         for mode in MODES:
-            found = getattr(fastpool, mode)(hidden, bytes.view(torch.bool))
-            assert same_bits(found, getattr(fastpool, mode)(hidden, bytes != 0))
+            own = required(mode, hidden.shape)
+            found = getattr(fastpool, mode)(hidden, mask=bytes.view(torch.bool), **own)
+            assert same_bits(found, getattr(fastpool, mode)(hidden, mask=bytes != 0, **own))
 
 
 @pytest.mark.parametrize("backend", cpu_backends())

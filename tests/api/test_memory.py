@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 import fastpool
-from fastpool.arguments import codes
 from fastpool.models.layers import Normalize
 from fastpool.modes import MODES
-from fastpool.testing import cpu_backends
+from fastpool.testing import backward_arguments, cpu_backends, required
 
 OPS = torch.ops.fastpool
 HIDDEN = torch.randn(2, 5, 8)
@@ -47,7 +46,7 @@ def test_pooling(argument: str, bytes: int, backend: str) -> None:
         functions = [getattr(fastpool, mode), *([getattr(OPS, mode)] if argument != "lengths" else [])]
         for function in functions:
             with fastpool.backend(backend), pytest.raises(ValueError, match=rf"^fastpool.{mode}: {words}"):
-                function(**given)
+                function(**given, **required(mode, given["hidden"].shape))
     with pytest.raises(ValueError, match=words):
         fastpool.explain(**given)  # type: ignore[arg-type]  # by their names
 
@@ -60,6 +59,8 @@ def test_others(backend: str) -> None:
     result = torch.ones(2, 8)
     calls: list[tuple[str, Callable[[], object]]] = [
         ("weights", lambda: fastpool.weighted_mean(HIDDEN, weights=freed(2, 5))),
+        ("scores", lambda: fastpool.softmax_mean(HIDDEN, scores=freed(2, 5))),
+        ("query", lambda: fastpool.attention(HIDDEN, freed(3, 8))),
         ("x", lambda: fastpool.l2_normalize(freed(2, 8))),
         ("truncate_dims", lambda: fastpool.l2_normalize(result, truncate_dims=freed(2, dtype=torch.int32))),
         ("gradient", lambda: OPS._l2_normalize_backward(freed(2, 8), result, 1e-12)),
@@ -74,9 +75,7 @@ def test_others(backend: str) -> None:
 
 
 def backward(mode: str, gradient: Tensor, hidden: Tensor, result: Tensor | None) -> Tensor:
-    of_hidden: Tensor = OPS._pool_backward(
-        *codes(mode, "hidden"), gradient, hidden, None, None, None, None, None, result
-    )
+    of_hidden: Tensor = OPS._pool_backward(*backward_arguments(mode, "hidden", gradient, result, hidden=hidden))
     return of_hidden
 
 

@@ -12,7 +12,18 @@ import fastpool
 from fastpool.backends import native
 from fastpool.constants import LEAF, NORM_EPS, NORM_SCALES
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, LAYOUTS, Sequence, cpu_backends, error, exact, sequences, variants
+from fastpool.testing import (
+    DTYPES,
+    LAYOUTS,
+    Sequence,
+    cpu_backends,
+    error,
+    exact,
+    own_arguments,
+    required,
+    sequences,
+    variants,
+)
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = (7, 0, 1, 31, 32, 33, 2, 64, 129, 300)
@@ -74,29 +85,35 @@ def test_dim_and_out_dtype(mode: str, given: str | None, dtype: torch.dtype, out
 def test_nothing_to_pool_padded(mode: str, shape: tuple[int, int, int]) -> None:
     for name in cpu_backends():
         with fastpool.backend(name):
-            hidden = torch.full(shape, float("nan"))
-            result = getattr(fastpool, mode)(hidden, torch.zeros(shape[:2], dtype=torch.bool), normalize=True)
+            hidden, mask = torch.full(shape, float("nan")), torch.zeros(shape[:2], dtype=torch.bool)
+            result = getattr(fastpool, mode)(hidden, mask=mask, normalize=True, **required(mode, shape))
             assert torch.equal(result, torch.zeros(shape[0], shape[2]))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing_to_pool_packed(mode: str) -> None:
-    pool = getattr(fastpool, mode)
+    def pool(hidden: Tensor, *cu_seqlens: int, **more: bool) -> Tensor:
+        own = required(mode, hidden.shape)
+        result: Tensor = getattr(fastpool, mode)(hidden, cu_seqlens=torch.tensor(cu_seqlens), **own, **more)
+        return result
+
     for name in cpu_backends():
         with fastpool.backend(name):
-            assert pool(torch.zeros(0, 8), None, torch.tensor([0])).shape == (0, 8)
-            assert torch.equal(pool(torch.zeros(0, 8), None, torch.tensor([0, 0])), torch.zeros(1, 8))
+            assert pool(torch.zeros(0, 8), 0).shape == (0, 8)
+            assert torch.equal(pool(torch.zeros(0, 8), 0, 0), torch.zeros(1, 8))
             hidden = torch.full((4, 8), float("nan"))
-            assert torch.equal(pool(hidden, None, torch.tensor([2, 2, 2]), normalize=True), torch.zeros(2, 8))
+            assert torch.equal(pool(hidden, 2, 2, 2, normalize=True), torch.zeros(2, 8))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_overlapping_segments(mode: str) -> None:
-    hidden = sequences([200], 24, torch.float32)[0].states
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_overlapping_segments(mode: str, given: str | None) -> None:
+    (one,) = sequences([200], 24, torch.float32)
     starts, ends = torch.tensor([0, 10, 10, 150]), torch.tensor([200, 60, 60, 151])
-    result = getattr(fastpool, mode)(hidden, starts=starts, ends=ends)
+    own = own_arguments(given, one.weights, 24)
+    result = getattr(fastpool, mode)(one.states, starts=starts, ends=ends, **own)
     for row, start, end in zip(result, starts, ends, strict=True):
-        assert torch.equal(row, getattr(fastpool, mode)(hidden[None, start:end])[0])
+        own = own_arguments(given, one.weights[None, start:end], 24)
+        assert torch.equal(row, getattr(fastpool, mode)(one.states[None, start:end], **own)[0])
 
 
 def test_expanded_hidden() -> None:
@@ -210,6 +227,11 @@ def test_exact_formulas() -> None:
     for mode, expected in formulas.items():
         torch.testing.assert_close(exact(mode, sequence, None), expected)
     torch.testing.assert_close(exact("weighted_mean", sequence, "weights"), (w * x).sum(0) / w.sum())
+    own = {**own_arguments("scores", sequence.weights, 5), **own_arguments("query", sequence.weights, 5)}
+    scores, products = own["scores"].double()[sequence.real], x @ own["query"].double()
+    torch.testing.assert_close(exact("softmax_mean", sequence, "scores"), scores.softmax(0) @ x)
+    torch.testing.assert_close(exact("attention", sequence, "query"), products.softmax(0) @ x)
+    assert set(MODES) == {*formulas, "softmax_mean", "attention"}
 
 
 def test_table_is_complete() -> None:

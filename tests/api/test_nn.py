@@ -14,15 +14,25 @@ import fastpool
 from fastpool.calls import accumulator
 from fastpool.modes import MODES
 from fastpool.nn import Normalize, Pooling
-from fastpool.testing import DTYPES, LAYOUTS, error, exact, same_bits, sequences
+from fastpool.testing import DTYPES, LAYOUTS, Sequence, error, exact, same_bits, sequences
 
-ALL = tuple(MODES)
+ALL = tuple(mode for mode in MODES if not MODES[mode].takes_query)  # whose query a call of Pooling has no place for
+OWN = ("weights", "scores")
 OPTIONS = {"truncate_dim": 5, "normalize": True, "out_dtype": torch.float32}
 
 
+def given_to(mode: str) -> str | None:
+    return next((one.name for one in MODES[mode].arguments), None)
+
+
+def all_arguments(layout: str, batch: list[Sequence]) -> dict[str, Any]:
+    """With weights and scores."""
+    return LAYOUTS[layout].make(batch, "weights") | LAYOUTS[layout].make(batch, "scores")
+
+
 def function(mode: str, arguments: dict[str, Any], **more: Any) -> torch.Tensor:
-    """A mode's function, given weights or not."""
-    used = {name: value for name, value in arguments.items() if name != "weights" or MODES[mode].takes_weights}
+    """A mode's function, given what it takes of them."""
+    used = {name: value for name, value in arguments.items() if name not in OWN or MODES[mode].takes(name)}
     return getattr(fastpool, mode)(**used, **more)
 
 
@@ -30,7 +40,7 @@ def function(mode: str, arguments: dict[str, Any], **more: Any) -> torch.Tensor:
 @pytest.mark.parametrize("mode", ALL)
 def test_one_mode_is_its_function(mode: str, layout: str) -> None:
     batch = sequences([3, 0, 40], 12, torch.bfloat16, holes=LAYOUTS[layout].holes)
-    arguments = LAYOUTS[layout].make(batch, MODES[mode].takes_weights)
+    arguments = LAYOUTS[layout].make(batch, given_to(mode))
     for options in ({}, OPTIONS):
         expected = getattr(fastpool, mode)(**arguments, **options)
         assert same_bits(Pooling(mode, **options)(**arguments), expected)
@@ -44,12 +54,12 @@ def test_several_modes(truncate_dim: int | None, normalize: bool, dtype: torch.d
     """All columns of all modes, unrounded; then `truncate_dim`, then `normalize`, then one rounding."""
     batch = sequences([3, 1, 40], 12, dtype, holes=True)
     for layout in ("padded_left_mask", "packed_shuffled"):
-        arguments = LAYOUTS[layout].make(batch, True)
+        arguments = all_arguments(layout, batch)
         unrounded = torch.cat([function(mode, arguments, out_dtype=accumulator(dtype)) for mode in ALL], -1)[
             :, :truncate_dim
         ]
         formula = torch.stack(
-            [torch.cat([exact(mode, sequence, given=True) for mode in ALL])[:truncate_dim] for sequence in batch]
+            [torch.cat([exact(mode, sequence, given_to(mode)) for mode in ALL])[:truncate_dim] for sequence in batch]
         )
         if normalize:
             formula /= formula.norm(dim=-1, keepdim=True)
@@ -73,7 +83,7 @@ def test_several_modes_round_once() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_several_modes_in_every_layout(layout: str) -> None:
-    arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.float32), True)
+    arguments = all_arguments(layout, sequences([3, 0, 40], 12, torch.float32))
     expected = torch.cat([function(mode, arguments) for mode in ALL], -1)
     assert same_bits(Pooling(ALL)(**arguments), expected)
 
@@ -115,24 +125,27 @@ def test_normalize(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "takes_weights"),
+    "module",
     [
-        (Pooling("mean"), False),
-        (Pooling("max", truncate_dim=3, normalize=True), False),
-        (Pooling(("mean", "weighted_mean", "max"), truncate_dim=10), True),
-        (Pooling(("mean", "weighted_mean", "max"), normalize=True), True),
+        Pooling("mean"),
+        Pooling("max", truncate_dim=3, normalize=True),
+        Pooling("softmax_mean", normalize=True),
+        Pooling(("mean", "weighted_mean", "max"), truncate_dim=10),
+        Pooling(("mean", "weighted_mean", "softmax_mean", "max"), normalize=True),
     ],
     ids=repr,
 )
-def test_gradients(module: Pooling, takes_weights: bool) -> None:
+def test_gradients(module: Pooling) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(3, 6, 4, dtype=torch.float64, generator=generator, requires_grad=True)
-    weights = torch.rand(3, 6, dtype=torch.float64, generator=generator).add(0.5).requires_grad_()
     mask = torch.tensor([[1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]])
-    if takes_weights:
-        assert torch.autograd.gradcheck(lambda hidden, weights: module(hidden, mask, None, weights), (hidden, weights))
-    else:
-        assert torch.autograd.gradcheck(lambda hidden: module(hidden, mask), (hidden,))
+    taken = [name for name in OWN if any(MODES[mode].takes(name) for mode in module.modes)]
+    own = [torch.rand(3, 6, dtype=torch.float64, generator=generator).add(0.5).requires_grad_() for _ in taken]
+
+    def called(hidden: torch.Tensor, *own: torch.Tensor) -> torch.Tensor:
+        return module(hidden, mask, **dict(zip(taken, own, strict=True)))
+
+    assert torch.autograd.gradcheck(called, (hidden, *own))
 
 
 def test_gradient_of_normalize() -> None:
@@ -174,8 +187,9 @@ def test_state(shown: str) -> None:
 
 
 def test_signature_is_the_functions() -> None:
-    ours = inspect.signature(Pooling("mean").forward).parameters
+    ours = dict(inspect.signature(Pooling("mean").forward).parameters)
     theirs = inspect.signature(fastpool.weighted_mean).parameters
+    assert ours.pop("scores").default is None
     assert list(ours.values()) == list(theirs.values())[: len(ours)]
     assert list(theirs)[len(ours) :] == [name for name in inspect.signature(Pooling).parameters if name != "mode"]
 
@@ -254,9 +268,14 @@ def test_compile(pooling: Pooling) -> None:
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: Pooling("average"), ValueError, f"mode must be one of {', '.join(MODES)}, got 'average'"),
+        (lambda: Pooling("average"), ValueError, f"mode must be one of {', '.join(ALL)}, got 'average'"),
+        (
+            lambda: Pooling(("mean", "attention")),
+            ValueError,
+            "mode must be one of .*, got 'attention', whose scores go to fastpool.attention, or fastpool.nn.AttentionPooling learns them",
+        ),
         (lambda: Pooling(("mean", "average")), ValueError, "mode must be one of .*, got 'average'"),
-        (lambda: Pooling(()), ValueError, f"mode must name at least one of {', '.join(MODES)}, got none"),
+        (lambda: Pooling(()), ValueError, f"mode must name at least one of {', '.join(ALL)}, got none"),
         (lambda: Pooling(""), ValueError, "mode must be one of .*, got ''"),
         (lambda: Pooling(3), TypeError, "mode must be a mode's name or a sequence of them, got int"),
         (lambda: Pooling({"mean"}), TypeError, "mode must be a mode's name or a sequence of them, got set"),
@@ -309,6 +328,10 @@ def test_errors_of_modes_together() -> None:
     with pytest.raises(ValueError, match=r"weights go to none of the modes: mean, max$"):
         Pooling(("mean", "max"))(HIDDEN, weights=weights)
     Pooling(("mean", "weighted_mean"))(HIDDEN, weights=weights)
+    with pytest.raises(ValueError, match=r"scores go to none of the modes: mean, weighted_mean$"):
+        Pooling(("mean", "weighted_mean"))(HIDDEN, scores=weights)
+    with pytest.raises(ValueError, match=r"^fastpool\.softmax_mean: scores must be given, got none$"):
+        Pooling(("mean", "softmax_mean"))(HIDDEN)
     with pytest.raises(ValueError, match="truncate_dim must lie between 1 and the last dimension, 4, got 5"):
         Pooling("mean", truncate_dim=5)(HIDDEN)
     Pooling(("mean", "max"), truncate_dim=8)(HIDDEN)

@@ -13,10 +13,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastpool
-from fastpool.arguments import OPS, codes
+from fastpool.arguments import GRADIENTS_OF, OPS
 from fastpool.calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.modes import MODES
-from fastpool.testing import LAYOUTS, sequences, taking_turns, variants
+from fastpool.testing import LAYOUTS, backward_arguments, required, sequences, taking_turns, variants
 
 OP_LAYOUTS = [name for name in LAYOUTS if name not in ("padded_lengths", "nested")]  # the ops have no such arguments
 
@@ -33,11 +33,11 @@ def test_opcheck(mode: str, given: str | None, layout: str, how: tuple[bool, dic
     arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.float32), given)
     # Poison is compared with itself here, and NaN never equals: where it goes is other tests' affair.
     arguments = {name: x.nan_to_num(7.0) if x.is_floating_point() else x for name, x in arguments.items()}
-    for name in ("hidden", "weights"):
+    for name in GRADIENTS_OF:
         if name in arguments:
             arguments[name].requires_grad_(recorded)
-    hidden = arguments.pop("hidden")
-    torch.library.opcheck(getattr(torch.ops.fastpool, mode).default, (hidden,), {**arguments, **more})
+    by_place = [arguments.pop(name) for name in ("hidden", "query") if name in arguments]
+    torch.library.opcheck(getattr(torch.ops.fastpool, mode).default, tuple(by_place), {**arguments, **more})
 
 
 @pytest.mark.parametrize("layout", OP_LAYOUTS)
@@ -45,10 +45,9 @@ def test_opcheck(mode: str, given: str | None, layout: str, how: tuple[bool, dic
 def test_opcheck_backward(mode: str, given: str | None, layout: str) -> None:
     arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.bfloat16), given)
     result = getattr(fastpool, mode)(**arguments, out_dtype=torch.float32)
-    given = [arguments.get(name) for name in ("hidden", "mask", "cu_seqlens", "weights", "starts", "ends")]
-    for of in ("hidden", "weights") if given else ("hidden",):
-        op = torch.ops.fastpool._pool_backward.default
-        torch.library.opcheck(op, (*codes(mode, of), torch.ones_like(result), *given, result))
+    for of in ("hidden", given) if given else ("hidden",):
+        taken = backward_arguments(mode, of, torch.ones_like(result), result, **arguments)
+        torch.library.opcheck(torch.ops.fastpool._pool_backward.default, tuple(taken))
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -83,14 +82,14 @@ def test_autocast_leaves_dtypes_alone() -> None:
 def test_fakes_and_meta(mode: str) -> None:
     pool = getattr(fastpool, mode)
     with FakeTensorMode():
-        result = pool(
-            torch.empty(3, 7, 16, dtype=torch.float16), lengths=torch.empty(3, dtype=torch.int64), truncate_dim=4
-        )
+        hidden, own = torch.empty(3, 7, 16, dtype=torch.float16), required(mode, (3, 7, 16))
+        result = pool(hidden, lengths=torch.empty(3, dtype=torch.int64), truncate_dim=4, **own)
         assert (result.shape, result.dtype, result.stride()) == ((3, 4), torch.float16, (4, 1))
         with pytest.raises(TypeError, match="additive mask"):
-            pool(torch.empty(3, 7, 16), torch.empty(3, 7))
+            pool(torch.empty(3, 7, 16), mask=torch.empty(3, 7), **own)
     hidden = torch.empty(9, 16, device="meta", requires_grad=True)
-    meta = pool(hidden, None, torch.empty(3, dtype=torch.int64, device="meta"), normalize=True)
+    own = {name: value.to("meta") for name, value in required(mode, (9, 16)).items()}
+    meta = pool(hidden, cu_seqlens=torch.empty(3, dtype=torch.int64, device="meta"), normalize=True, **own)
     assert (meta.shape, meta.device.type) == ((2, 16), "meta")
     meta.sum().backward()
     assert hidden.grad is not None
@@ -115,7 +114,7 @@ def test_inputs_are_left_alone() -> None:
     for layout in LAYOUTS.values():
         if not layout.holes:
             continue
-        arguments = layout.make(batch, given=True)
+        arguments = layout.make(batch, "weights")
         before = {name: value.clone() for name, value in arguments.items()}
         fastpool.weighted_mean(**arguments, normalize=True)
         for name, value in arguments.items():
@@ -126,6 +125,7 @@ def test_padding_is_not_read() -> None:
     """Padding on pages that nobody may read: touching a byte of them ends the process."""
     code = """
         import torch, fastpool
+        from fastpool.testing import required
         from helpers.pages import PAGE, at_the_edge, forbid
         width = PAGE // 4
         rows = 80
@@ -138,8 +138,9 @@ def test_padding_is_not_read() -> None:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             for mode in fastpool.MODES:
-                pool = getattr(fastpool, mode)
-                pool(hidden, real)
+                def pool(hidden, **more):
+                    getattr(fastpool, mode)(hidden, **required(mode, hidden.shape), **more)
+                pool(hidden, mask=real)
                 pool(hidden[:2], starts=torch.tensor([0, 30]), ends=torch.tensor([40, 80]))
                 pool(hidden.view(-1, width), starts=torch.tensor([0, 110]), ends=torch.tensor([40, 160]))
         print("not read", flush=True)
@@ -158,13 +159,15 @@ def test_no_temporaries_of_the_inputs_size() -> None:
     """The library's own memory: 512 MB are pooled while the process may take hardly any more."""
     code = """
         import resource, torch, fastpool
+        from fastpool.testing import required
         torch.set_num_threads(2)
         hidden = torch.ones(4, 32768, 1024)
         mask = torch.ones(4, 32768, dtype=torch.bool)
         fastpool.mean(hidden[:, :64], mask[:, :64])
         for mode in fastpool.MODES:
+            own = required(mode, hidden.shape)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            getattr(fastpool, mode)(hidden, mask, normalize=True)
+            getattr(fastpool, mode)(hidden, mask=mask, normalize=True, **own)
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             assert grown < 16 * 1024, (mode, grown)
     """

@@ -10,21 +10,22 @@ import torch
 
 import fastpool
 from fastpool.modes import MODES
-from fastpool.testing import same_bits
+from fastpool.testing import required, same_bits
 
 HIDDEN = torch.randn(2, 5, 8)
+POOLS = {f"fastpool.{mode}": partial(getattr(fastpool, mode), HIDDEN, **required(mode, HIDDEN.shape)) for mode in MODES}
 
 # Who takes an option, by the name that errors begin with.
 OWNERS: dict[str, dict[str, Callable[..., object]]] = {
     "truncate_dim": {
-        **{f"fastpool.{mode}": partial(getattr(fastpool, mode), HIDDEN) for mode in MODES},
+        **POOLS,
         "fastpool.l2_normalize": partial(fastpool.l2_normalize, HIDDEN),
         "fastpool.nn.Pooling": partial(fastpool.nn.Pooling, "mean"),
         "fastpool.nn.Normalize": fastpool.nn.Normalize,
         "fastpool.PoolingConfig": partial(fastpool.PoolingConfig, ("mean",)),
     },
     "normalize": {
-        **{f"fastpool.{mode}": partial(getattr(fastpool, mode), HIDDEN) for mode in MODES},
+        **POOLS,
         "fastpool.nn.Pooling": partial(fastpool.nn.Pooling, "mean"),
         "fastpool.PoolingConfig": partial(fastpool.PoolingConfig, ("mean",)),
     },
@@ -32,8 +33,9 @@ OWNERS: dict[str, dict[str, Callable[..., object]]] = {
         "fastpool.l2_normalize": partial(fastpool.l2_normalize, HIDDEN),
         "fastpool.nn.Normalize": fastpool.nn.Normalize,
     },
+    "scale": {"fastpool.attention": POOLS["fastpool.attention"]},
     "out_dtype": {
-        **{f"fastpool.{mode}": partial(getattr(fastpool, mode), HIDDEN) for mode in MODES},
+        **POOLS,
         "fastpool.l2_normalize": partial(fastpool.l2_normalize, HIDDEN),
         "fastpool.nn.Pooling": partial(fastpool.nn.Pooling, "mean"),
         "fastpool.nn.Normalize": fastpool.nn.Normalize,
@@ -58,6 +60,11 @@ WRONG: list[tuple[str, object, type[Exception], str]] = [
     ("normalize", np.int64(1), TypeError, "must be a bool, got int64"),
     ("normalize", torch.tensor(True), TypeError, "must be a bool, got Tensor"),
     ("eps", True, TypeError, "must be a float, got bool"),
+    ("scale", True, TypeError, "must be a float, got bool"),
+    ("scale", None, TypeError, "must be a float, got NoneType"),
+    ("scale", "1", TypeError, "must be a float, got str"),
+    ("scale", torch.tensor(1.0), TypeError, "must be a float, got Tensor"),
+    ("scale", 10**400, ValueError, r"must be at most 1.798e\+308 in size, got an int of 1329 bits"),
     ("eps", None, TypeError, "must be a float, got NoneType"),
     ("eps", "small", TypeError, "must be a float, got str"),
     ("eps", 1j, TypeError, "must be a float, got complex"),
@@ -97,6 +104,8 @@ def test_ints_that_python_does_not_write() -> None:
         ("eps", np.longdouble(2), 2.0),
         ("eps", np.int16(2), 2.0),
         ("eps", 2, 2.0),
+        ("scale", 2, 2.0),
+        ("scale", np.float32(2), 2.0),
     ],
 )
 def test_numpy_scalars_are_numbers(name: str, theirs: object, ours: object) -> None:
@@ -117,6 +126,7 @@ MODE_ERRORS: list[tuple[Any, type[Exception], str]] = [
     (np.array(["mean", "max"]), TypeError, "got ndarray"),
     ([], ValueError, "must name at least one of mean, .*, got none"),
     ("median", ValueError, "must be one of mean, .*, got 'median'"),
+    ("attention", ValueError, "must be one of mean, .*, got 'attention', whose scores go to fastpool.attention, or .*"),
 ]
 
 
@@ -126,11 +136,13 @@ def test_modes(value: Any, error: type[Exception], words: str) -> None:
         error, match=f"^fastpool.nn.Pooling: mode {words if words.startswith('must') else '.*' + words}$"
     ):
         fastpool.nn.Pooling(value)
-    if value is not MODE_ERRORS[-1][0]:  # without modes it says what an engine does that gives no vectors
+    if "at least one" not in words:  # without modes it says what an engine does that gives no vectors
         with pytest.raises(
             error, match=f"^fastpool.PoolingConfig: modes {words if words.startswith('must') else '.*' + words}$"
         ):
             fastpool.PoolingConfig(value)
+    with pytest.raises(ValueError, match="got 'softmax_mean', whose scores go to fastpool.softmax_mean, or "):
+        fastpool.PoolingConfig(("mean", "softmax_mean"))  # which reads no scores of a folder
     assert fastpool.PoolingConfig("mean").modes == fastpool.PoolingConfig(["mean"]).modes == ("mean",)  # type: ignore[arg-type]  # on purpose
 
 

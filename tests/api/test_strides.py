@@ -9,9 +9,8 @@ from helpers.cuda_host import Host
 from torch import Tensor
 
 import fastpool
-from fastpool.arguments import codes
 from fastpool.modes import MODES
-from fastpool.testing import cpu_backends, gradients, same_bits
+from fastpool.testing import backward_arguments, cpu_backends, gradients, required, same_bits
 
 # Of a contiguous [..., D]: the same values, laid out so that columns are not side by side.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -39,8 +38,8 @@ def test_pooling_and_its_gradients(dtype: torch.dtype, backend: str, layout: str
     for mode in MODES_OF[backend]:
         pool, raw = getattr(fastpool, mode), getattr(torch.ops.fastpool, mode)
         weights = {"weights": torch.rand(3, 7)} if MODES[mode].takes_weights else {}
-        padded = {"hidden": hidden, "mask": torch.rand(3, 7) < 0.7, **weights}
-        packed = {"hidden": hidden[1], "cu_seqlens": torch.tensor([0, 3, 3, 6])}
+        padded = {"hidden": hidden, "mask": torch.rand(3, 7) < 0.7, **weights, **required(mode, (3, 7, 6))}
+        packed = {"hidden": hidden[1], "cu_seqlens": torch.tensor([0, 3, 3, 6]), **required(mode, (7, 6))}
         more = {"truncate_dim": 5, "normalize": True, "out_dtype": torch.float32}
         for given, options in ((padded, {}), (packed, more)):
             copied = {**given, "hidden": given["hidden"].contiguous()}
@@ -91,8 +90,8 @@ def test_the_cuda_sources(host: Host) -> None:
     assert same_bits(host("mean", {"hidden": hidden}, normalize=True), fastpool.mean(hidden, normalize=True))
     assert same_bits(host.ops.l2_normalize(hidden), fastpool.l2_normalize(hidden))
     largest = fastpool.max(hidden)
-    given = (torch.ones(3, 6), hidden, None, None, None, None, None, largest)
-    assert same_bits(*(ops._pool_backward(*codes("max", "hidden"), *given) for ops in (host.ops, torch.ops.fastpool)))
+    given = backward_arguments("max", "hidden", torch.ones(3, 6), largest, hidden=hidden)
+    assert same_bits(*(ops._pool_backward(*given) for ops in (host.ops, torch.ops.fastpool)))
     given = (torch.ones(3, 7, 6), hidden, 1e-12)
     assert same_bits(host.ops._l2_normalize_backward(*given), torch.ops.fastpool._l2_normalize_backward(*given))
 

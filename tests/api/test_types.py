@@ -15,7 +15,7 @@ import torch
 
 import fastpool
 from fastpool.modes import MODES, Mode
-from fastpool.signatures import Pooling, WeightedPooling
+from fastpool.signatures import AttentionPooling, Pooling, ScoredPooling, WeightedPooling
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,10 +27,14 @@ import fastpool
 hidden = torch.ones(1, 2, 3)
 pooled: torch.Tensor = fastpool.mean(hidden, normalize=True, truncate_dim=2, out_dtype=torch.float32)
 pooled = fastpool.weighted_mean(hidden, weights=torch.ones(1, 2))
+pooled = fastpool.softmax_mean(hidden, scores=torch.ones(1, 2))
+pooled = fastpool.attention(hidden, torch.ones(3), scale=0.5)
 pooled = fastpool.l2_normalize(pooled)
 pooled = fastpool.nn.Pooling("mean", normalize=True)(hidden)
 fastpool.mean(hidden, normalize="yes")  # error
 fastpool.mean(hidden, weights=torch.ones(1, 2))  # error
+fastpool.softmax_mean(hidden, weights=torch.ones(1, 2))  # error
+fastpool.attention(hidden, torch.ones(3), scale="1")  # error
 fastpool.max(hidden, dim=1)  # error
 fastpool.l2_normalize(hidden, truncate_dim="2")  # error
 with fastpool.backend("native"):
@@ -89,7 +93,8 @@ def test_a_source_distribution_has_the_mark(built: Path) -> None:
 @pytest.mark.parametrize("mode", MODES.values(), ids=lambda mode: mode.name)
 def test_functions_are_what_is_said_of_them(mode: Mode) -> None:
     """Names, kinds, defaults and types; `**unknown`, which is there to refuse well, is nobody's to give."""
-    said = inspect.signature((WeightedPooling if mode.takes_weights else Pooling).__call__)
+    takers = {"weights": WeightedPooling, "scores": ScoredPooling, "query": AttentionPooling}
+    said = inspect.signature(next((takers[own] for own in takers if mode.takes(own)), Pooling).__call__)
     there = inspect.signature(getattr(fastpool, mode.name))
     arguments = [one for one in there.parameters.values() if one.kind is not one.VAR_KEYWORD]
     assert arguments == list(said.parameters.values())[1:]

@@ -8,11 +8,10 @@ import torch
 
 import fastpool
 from fastpool import dispatch
-from fastpool.arguments import codes
 from fastpool.backends import native
 from fastpool.calls import PoolCall
 from fastpool.checks import name_of
-from fastpool.testing import DTYPES, cpu_backends, same_bits
+from fastpool.testing import DTYPES, backward_arguments, cpu_backends, same_bits
 
 NARROW = [dtype for dtype in DTYPES if dtype != torch.float64]
 SMALLEST, LARGEST = 2.0**-126, torch.finfo(torch.float32).max
@@ -151,7 +150,7 @@ def test_gradients_have_seen_it() -> None:
         with fastpool.backend(name):
             gradient = torch.ones(1, 8)
             torch.ops.fastpool._pool_backward(
-                *codes("weighted_mean", "hidden"), gradient, hidden, None, None, weights, None, None, None
+                *backward_arguments("weighted_mean", "hidden", gradient, hidden=hidden, weights=weights)
             )
 
 

@@ -58,7 +58,7 @@ class PoolingConfig:
         name = "fastpool.PoolingConfig"
         taken: dict[str, Any] = {}
         if not (isinstance(self.modes, tuple) and len(self.modes) == 0):
-            taken["modes"] = mode_names(name, "modes", self.modes)
+            taken["modes"] = mode_names(name, "modes", self.modes, without=("scores", "query"))
         for flag in ("normalize", "include_prompt", "prompt_counts"):
             taken[flag] = option(name, flag, getattr(self, flag), bool)
         for count in ("truncate_dim", "width", "max_length"):
