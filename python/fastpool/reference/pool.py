@@ -104,7 +104,7 @@ def _segments(call: PoolBackwardCall) -> list[tuple[int, Tensor, Segment]]:
     """Of a call with one query at most: numbers, the rows of real tokens, and what is known of those that have any."""
     pool, dtype = call.pool, call.gradient.dtype
     tokens = TokenIndex(pool)
-    gradients = divide(tokens, call.gradient.reshape(pool.batch, -1), total_weight(tokens))
+    gradients = divide(tokens, call.gradient, total_weight(tokens))
     weights = all_weights(tokens)
     found = []
     for b in range(pool.batch if pool.rows > 0 else 0):
@@ -119,7 +119,7 @@ def _segments(call: PoolBackwardCall) -> list[tuple[int, Tensor, Segment]]:
             gradients[b],
             weights[b][tokens.real[b]][:, None],
             lambda hidden=hidden, rows=rows: hidden[rows].to(dtype),  # type: ignore[misc]  # bound now
-            None if call.result is None else call.result.reshape(pool.batch, -1)[b],
+            None if call.result is None else call.result[b],
             query,
             pool.scale,
         )
