@@ -29,7 +29,8 @@ from torch import Tensor
 import fastpool
 from fastpool import dispatch
 from fastpool.backends import native, triton
-from fastpool.testing import DTYPES, LAYOUTS, bits, gradients, sequences, special_values, variants
+from fastpool.modes import MODES
+from fastpool.testing import DTYPES, LAYOUTS, bits, gradients, required, sequences, special_values, variants
 
 GOLDEN = Path(__file__).parent / "digests.json"
 LENGTHS = [3, 0, 40, 1, 300]  # a leaf, several, and more than one unit of any plan
@@ -73,9 +74,9 @@ def pooled(mode: str, given: str | None, dtype: torch.dtype, layout: str, option
 
 def special(mode: str) -> str:
     """NaN, infinities, zeros of both signs, subnormals. (Not their gradients: what those hold is NaN for the most.)"""
-    digest = Digest()
+    digest, hidden = Digest(), special_values(6, 40, 24)
     for normalize in (False, True):
-        digest.add(getattr(fastpool, mode)(special_values(6, 40, 24), normalize=normalize))
+        digest.add(getattr(fastpool, mode)(hidden, normalize=normalize, **required(mode, hidden.shape)))
     return str(digest)
 
 
@@ -99,7 +100,7 @@ def cases(options: Sequence[dict[str, Any]] = OPTIONS) -> Iterator[tuple[str, Ca
                     said = ", ".join(f"{key}={value}".replace("torch.", "") for key, value in chosen.items())
                     what = f"{name}, {str(dtype).removeprefix('torch.')}, {layout}" + (f", {said}" if said else "")
                     yield what, partial(pooled, mode, given, dtype, layout, chosen)
-        if given is None:
+        if given is None or MODES[mode].softmax:
             yield f"{mode}, special values", partial(special, mode)
     for dtype in DTYPES:
         yield f"l2_normalize, {str(dtype).removeprefix('torch.')}", partial(normalized, dtype)

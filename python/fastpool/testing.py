@@ -394,5 +394,7 @@ def error(result: Tensor, expected: Tensor) -> float:
 
 def backward_arguments(mode: str, of: str, gradient: Any, result: Tensor | None = None, **tensors: Any) -> list[Any]:
     """What _pool_backward takes, in its order; what is not given is None, and a scale 1."""
-    values = dict.fromkeys(argument.name for argument in POOL_BACKWARD) | dict(zip(("mode", "of"), codes(mode, of)))
-    return in_order("_pool_backward", values | {"gradient": gradient, "result": result, "scale": 1.0} | tensors)[0]
+    values: dict[str, Any] = dict.fromkeys(argument.name for argument in POOL_BACKWARD)
+    values["mode"], values["of"] = codes(mode, of)
+    values |= {"gradient": gradient, "result": result, "scale": 1.0}
+    return in_order("_pool_backward", values | tensors)[0]

@@ -272,7 +272,7 @@ def test_compile(pooling: Pooling) -> None:
         (
             lambda: Pooling(("mean", "attention")),
             ValueError,
-            "mode must be one of .*, got 'attention', whose scores go to fastpool.attention, or fastpool.nn.AttentionPooling learns them",
+            "mode must be one of .*, got 'attention', whose scores go to fastpool.attention, or fastpool.nn.Attention",
         ),
         (lambda: Pooling(("mean", "average")), ValueError, "mode must be one of .*, got 'average'"),
         (lambda: Pooling(()), ValueError, f"mode must name at least one of {', '.join(ALL)}, got none"),

@@ -141,7 +141,7 @@ def test_modes(value: Any, error: type[Exception], words: str) -> None:
             error, match=f"^fastpool.PoolingConfig: modes {words if words.startswith('must') else '.*' + words}$"
         ):
             fastpool.PoolingConfig(value)
-    with pytest.raises(ValueError, match="got 'softmax_mean', whose scores go to fastpool.softmax_mean, or "):
+    with pytest.raises(ValueError, match=r"got 'softmax_mean', whose scores go to fastpool\.softmax_mean, or "):
         fastpool.PoolingConfig(("mean", "softmax_mean"))  # which reads no scores of a folder
     assert fastpool.PoolingConfig("mean").modes == fastpool.PoolingConfig(["mean"]).modes == ("mean",)  # type: ignore[arg-type]  # on purpose
 

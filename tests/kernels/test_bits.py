@@ -20,7 +20,7 @@ def alone(mode: str, sequence: Sequence, given: str | None, normalize: bool) -> 
     """The sequence in a batch of its own, nothing padded."""
     arguments = own_arguments(given, sequence.weights[None], sequence.states.shape[-1])
     mask = None if sequence.real.all() else sequence.real[None]
-    return getattr(fastpool, mode)(sequence.states[None], mask, normalize=normalize, **arguments)[0]
+    return getattr(fastpool, mode)(sequence.states[None], mask=mask, normalize=normalize, **arguments)[0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -95,7 +95,7 @@ def test_float64_rounds_once(dtype: torch.dtype) -> None:
 
 
 @st.composite
-def _cases(draw: st.DrawFn) -> tuple[list[Sequence], str, bool, str, dict[str, object]]:
+def _cases(draw: st.DrawFn) -> tuple[list[Sequence], str, str | None, str, dict[str, object]]:
     mode, given = draw(st.sampled_from(variants()))
     name = draw(st.sampled_from(sorted(LAYOUTS)))
     dtype = draw(st.sampled_from(DTYPES))
@@ -113,7 +113,9 @@ def _cases(draw: st.DrawFn) -> tuple[list[Sequence], str, bool, str, dict[str, o
 
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(_cases())
-def test_native_is_the_reference_bit_for_bit(case: tuple[list[Sequence], str, bool, str, dict[str, object]]) -> None:
+def test_native_is_the_reference_bit_for_bit(
+    case: tuple[list[Sequence], str, str | None, str, dict[str, object]],
+) -> None:
     batch, mode, given, name, more = case
     arguments = LAYOUTS[name].make(batch, given)
     with fastpool.backend("reference"):
@@ -217,25 +219,27 @@ def test_flushed_subnormals_stay_alike() -> None:
     assert all(same_bits(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_special_values(mode: str) -> None:
-    """NaN, infinities, both zeros and subnormals in real tokens: as the reference has them."""
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_special_values(mode: str, given: str | None) -> None:
+    """NaN, infinities, both zeros and subnormals in real tokens and in what weighs them: as the reference has them."""
     hidden = special_values(6, 70, 90)
+    own = own_arguments(given, special_values(6, 1, 70)[:, 0], 90)
     for normalize in (False, True):
         results = []
         for name in ("native", "reference"):
             with fastpool.backend(name):
-                results.append(getattr(fastpool, mode)(hidden, normalize=normalize))
+                results.append(getattr(fastpool, mode)(hidden, normalize=normalize, **own))
         assert same_bits(*results)
     if mode == "max":
         assert torch.equal(fastpool.max(hidden).isnan(), hidden.amax(1).isnan())
 
 
-@pytest.mark.parametrize("mode", ["mean", "last", "max", "weighted_mean"])
+@pytest.mark.parametrize("mode", ["mean", "last", "max", "weighted_mean", "softmax_mean", "attention"])
 def test_concurrent_callers(mode: str) -> None:
     """Threads with batches and requested backends of their own do not disturb each other."""
     batches = [sequences([5, 300, 1500, seed], 96, torch.bfloat16, seed=seed) for seed in range(4)]
-    inputs = [LAYOUTS["packed"].make(batch, False) for batch in batches]
+    given = next(given for name, given in variants() if name == mode)
+    inputs = [LAYOUTS["packed"].make(batch, given) for batch in batches]
     pool = getattr(fastpool, mode)
     expected = [pool(**arguments) for arguments in inputs]
     wrong: list[str] = []

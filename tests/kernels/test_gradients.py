@@ -1,6 +1,7 @@
 """Gradients: against numerical ones in float64, of every backend bit for bit, and what they must never touch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,14 +9,15 @@ import torch
 from torch import Tensor
 
 import fastpool
-from fastpool.arguments import codes
 from fastpool.modes import MODES
 from fastpool.testing import (
     DTYPES,
     LAYOUTS,
+    backward_arguments,
     cpu_backends,
     gradients,
     own_arguments,
+    required,
     same_bits,
     sequences,
     special_values,
@@ -59,17 +61,16 @@ def test_gradcheck(mode: str, given: str | None, layout: str) -> None:
     arguments = LAYOUTS[layout].make(sequences([3, 0, 5], 4, torch.float64, holes=holes), given)
     hidden = arguments.pop("hidden")
     leaf = (hidden.values() if hidden.is_nested else hidden).detach().requires_grad_()
-    weights = arguments.pop("weights").double().detach().requires_grad_() if given else None
+    own = [arguments.pop(given).double().detach().requires_grad_()] if given else []
     with fastpool.backend("reference"):
         for more in ({}, {"truncate_dim": 3, "normalize": True}):
 
-            def called(leaf: Tensor, *weights: Tensor, more: dict[str, Any] = more) -> Tensor:
+            def called(leaf: Tensor, *own: Tensor, more: dict[str, Any] = more) -> Tensor:
                 x = torch.nested.nested_tensor_from_jagged(leaf, hidden.offsets()) if hidden.is_nested else leaf
-                given = {"weights": weights[0]} if weights else {}
-                result: Tensor = pool(x, **given, **arguments, **more)
+                result: Tensor = pool(x, **{given: one for one in own}, **arguments, **more)
                 return result
 
-            assert torch.autograd.gradcheck(called, (leaf, *([] if weights is None else [weights])), fast_mode=True)
+            assert torch.autograd.gradcheck(called, (leaf, *own), fast_mode=True)
 
 
 def test_gradcheck_l2_normalize() -> None:
@@ -112,7 +113,7 @@ def test_matches_float64(mode: str, given: str | None, dtype: torch.dtype) -> No
     arguments = LAYOUTS["packed_shuffled"].make(sequences([300, 2, 40], 20, dtype, holes=True), given)
     wide = {**arguments, "hidden": arguments["hidden"].double()}
     if given:
-        wide["weights"] = wide["weights"].double()
+        wide[given] = wide[given].double()
     for normalize in (False, True):
         gradient = torch.randn(3, 20, generator=torch.Generator().manual_seed(3)).to(dtype)
         got = gradients(getattr(fastpool, mode), arguments, gradient, normalize=normalize)
@@ -141,7 +142,8 @@ def test_a_sequence_has_the_same_gradient_in_every_batch(mode: str, given: str |
             hidden = arguments["hidden"]
             tokens = (hidden.values() if hidden.is_nested else hidden).reshape(-1, 24)
             rows = (tokens == one.states[:, None]).all(-1).int().argmax(1)  # where the layout has put them
-            for mine, found in zip(alone, (got[0].reshape(-1, 24), *(x.reshape(-1) for x in got[1:])), strict=True):
+            per_token = [got[0].reshape(-1, 24), *(x.reshape(-1) for x in got[1:] if given != "query")]
+            for mine, found in zip(alone, per_token, strict=given != "query"):  # whose gradient is the batch's
                 assert same_bits(found[rows], mine[0].to(found.dtype)), (layout, place)
 
 
@@ -152,21 +154,24 @@ def test_overlapping_segments_add_up_in_order(mode: str, given: str | None, back
     pool = getattr(fastpool, mode)
     for dtype in (torch.float32, torch.bfloat16):
         hidden = sequences([90], 12, dtype)[0].states
-        weights = {"weights": torch.rand(90, generator=torch.Generator().manual_seed(1))} if given else {}
+        per_token = torch.rand(90, generator=torch.Generator().manual_seed(1))
         bounds = [(10, 80), (0, 33), (20, 20), (5, 90), (32, 64), (10, 80), (64, 65)]
         gradient = batch_gradient(torch.empty(len(bounds), 12, dtype=dtype))
         total = torch.zeros(90, 12)
         for b, (start, end) in enumerate(bounds):
             if start == end:
                 continue
-            own = {"weights": weights["weights"][None, start:end]} if given else {}
+            own = own_arguments(given, per_token[None, start:end], 12)
             arguments = {"hidden": hidden[None, start:end].float(), **own}
             total[start:end] += of_one(backend, pool, arguments, gradient[b : b + 1].float())
         starts, ends = (torch.tensor(column) for column in zip(*bounds, strict=True))
-        arguments = {"hidden": hidden, "starts": starts, "ends": ends, **weights}
+        arguments = {"hidden": hidden, "starts": starts, "ends": ends, **own_arguments(given, per_token, 12)}
         with fastpool.backend(backend):
             got = gradients(pool, arguments, gradient)[0]
-        assert same_bits(got, total.to(dtype))
+        if given != "query":
+            assert same_bits(got, total.to(dtype))
+        else:  # two shares of each segment, which are added one after another
+            torch.testing.assert_close(got, total.to(dtype), rtol=2e-6 if dtype == torch.float32 else 2**-7, atol=1e-6)
 
 
 def of_one(backend: str, pool: Callable[..., Tensor], arguments: dict[str, Any], gradient: Tensor) -> Tensor:
@@ -194,12 +199,15 @@ def test_nothing_leaks_into_padding(mode: str, backend: str) -> None:
     mask[:, 20] = False
     hidden[:, 20] = float("nan")
     gradient = torch.tensor([[float("inf")] * 9, [float("nan")] * 9])
+    arguments = {"hidden": hidden, "mask": mask, **required(mode, hidden.shape)}
     with fastpool.backend(backend):
-        (got,) = gradients(getattr(fastpool, mode), {"hidden": hidden, "mask": mask}, gradient[:, :5], truncate_dim=5)
+        got, *of_own = gradients(getattr(fastpool, mode), arguments, gradient[:, :5], truncate_dim=5)
     unused = torch.ones_like(got, dtype=torch.bool)
-    unused[..., :5] = ~mask[..., None]
+    unused[..., : 9 if MODES[mode].takes_query else 5] = ~mask[..., None]
     assert same_bits(got[unused], torch.zeros(int(unused.sum())))
     assert not got[~unused].isfinite().all()
+    if MODES[mode].takes_scores:
+        assert same_bits(of_own[0][~mask], torch.zeros(int((~mask).sum())))
 
 
 @pytest.mark.parametrize("backend", cpu_backends())
@@ -217,19 +225,17 @@ def test_a_result_that_is_no_token_counts_as_the_first(backend: str) -> None:
     """Autograd never hands one over; all backends agree all the same."""
     hidden, gradient = torch.ones(1, 3, 4), torch.full((1, 4), 2.0)
     with fastpool.backend(backend):
-        got = torch.ops.fastpool._pool_backward(*codes("max", "hidden"), gradient, hidden, *[None] * 5, gradient)
+        got = torch.ops.fastpool._pool_backward(*backward_arguments("max", "hidden", gradient, gradient, hidden=hidden))
     assert torch.equal(got, torch.nn.functional.pad(gradient[None], (0, 0, 0, 2)))
 
 
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("mode", MODES)
-def test_special_values(mode: str, dtype: torch.dtype, backend: str) -> None:
-    """NaN, infinities, zeros of either sign and subnormals, in tokens and in gradients."""
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_special_values(mode: str, given: str | None, dtype: torch.dtype, backend: str) -> None:
+    """NaN, infinities, zeros of either sign and subnormals, in tokens, in what weighs them and in gradients."""
     hidden = special_values(6, 70, 40).to(dtype)
-    arguments: dict[str, Any] = {"hidden": hidden}
-    if MODES[mode].takes_weights:
-        arguments["weights"] = special_values(6, 1, 70)[:, 0]
+    arguments = {"hidden": hidden, **own_arguments(given, special_values(6, 1, 70)[:, 0], 40)}
     gradient = special_values(6, 1, 40)[:, 0].to(dtype)
     for normalize in (False, True):
         got, expected = [], []
@@ -291,30 +297,31 @@ def test_nothing_to_pool(mode: str, shape: tuple[int, int, int], backend: str) -
     hidden = torch.ones(shape)
     for normalize in (False, True):
         with fastpool.backend(backend):
-            (got,) = gradients(
-                getattr(fastpool, mode), {"hidden": hidden}, torch.ones(shape[0], shape[2]), normalize=normalize
-            )
+            padded = {"hidden": hidden, **required(mode, shape)}
+            got, *own = gradients(getattr(fastpool, mode), padded, torch.ones(shape[0], shape[2]), normalize=normalize)
             assert got.shape == shape
+            assert all((one == 0).all() for one in own)
             packed = {"hidden": hidden[:0].reshape(0, shape[2]), "cu_seqlens": torch.zeros(3, dtype=torch.int64)}
-            (got,) = gradients(getattr(fastpool, mode), packed, torch.ones(2, shape[2]), normalize=normalize)
+            packed |= required(mode, packed["hidden"].shape)
+            got, *own = gradients(getattr(fastpool, mode), packed, torch.ones(2, shape[2]), normalize=normalize)
             assert got.shape == (0, shape[2])
+            assert all((one == 0).all() for one in own)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_kept_for_backward(mode: str) -> None:
-    """Nothing of hidden's size, but hidden itself for max, and for a gradient of weights."""
+    """Nothing of hidden's size, but hidden itself for max, with a query, and for a gradient of weights or scores."""
     hidden = torch.randn(4, 50, 32, requires_grad=True)
     mask = torch.ones(4, 50, dtype=torch.bool)
-    weights = torch.rand(4, 50)
-    given = {"weights": weights} if MODES[mode].takes_weights else {}
+    given = {"weights": torch.rand(4, 50)} if MODES[mode].takes_weights else required(mode, hidden.shape)
     for needed in (False, True) if given else (False,):
         kept: list[Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x), x)[1], lambda x: x):  # noqa: B023  # used at once
             getattr(fastpool, mode)(
-                hidden, mask, normalize=True, **{k: v.requires_grad_(needed) for k, v in given.items()}
+                hidden, mask=mask, normalize=True, **{k: v.requires_grad_(needed) for k, v in given.items()}
             )
         large = [x for x in kept if x.untyped_storage().nbytes() >= hidden.untyped_storage().nbytes()]
-        if mode == "max" or needed:
+        if mode == "max" or needed or MODES[mode].takes_query:
             assert {x.data_ptr() for x in large} == {hidden.data_ptr()}
         else:
             assert not large
@@ -351,6 +358,7 @@ def test_what_is_not_implemented_says_so(mode: str) -> None:
     function = getattr(fastpool, mode)
     hidden = torch.randn(2, 5, 4)
     for called in (function, getattr(torch.ops.fastpool, mode)):
+        called = partial(called, **(required(mode, hidden.shape) if mode in MODES else {}))
         with pytest.raises(NotImplementedError, match="forward-mode gradients"):
             torch.func.jvp(called, (hidden,), (hidden,))
         with pytest.raises(NotImplementedError, match="forward-mode gradients"):

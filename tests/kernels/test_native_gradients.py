@@ -10,27 +10,22 @@ from fastpool import ops, reference
 from fastpool.arguments import codes
 from fastpool.backends import native
 from fastpool.calls import PoolBackwardCall, accumulator
-from fastpool.modes import MODES
-from fastpool.testing import DTYPES, same_bits, variants
+from fastpool.testing import DTYPES, backward_arguments, own_arguments, same_bits, variants
 
-GRADIENTS = [(mode, given, "hidden") for mode, given in variants()]
-GRADIENTS += [(mode, True, "weights") for mode in MODES if MODES[mode].takes_weights]
+GRADIENTS = [(mode, given, of) for mode, given in variants() for of in (("hidden", given) if given else ("hidden",))]
 
 
 def inputs(
     mode: str, given: str | None, hidden: Tensor, truncate_dim: int | None = None, seed: int = 0, **arguments: Any
 ) -> tuple[Any, ...]:
-    """The arguments of a backward op: values of any sign and size, and the result of the forward."""
+    """The arguments of _pool_backward behind its codes: values of any sign and size, and the result of the forward."""
     generator = torch.Generator().manual_seed(seed)
-    more: dict[str, Any] = {"starts": None, "ends": None, **arguments}
-    mask, cu_seqlens = more.pop("mask", None), more.pop("cu_seqlens", None)
-    weights = torch.rand(hidden.shape[:-1], generator=generator) if given else None
-    given = (weights,) if MODES[mode].takes_weights else ()
+    width = hidden.shape[-1]
+    taken = {"hidden": hidden, **own_arguments(given, torch.rand(hidden.shape[:-1], generator=generator), width)}
     dtype = accumulator(hidden.dtype)
-    op = getattr(torch.ops.fastpool, mode)
-    result = op(hidden, mask, cu_seqlens, *given, **more, truncate_dim=truncate_dim, out_dtype=dtype)
+    result = getattr(torch.ops.fastpool, mode)(**taken, **arguments, truncate_dim=truncate_dim, out_dtype=dtype)
     gradient = torch.randn(result.shape, generator=generator, dtype=dtype)
-    return gradient, hidden, mask, cu_seqlens, weights, more["starts"], more["ends"], result
+    return tuple(backward_arguments(mode, "hidden", gradient, result, **taken, **arguments)[2:])
 
 
 def call_of(mode: str, of: str, arguments: tuple[Any, ...]) -> PoolBackwardCall:
