@@ -131,6 +131,13 @@ def check_mask_values(op: str, mask: Tensor, starts: Tensor, ends: Tensor) -> No
         )
 
 
+def _have(tokens: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """Which segments have any of these tokens, [B, S] or [T]."""
+    each = (torch.arange(len(starts), device=starts.device),) if tokens.dim() == 2 else ()
+    before = torch.nn.functional.pad(tokens.cumsum(-1), (1, 0))
+    return before[(*each, ends)] > before[(*each, starts)]
+
+
 def check_weight_values(
     op: str, weights: Tensor, states: torch.dtype, mask: Tensor | None, starts: Tensor, ends: Tensor
 ) -> None:
@@ -140,16 +147,8 @@ def check_weight_values(
     float32 = torch.finfo(torch.float32)
     sizes = weights.detach().abs()
     sizes = sizes.where(sizes.isfinite() if mask is None else sizes.isfinite() & (mask != 0), 0.0)
-    each = (torch.arange(len(starts), device=starts.device),) if weights.dim() == 2 else ()
-    first, behind = (*each, starts), (*each, ends)
-
-    def within(tokens: Tensor) -> Tensor:
-        """How many of these tokens each segment has."""
-        before = torch.nn.functional.pad(tokens.cumsum(-1), (1, 0))
-        return before[behind] - before[first]
-
-    too_large = within(sizes > float32.max) > 0
-    too_small = (within(sizes > 0) > 0) & (within(sizes >= float32.smallest_normal) == 0)
+    too_large = _have(sizes > float32.max, starts, ends)
+    too_small = _have(sizes > 0, starts, ends) & ~_have(sizes >= float32.smallest_normal, starts, ends)
     wrong = too_large | too_small
     if not wrong.any():
         return
@@ -160,6 +159,28 @@ def check_weight_values(
         f"{op}: weights beside {name_of(states)} states are float32, so a segment's largest must be 0 or lie between "
         f"{float32.smallest_normal:g} and {float32.max:g} in size, got weights{place(*at)} = "
         f"{weights[at].item()}; scale them, or give float64 states"
+    )
+
+
+def check_score_values(
+    op: str, scores: Tensor, states: torch.dtype, mask: Tensor | None, starts: Tensor, ends: Tensor
+) -> None:
+    """float64 scores, [B, S] or [T], that become float32, at real tokens of segments: above that dtype's largest number
+    they would be inf. Below its smallest they are -inf, and weigh nothing, as beside any other score; what is not
+    finite passes. Synchronises."""
+    largest = torch.finfo(torch.float32).max
+    wrong = scores.isfinite() & (scores > largest)
+    if mask is not None:
+        wrong &= mask != 0
+    having = _have(wrong, starts, ends)
+    if not having.any():
+        return
+    b = int(having.nonzero()[0])
+    row, start = (b,) if scores.dim() == 2 else (), int(starts[b])
+    at = (*row, start + int(wrong[row][start : int(ends[b])].int().argmax()))
+    raise ValueError(
+        f"{op}: scores beside {name_of(states)} states are float32, so none must be greater than {largest:g}, "
+        f"got scores{place(*at)} = {scores[at].item()}; subtract their largest, or give float64 states"
     )
 
 

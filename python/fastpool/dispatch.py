@@ -124,11 +124,11 @@ def requesting(requested: str | None, body: Callable[[], T]) -> T:
 def validate(on: bool = True) -> None:
     """Check values on every device, in this process, at the price of reading them and, on GPUs, of waiting for them.
 
-    - Those of starts, ends, cu_seqlens, truncate_dims, integer masks and float64 weights beside narrower states, on
-      GPUs too; CPU calls always check them.
+    - Those of starts, ends, cu_seqlens, truncate_dims, integer masks, and float64 weights and scores beside narrower
+      states, on GPUs too; CPU calls always check them.
     - Results: a vector of a pooling mode or of l2_normalize that is not finite is a ValueError. It names the segment
-      (of l2_normalize: the row), and the first token and column of the input that is not finite; where all of them
-      are, what has overflowed.
+      (of l2_normalize: the row), and the first token and column of the input that is not finite, or the weight, the
+      score or the query's element; where all of them are, what has overflowed.
 
     FASTPOOL_VALIDATE=1 does the same from the start.
     """

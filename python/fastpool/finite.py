@@ -1,5 +1,6 @@
 """Results that are not finite, and what made them so: what validation looks at once a call has run."""
 
+import math
 from typing import NoReturn
 
 import torch
@@ -18,35 +19,54 @@ def check_finite(call: Call, result: Tensor) -> None:
     *row, _ = (~result.isfinite()).nonzero()[0].tolist()
     columns = (~result[tuple(row)].isfinite()).nonzero()[:, 0]
     if isinstance(call, PoolCall):
-        _why_pooled(call, row[0], columns)
+        _why_pooled(call, *row, columns=columns)
     _why_normalized(call, row, columns)
 
 
-def _why_pooled(call: PoolCall, segment: int, columns: Tensor) -> NoReturn:
-    """Of that segment's result, which is not finite in these columns."""
+def _why_pooled(call: PoolCall, segment: int, *query: int, columns: Tensor) -> NoReturn:
+    """Of that segment's result, or of that query's for it, which is not finite in these columns."""
+    mode, sums, of = MODES[call.mode], accumulator(call.hidden.dtype), call.out_dtype or call.hidden.dtype
     start, end = (int(bounds[segment]) for bounds in call.bounds())
     rows = torch.arange(start, end, device=call.hidden.device)
     sequence = (segment,) if call.padded else ()
     if call.mask is not None:
         rows = rows[call.mask[sequence][rows] != 0]
-    rows = rows[MODES[call.mode].select.among]
-    what = f"{call.op}: the result of segment {segment} is not finite: "
+    rows = rows[mode.select.among]
+    what = f"{call.op}: the result of segment {segment}{''.join(f', query {k},' for k in query)} is not finite: "
+    if call.query is not None:  # its products are of all columns
+        columns = torch.arange(call.hidden.shape[-1], device=call.hidden.device)
     wrong = ~call.hidden[sequence][rows[:, None], columns].isfinite()
     if wrong.any():
         token, column = wrong.nonzero()[0].tolist()
         at = (*sequence, int(rows[token]), int(columns[column]))
         raise ValueError(f"{what}{call.name('hidden')}{place(*at)} is {call.hidden[at].item()}")
-    if call.weights is not None:
-        wrong = ~call.weights[sequence][rows].isfinite()
-        if wrong.any():
-            at = (*sequence, int(rows[wrong][0]))
-            raise ValueError(f"{what}weights{place(*at)} is {call.weights[at].item()}")
-    mode, sums, of = MODES[call.mode], accumulator(call.hidden.dtype), call.out_dtype or call.hidden.dtype
+    for name, values in (("weights", call.weights), ("scores", call.scores)):
+        if values is not None:
+            wrong = ~values[sequence][rows].isfinite()
+            if name == "scores":
+                wrong &= values[sequence][rows] != float("-inf")  # which weighs nothing
+            if wrong.any():
+                at = (*sequence, int(rows[wrong][0]))
+                raise ValueError(f"{what}{name}{place(*at)} is {values[at].item()}")
+    if call.query is not None:
+        _why_of_query(call, call.query, (segment, *query)[3 - call.query.dim() :], what)
     if mode.copies_tokens:
         raise ValueError(f"{what}its tokens are, so the result overflowed {name_of(of)}")
-    summed = "a sum, or its quotient," if mode.takes_weights else "their sum"
+    summed = "a sum, or its quotient," if mode.weighted else "their sum"
+    if mode.takes_query:
+        summed = f"a product with the query, {summed}"
     beyond = f", or the result {name_of(of)}" if of != sums else ""
     raise ValueError(f"{what}its tokens are, so {summed} overflowed {name_of(sums)}{beyond}")
+
+
+def _why_of_query(call: PoolCall, query: Tensor, which: tuple[int, ...], what: str) -> None:
+    """Raises where that query, or the scale, is not finite."""
+    wrong = ~query[which].isfinite()
+    if wrong.any():
+        at = (*which, int(wrong.nonzero()[0]))
+        raise ValueError(f"{what}query{place(*at)} is {query[at].item()}")
+    if not math.isfinite(call.scale):
+        raise ValueError(f"{what}scale is {call.scale}")
 
 
 def _why_normalized(call: NormalizeCall, row: list[int], columns: Tensor) -> NoReturn:

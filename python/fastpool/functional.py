@@ -54,7 +54,7 @@ _DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector p
         TypeError: a wrong dtype, or something that is not a tensor; a floating-point mask above all; an option of
             another type; an argument that there is not, such as dim, which in torch is an axis.
         ValueError: a wrong shape, device or value; a tensor whose memory was freed or shrunk; of values in index
-            tensors, integer masks and weights on a GPU, and of results that are not finite, where asked
+            tensors, integer masks, weights and scores on a GPU, and of results that are not finite, where asked
             (fastpool.validate).
         RuntimeError: the backend asked for cannot serve the call.
         torch.OutOfMemoryError: the result does not fit in memory.
@@ -66,8 +66,9 @@ _PER_TOKEN_DOCS = {
             float32's normal numbers, 1.2e-38 to 3.4e38 in size; smaller ones beside it may become 0.""",
     "scores": """
         scores: float16, bfloat16, float32 or float64, shaped like the mask, and read where tokens are real; must be
-            given. They are float32 unless hidden is float64. A token with -inf weighs nothing, and where all have it
-            the result is 0; inf and NaN make it NaN.""",
+            given. They are float32 unless hidden is float64, so of float64 scores none must be greater than float32's
+            largest number, 3.4e38. A token with -inf weighs nothing, and where all have it the result is 0; inf and
+            NaN make it NaN.""",
 }
 _QUERY_DOC = """
         query: float16, bfloat16, float32 or float64; [H] or [K, H] for all segments, or [B, K, H]. Its products are of

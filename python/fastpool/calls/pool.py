@@ -21,6 +21,7 @@ from ..checks import (
     check_index_dtype,
     check_leading,
     check_mask_values,
+    check_score_values,
     check_tensor,
     check_weight_values,
     name_of,
@@ -238,13 +239,14 @@ class PoolCall:
 
     def check_values(self) -> None:
         """Raises ValueError for bounds that point outside hidden or run backwards, then for an integer mask that is not
-        0 and 1 alone, then for float64 weights that do not fit the float32 that they are added up in. Synchronises."""
+        0 and 1 alone, then for float64 weights and scores that do not fit the float32 that they become. Synchronises."""
         self.check_bounds()
         if self.mask is not None and self.mask.dtype != torch.bool:
             check_mask_values(self.op, self.mask, *self.bounds())
-        weights, states = self.weights, self.hidden.dtype
-        if weights is not None and weights.dtype == torch.float64 != states:
-            check_weight_values(self.op, weights, states, self.mask, *self.bounds())
+        states = self.hidden.dtype
+        for values, check in ((self.weights, check_weight_values), (self.scores, check_score_values)):
+            if values is not None and values.dtype == torch.float64 != states:
+                check(self.op, values, states, self.mask, *self.bounds())
 
     def check_bounds(self) -> None:
         """Raises ValueError for starts, ends or cu_seqlens that point outside hidden or run backwards. Synchronises."""
