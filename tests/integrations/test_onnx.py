@@ -18,7 +18,7 @@ from torch import Tensor
 import fastpool
 from fastpool.arguments import OPS
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, EPS, LAYOUTS, error, every_norm, sequences, variants
+from fastpool.testing import DTYPES, EPS, LAYOUTS, error, every_norm, required, sequences, variants
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -75,10 +75,14 @@ def to_onnx(model: torch.nn.Module, *args: Any, **more: Any) -> Any:
     return torch.onnx.export(model.eval(), *args, custom_translation_table=table, verbose=False, **more)
 
 
-def pool_of(i: int, mode: str, weighted: bool) -> Callable[..., Tensor]:
+# Those that have a translation.
+EXPORTABLE = [mode for mode in MODES if not MODES[mode].softmax]
+
+
+def pool_of(i: int, mode: str, given: str | None) -> Callable[..., Tensor]:
     def pool(weights: Tensor | None = None, **arguments: Any) -> Tensor:
-        given = {"weights": weights} if weighted else {}
-        result: Tensor = getattr(fastpool, mode)(**arguments, **given, **OPTIONS[i % len(OPTIONS)])
+        own = {"weights": weights} if given else {}
+        result: Tensor = getattr(fastpool, mode)(**arguments, **own, **OPTIONS[i % len(OPTIONS)])
         return result
 
     return pool
@@ -112,6 +116,14 @@ def test_every_op_has_its_translation() -> None:
     assert set(fastpool.onnx.translation_table()) == public
 
 
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in EXPORTABLE])
+def test_what_has_none_says_so(mode: str) -> None:
+    hidden = torch.rand(2, 3, 4)
+    model = Calls(functools.partial(getattr(fastpool, mode), **required(mode, hidden.shape)))
+    with pytest.raises(Exception, match=f"fastpool.onnx: {mode} has no translation; fastpool.weighted_mean has one"):
+        to_onnx(model, kwargs={"hidden": hidden})
+
+
 def test_the_docstring() -> None:
     hidden, mask = torch.rand(2, 3, 4), torch.ones(2, 3)
     globs = {"torch": torch, "fastpool": fastpool, "hidden": hidden, "mask": mask.bool()}
@@ -129,9 +141,10 @@ CASES = list(zip((name for name in LAYOUTS if name != "nested"), itertools.cycle
 def test_every_mode(layout: str, dtype: torch.dtype) -> None:
     """NaN stands wherever no real token is."""
     make, holes = LAYOUTS[layout].make, LAYOUTS[layout].holes
-    functions = [pool_of(i + len(layout), *variant) for i, variant in enumerate(variants())]
-    run = export(*functions, **make(sequences(EXPORTED, 12, dtype, holes), True))
-    arguments = make(sequences(RUN, 12, dtype, holes, seed=1), True)
+    exportable = [variant for variant in variants() if variant[0] in EXPORTABLE]
+    functions = [pool_of(i + len(layout), *variant) for i, variant in enumerate(exportable)]
+    run = export(*functions, **make(sequences(EXPORTED, 12, dtype, holes), "weights"))
+    arguments = make(sequences(RUN, 12, dtype, holes, seed=1), "weights")
     for function, result in zip(functions, run(**arguments), strict=True):
         assert_close(result, in_float64(function, **arguments).double(), dtype)
         assert result.count_nonzero() > 0
@@ -175,7 +188,7 @@ def test_values_at_the_edges() -> None:
     def side_by_side(hidden: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
         return fastpool.nn.Pooling(("max", "weighted_mean"), normalize=True)(hidden, mask, None, weights)
 
-    modes = [pool_of(0, mode, False) for mode in MODES]
+    modes = [pool_of(0, mode, None) for mode in EXPORTABLE]
     functions = [out_dtype, of_weights, of_all, side_by_side, *modes]
     run = export(
         *functions, columns=True, hidden=torch.rand(2, 3, 9), mask=torch.ones(2, 3).bool(), weights=torch.rand(2, 3)
@@ -230,7 +243,7 @@ def test_norms_of_any_size(dtype: torch.dtype) -> None:
 
 def test_packed_input_without_a_row() -> None:
     """Texts there are, and each is empty."""
-    modes = [mode for mode in MODES if mode not in ("cls", "last")]  # which the runtime refuses
+    modes = [mode for mode in EXPORTABLE if mode not in ("cls", "last")]  # which the runtime refuses
     functions = [getattr(fastpool, mode) for mode in modes]
     run = export(*functions, hidden=torch.rand(5, 4), cu_seqlens=torch.tensor([0, 2, 5]))
     for result in run(hidden=torch.rand(0, 4), cu_seqlens=torch.tensor([0, 0, 0, 0])):

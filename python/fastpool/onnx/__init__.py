@@ -31,7 +31,7 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
     """The `custom_translation_table` of torch.onnx.export(dynamo=True): from each of fastpool's ops to what builds it.
 
     Models may call the functions, torch.ops.fastpool.*, or fastpool.nn's modules, with every argument that these take,
-    padded or packed; batch, rows and columns may be dynamic. The results are fastpool's to rounding, not to the bit: a
+    padded or packed, but for softmax_mean and attention, which are refused at export. Batch, rows and columns may be dynamic. The results are fastpool's to rounding, not to the bit: a
     runtime adds in its own order, here 32 tokens at a time, in float32 (float64 for float64), and rounds once. NaN and
     infinities in padding reach no result; a text without real tokens gives zeros; NaN goes through `max`.
 
@@ -65,6 +65,11 @@ def _by_name(op: str, build: Callable[..., Any]) -> Callable[..., Any]:
     parameters = signature(build).parameters.keys()
 
     def translate(*args: Any, **kwargs: Any) -> Any:
+        if op in MODES and MODES[op].softmax:
+            raise ValueError(
+                f"fastpool.onnx: {op} has no translation; fastpool.weighted_mean has one, and takes torch.softmax of "
+                "scores as its weights"
+            )
         given = named(op, args, kwargs)
         for name in given.keys() - parameters:
             raise ValueError(f"fastpool.onnx: {op}: {name} has no translation; export a call without it")
