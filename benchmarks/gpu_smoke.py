@@ -74,6 +74,10 @@ SHAPES = (
     Shape("any order", "mean_sqrt_len", "packed_shuffled", [700, 64, 33, 5], 200, torch.float32),
     Shape("one token", "cls", "packed", [700, 64, 1, 5], 768),
     Shape("nested", "weighted_mean", "nested", [300, 1, 77], 96, torch.float16, "weights"),
+    Shape("scores", "softmax_mean", "padded_left_mask", [16, 3, 0, 11], 384, torch.bfloat16, "scores"),
+    Shape("scores, search", "softmax_mean", "packed_mask", [700, 5000, 1, 0, 31], 130, torch.float32, "scores", True),
+    Shape("query", "attention", "padded_right_mask", [16, 3, 0, 11], 384, torch.bfloat16, "query"),
+    Shape("query, split", "attention", "packed", [700, 5000, 1, 0, 31], 1024, torch.float16, "query"),
 )
 # Segments that are split, by a search and by counting; and many that are barely.
 REPEATED = (

@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks import ROOT
 from benchmarks.measure import no_collection
 from benchmarks.tables import table_of
-from fastpool.arguments import codes
+from fastpool.testing import backward_arguments
 
 MODES = ("mean", "max", "weighted_mean")
 SHAPES = (
@@ -63,9 +63,9 @@ def op(mode: str, batch: Batch) -> Callable[[], Tensor]:
     hidden, dtype = batch.hidden, batch.gradient.dtype
     result = getattr(torch.ops.fastpool, mode)(hidden, batch.mask, batch.cu_seqlens, out_dtype=dtype)
     backward = torch.ops.fastpool._pool_backward
-    return lambda: backward(
-        *codes(mode, "hidden"), batch.gradient, hidden, batch.mask, batch.cu_seqlens, None, None, None, result
-    )
+    given = {"hidden": hidden, "mask": batch.mask, "cu_seqlens": batch.cu_seqlens}
+    arguments = backward_arguments(mode, "hidden", batch.gradient, result, **given)
+    return lambda: backward(*arguments)
 
 
 def formula(mode: str, batch: Batch) -> Callable[[], Tensor]:

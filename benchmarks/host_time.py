@@ -35,8 +35,8 @@ import fastpool
 from benchmarks import ROOT
 from benchmarks.machine import cpu_model, describe_commit, describe_versions
 from fastpool import dispatch, known
-from fastpool.arguments import codes
 from fastpool.calls import Call, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
+from fastpool.testing import backward_arguments
 from fastpool.triton_kernels import counters, launch  # Triton reads the variable as it is imported
 
 LIMIT_US = 15.0  # of Python's part of a pooling call, again
@@ -71,6 +71,7 @@ def cases() -> Cases:
     packed, cu = torch.zeros(8192, 64, dtype=torch.bfloat16), torch.arange(0, 8193, 512, dtype=torch.int32)
     short, one = padded[0], torch.tensor([0, 64], dtype=torch.int32)
     gradient = torch.zeros(1, 384, dtype=accumulator(short.dtype))
+    of_mean = backward_arguments("mean", "hidden", gradient, hidden=short, cu_seqlens=one)
     return {
         "mean, padded, mask": (
             PoolCall("mean", padded, mask, normalize=True),
@@ -83,9 +84,7 @@ def cases() -> Cases:
         "l2_normalize": (NormalizeCall(short), lambda ops: lambda: ops.l2_normalize(short)),
         "gradient of mean": (
             PoolBackwardCall(PoolCall("mean", short, cu_seqlens=one), gradient),
-            lambda ops: (
-                lambda: ops._pool_backward(*codes("mean", "hidden"), gradient, short, None, one, None, None, None, None)
-            ),
+            lambda ops: lambda: ops._pool_backward(*of_mean),
         ),
     }
 

@@ -28,20 +28,21 @@ def _told(error: BaseException) -> str:
 
 
 def candidates(config: PoolingConfig) -> list[Modes]:
-    """Every mode by itself, and the configured ones where they are several.
+    """Every mode that needs no scores by itself, and the configured ones where they are several.
 
     Raises:
         ValueError: several modes meet in a Dense or LayerNorm layer, which no single one fits.
     """
+    single: list[Modes] = [(name,) for name, mode in MODES.items() if not mode.softmax]
     if len(config.modes) == 1:
-        return [(mode,) for mode in MODES]
+        return single
     sized = [layer for layer in config.layers if not isinstance(layer, Normalize)]
     if sized:
         raise ValueError(
             f"{sized[0].name}: takes the columns of {', '.join(config.modes)} together; expected one mode before a "
             f"{type(sized[0]).__name__} layer, since no other one can be compared"
         )
-    return [config.modes, *((mode,) for mode in MODES)]
+    return [config.modes, *single]
 
 
 def load(folder: Path) -> Any:
