@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 import fastpool
 from fastpool.backends import native
-from fastpool.modes import MODES
 from fastpool.testing import DTYPES, LAYOUTS, Sequence, own_arguments, same_bits, sequences, special_values, variants
 
 LENGTHS = [1, 40, 0, 700, 33, 64, 5, 2000, 96, 31]

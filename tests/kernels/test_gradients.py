@@ -67,7 +67,7 @@ def test_gradcheck(mode: str, given: str | None, layout: str) -> None:
 
             def called(leaf: Tensor, *own: Tensor, more: dict[str, Any] = more) -> Tensor:
                 x = torch.nested.nested_tensor_from_jagged(leaf, hidden.offsets()) if hidden.is_nested else leaf
-                result: Tensor = pool(x, **{given: one for one in own}, **arguments, **more)
+                result: Tensor = pool(x, **({given: own[0]} if given else {}), **arguments, **more)
                 return result
 
             assert torch.autograd.gradcheck(called, (leaf, *own), fast_mode=True)

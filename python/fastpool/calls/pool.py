@@ -239,7 +239,7 @@ class PoolCall:
 
     def check_values(self) -> None:
         """Raises ValueError for bounds that point outside hidden or run backwards, then for an integer mask that is not
-        0 and 1 alone, then for float64 weights and scores that do not fit the float32 that they become. Synchronises."""
+        0 and 1 alone, then for float64 weights and scores that do not fit the float32 they become. Synchronises."""
         self.check_bounds()
         if self.mask is not None and self.mask.dtype != torch.bool:
             check_mask_values(self.op, self.mask, *self.bounds())
