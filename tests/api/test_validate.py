@@ -36,15 +36,16 @@ def hidden_with(*places: tuple[tuple[int, ...], float], shape: tuple[int, ...] =
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("mode", ["mean", "mean_sqrt_len", "sum", "max", "weighted_mean"])
+@pytest.mark.parametrize("mode", ["mean", "mean_sqrt_len", "sum", "max", "weighted_mean", "softmax_mean"])
 def test_segment_token_and_column(mode: str, normalize: bool) -> None:
     """The first segment whose result is not finite, its first such token, and that one's first column."""
     hidden = hidden_with(((1, 5, 6), NAN), ((1, 5, 7), NAN), ((1, 6, 2), NAN), ((2, 0, 0), NAN))
     words = rf"^fastpool.{mode}: the result of segment 1 is not finite: hidden\[1, 5, 6\] is nan$"
     for given in (hidden, hidden.clone().requires_grad_()):
         with pytest.raises(ValueError, match=words):
-            getattr(fastpool, mode)(given, normalize=normalize)
-    packed = {"starts": torch.tensor([16, 3, 0]), "ends": torch.tensor([16, 8, 15])}
+            getattr(fastpool, mode)(given, normalize=normalize, **required(mode, hidden.shape))
+    own = required(mode, (24, 8))
+    packed = {"starts": torch.tensor([16, 3, 0]), "ends": torch.tensor([16, 8, 15]), **own}
     words = rf"^fastpool.{mode}: the result of segment 2 is not finite: hidden\[13, 6\] is nan$"
     with pytest.raises(ValueError, match=words):
         getattr(fastpool, mode)(hidden.flatten(0, 1), **packed, normalize=normalize)
@@ -53,7 +54,7 @@ def test_segment_token_and_column(mode: str, normalize: bool) -> None:
     nested = torch.nested.nested_tensor_from_jagged(hidden.flatten(0, 1), torch.tensor([0, 8, 24]))
     words = rf"^fastpool.{mode}: the result of segment 1 is not finite: hidden\.values\(\)\[13, 6\] is nan$"
     with pytest.raises(ValueError, match=words):
-        getattr(fastpool, mode)(nested, normalize=normalize)
+        getattr(fastpool, mode)(nested, normalize=normalize, **own)
 
 
 def test_what_one_token_decides() -> None:
@@ -95,6 +96,36 @@ def test_weights() -> None:
     weights[2, 6] = INF
     with pytest.raises(ValueError, match=r"segment 2 is not finite: weights\[2, 6\] is inf$"):
         fastpool.weighted_mean(hidden_with(), weights=weights)
+
+
+def test_scores_and_queries() -> None:
+    """-inf among scores is what weighs nothing."""
+    scores, query = torch.zeros(3, 8), torch.ones(2, 8)
+    scores[0, 3] = scores[1] = -INF
+    assert fastpool.softmax_mean(hidden_with(), scores=scores).isfinite().all()
+    scores[2, 5], scores[2, 6] = INF, NAN
+    with pytest.raises(ValueError, match=r"^fastpool.softmax_mean: .* segment 2 is not finite: scores\[2, 5\] is inf$"):
+        fastpool.softmax_mean(hidden_with(), scores=scores)
+    words = r"^fastpool\.attention: the result of segment {} is not finite: {}$"
+    with pytest.raises(ValueError, match=words.format(r"1, query 0,", r"hidden\[1, 2, 7\] is nan")):
+        fastpool.attention(hidden_with(((1, 2, 7), NAN)), query, truncate_dim=3)  # whose products are of all columns
+    with pytest.raises(ValueError, match=words.format("0", r"scale is nan")):
+        fastpool.attention(hidden_with(), query[0], scale=NAN)
+    with pytest.raises(
+        ValueError, match=words.format("0", "its tokens are, so a product with the query, a sum, or .*")
+    ):
+        fastpool.attention(hidden_with() * 1e20, query[0] * 1e20)
+    query[1, 4] = -INF
+    assert fastpool.attention(hidden_with(), query).isfinite().all()  # of products that are -inf
+    query[1, 4] = INF
+    with pytest.raises(ValueError, match=words.format(r"0, query 1,", r"query\[1, 4\] is inf")):
+        fastpool.attention(hidden_with(), query)
+    with pytest.raises(ValueError, match=words.format("0", r"query\[4\] is inf")):
+        fastpool.attention(hidden_with(), query[1])
+    own = torch.ones(3, 2, 8)
+    own[2, 0, 6] = NAN
+    with pytest.raises(ValueError, match=words.format(r"2, query 0,", r"query\[2, 0, 6\] is nan")):
+        fastpool.attention(hidden_with(), own)
 
 
 @pytest.mark.parametrize(

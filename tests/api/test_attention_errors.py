@@ -1,0 +1,77 @@
+"""The error table of scores and queries: from functions, raw ops and explain, on every backend."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+import fastpool
+from fastpool.modes import MODES
+from fastpool.testing import cpu_backends, required
+
+HIDDEN = torch.randn(2, 5, 8)
+PACKED = torch.randn(10, 8)
+MASK = torch.ones(2, 5, dtype=torch.bool)
+CU = torch.tensor([0, 4, 10])
+# name, arguments, error, words
+SCORES_TABLE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("no scores", {"hidden": HIDDEN}, ValueError, "scores must be given, got none"),
+    ("integer scores", {"hidden": HIDDEN, "scores": MASK.long()}, TypeError, "scores must be float16, .*, got int64"),
+    ("scores too long", {"hidden": HIDDEN, "scores": torch.ones(2, 6)}, ValueError, r"scores must have hidden's shape without its last dimension, \[2, 5\], got \[2, 6\]"),
+    ("scores per column", {"hidden": HIDDEN, "scores": torch.ones(2, 5, 8)}, ValueError, r"got \[2, 5, 8\]"),
+    ("scores of packed", {"hidden": PACKED, "cu_seqlens": CU, "scores": torch.ones(2, 5)}, ValueError, r"\[10\], got \[2, 5\]"),
+    ("scores beyond float32", {"hidden": HIDDEN, "scores": torch.full((2, 5), 1e300, dtype=torch.float64)}, ValueError, r"scores beside float32 states are float32, so none must be greater than 3.40282e\+38, got scores\[0, 0\] = 1e\+300; subtract their largest"),
+]  # fmt: skip
+QUERY = torch.ones(8)
+QUERY_TABLE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("no query", {"hidden": HIDDEN, "query": None}, ValueError, "query must be given, got none"),
+    ("integer query", {"hidden": HIDDEN, "query": QUERY.long()}, TypeError, "query must be float16, .*, got int64"),
+    ("wide query", {"hidden": HIDDEN, "query": torch.ones(9)}, ValueError, r"query must have shape \[8\], \[K, 8\] or \[2, K, 8\], as wide as hidden, got \[9\]"),
+    ("query as wide as the result", {"hidden": HIDDEN, "query": torch.ones(3, 5), "truncate_dim": 5}, ValueError, r"as wide as hidden, got \[3, 5\]"),
+    ("0-D query", {"hidden": HIDDEN, "query": torch.tensor(1.0)}, ValueError, r"query must have shape .*, got \[\]"),
+    ("4-D query", {"hidden": HIDDEN, "query": torch.ones(1, 2, 3, 8)}, ValueError, r"query must have shape .*, got \[1, 2, 3, 8\]"),
+    ("queries of other texts", {"hidden": HIDDEN, "query": torch.ones(3, 1, 8)}, ValueError, r"query \[B, K, 8\] must have one row of queries for each of the 2 segments, got \[3, 1, 8\]"),
+    ("queries of packed", {"hidden": PACKED, "cu_seqlens": CU, "query": torch.ones(10, 1, 8)}, ValueError, "for each of the 2 segments"),
+]  # fmt: skip
+OWN_TABLE = [
+    (mode, *row) for mode, table in (("softmax_mean", SCORES_TABLE), ("attention", QUERY_TABLE)) for row in table
+]
+FUNCTION_OWN_TABLE: list[tuple[str, str, dict[str, Any], type[Exception], str]] = [
+    ("softmax_mean", "list of scores", {"hidden": HIDDEN, "scores": [[1.0] * 5] * 2}, TypeError, "scores must be a torch.Tensor, got list"),
+    ("softmax_mean", "scores elsewhere", {"hidden": HIDDEN, "scores": torch.ones(2, 5, device="meta")}, ValueError, "scores must be on hidden's device, cpu, got meta"),
+    ("attention", "list as query", {"hidden": HIDDEN, "query": [1.0] * 8}, TypeError, "query must be a torch.Tensor, got list"),
+    ("attention", "query elsewhere", {"hidden": HIDDEN, "query": QUERY.to("meta")}, ValueError, "query must be on hidden's device, cpu, got meta"),
+    ("attention", "sparse query", {"hidden": HIDDEN, "query": QUERY.to_sparse()}, TypeError, "query must be a dense strided tensor, got layout torch.sparse_coo"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", cpu_backends())
+@pytest.mark.parametrize(("mode", "name", "arguments", "error", "words"), OWN_TABLE + FUNCTION_OWN_TABLE)
+def test_scores_and_queries(
+    mode: str, name: str, arguments: dict[str, Any], error: type[Exception], words: str, backend: str
+) -> None:
+    """Functions, also where gradients are recorded, explain, and raw ops."""
+    raw = [] if (mode, name, arguments, error, words) in FUNCTION_OWN_TABLE else [getattr(torch.ops.fastpool, mode)]
+    recorded = {**arguments, "hidden": arguments["hidden"].detach().requires_grad_()}
+    explain = partial(fastpool.explain, mode=mode)
+    for given in (arguments, recorded):
+        for call in (getattr(fastpool, mode), explain, *raw):
+            with fastpool.backend(backend), pytest.raises(error, match=rf"^fastpool\.{mode}: .*{words}"):
+                call(**given)
+
+
+def test_scores_and_queries_where_there_are_none() -> None:
+    """A mode's own arguments are no other's."""
+    scores = torch.ones(2, 5)
+    for mode in MODES:
+        pool = partial(getattr(fastpool, mode), HIDDEN, **required(mode, HIDDEN.shape))
+        for name, value in {"weights": scores, "scores": scores, "query": QUERY, "scale": 2.0}.items():
+            if not MODES[mode].takes(name):
+                with pytest.raises(
+                    TypeError, match=rf"^fastpool\.{mode}\(\) got an unexpected keyword argument '{name}'"
+                ):
+                    pool(**{name: value})
+                if name != "scale":
+                    with pytest.raises(ValueError, match=rf"^fastpool\.explain: {mode} takes no {name}"):
+                        fastpool.explain(HIDDEN, mode=mode, **{name: value})
