@@ -23,6 +23,8 @@ class Tensor {
  public:
   Tensor() = default;
   explicit Tensor(AtenTensorHandle handle) : handle_(handle) {
+    check_api(aoti_torch_is_defined(handle_, &defined_), "a tensor");
+    if (!defined_) return;  // None of Python's where a tensor must be given
     check_api(aoti_torch_get_dim(handle_, &dim_), "a tensor's rank");
     check_api(aoti_torch_get_sizes(handle_, &sizes_), "a tensor's sizes");
     check_api(aoti_torch_get_strides(handle_, &strides_), "a tensor's strides");
@@ -32,12 +34,13 @@ class Tensor {
   Tensor& operator=(Tensor&& other) noexcept {
     std::swap(handle_, other.handle_);
     dim_ = other.dim_, sizes_ = other.sizes_, strides_ = other.strides_, dtype_ = other.dtype_;
+    defined_ = other.defined_;
     return *this;
   }
   ~Tensor() {
     if (handle_ != nullptr) aoti_torch_delete_tensor_object(handle_);
   }
-  explicit operator bool() const { return handle_ != nullptr; }
+  explicit operator bool() const { return handle_ != nullptr && defined_; }
   AtenTensorHandle release() { return std::exchange(handle_, nullptr); }
   int64_t dim() const { return dim_; }
   int64_t size(int64_t d) const { return sizes_[d]; }
@@ -80,6 +83,7 @@ class Tensor {
   int64_t dim_ = 0;
   int64_t *sizes_ = nullptr, *strides_ = nullptr;
   int32_t dtype_ = 0;
+  bool defined_ = false;
 };
 
 // Thrown where torch has no memory for a tensor of so many bytes, or of more than can be counted.
