@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastpool.arguments import codes
+from fastpool.arguments import GRADIENTS_OF, POOL_BACKWARD, codes
 from fastpool.calls import accumulator
 from fastpool.checks import FLOATS, MASK_DTYPES
 from fastpool.modes import MODES
@@ -152,6 +152,16 @@ def pooling(random: Random) -> Call:
             fits, size = torch.finfo(torch.float32), weights.double().abs()
             weights[(size > 0) & (size < fits.smallest_normal) | size.isfinite() & (size > fits.max)] = 1.0
         given["weights"], marked["weights"] = _poisoned(weights, real, random), real
+    if MODES[mode].takes_scores:
+        scores = numbers(shape, random.choice(FLOATS), random)
+        if dtype != torch.float64:
+            scores[scores.isfinite() & (scores > torch.finfo(torch.float32).max)] = 1.0
+        given["scores"], marked["scores"] = _poisoned(scores, real, random), real
+    if MODES[mode].takes_query:
+        leading = random.choice(((), (random.choice((0, 1, 2, 3)),), (batch, random.choice((0, 1, 2)))))
+        given["query"] = _alike_along(numbers((*leading, width), random.choice(FLOATS), random), random)
+        if random.random() < 0.5:
+            given["scale"] = random.choice((0.125, -1.0, 0.0, 1e30, float("inf"), 1e-300))
     return Call(mode, given, marked)
 
 
@@ -196,19 +206,20 @@ def pooling_gradient(random: Random) -> Call:
     while (call := pooling(random)).by_name_alone:
         pass
     mode, given = MODES[call.op], dict(call.given)
-    of = "weights" if "weights" in given and random.random() < 0.5 else "hidden"
+    of = random.choice([name for name in GRADIENTS_OF if name in given])
     dtype, width = accumulator(given["hidden"].dtype), given.pop("truncate_dim", given["hidden"].shape[-1])
     given.pop("normalize", None)
     given.pop("out_dtype", None)
-    batch = batch_of(given)
     number_of_mode, number_of = codes(call.op, of)
-    given |= {"gradient": numbers((batch, width), dtype, random), "mode": number_of_mode, "of": number_of}
+    queries = given["query"].shape[-2:-1] if "query" in given else ()
+    gradient = numbers((batch_of(given), *queries, width), dtype, random)
+    given |= {"gradient": gradient, "mode": number_of_mode, "of": number_of}
     if mode.gradient_reads_hidden(of):
         columns = width if width > 0 else None
         result = getattr(torch.ops.fastpool, call.op)
         given["result"] = result(**{**call.plain(), "truncate_dim": columns, "normalize": False, "out_dtype": dtype})
-    everything = ("mask", "cu_seqlens", "weights", "starts", "ends", "result")
-    return Call("_pool_backward", {**dict.fromkeys(everything), **given}, call.real)
+    everything = dict.fromkeys(argument.name for argument in POOL_BACKWARD)
+    return Call("_pool_backward", {**everything, "scale": 1.0, **given}, call.real)
 
 
 def batch_of(given: dict[str, Any]) -> int:

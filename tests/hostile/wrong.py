@@ -116,7 +116,7 @@ def no_cuts(given: Given, random: Random) -> str | None:
 
 
 def leading_shape(given: Given, random: Random) -> str | None:
-    name = _present(given, ("mask", "weights", "truncate_dims"), random)
+    name = _present(given, ("mask", "weights", "scores", "truncate_dims"), random)
     if name is None:
         return None
     tensor = given[name]
@@ -133,10 +133,32 @@ def mask_dtype(given: Given, random: Random) -> str | None:
 
 
 def float_dtype(given: Given, random: Random) -> str | None:
-    name = _present(given, ("hidden", "x", "weights"), random)
+    name = _present(given, ("hidden", "x", "weights", "scores", "query"), random)
     assert name is not None
     given[name] = torch.zeros(given[name].shape, dtype=random.choice((torch.int64, torch.bool, torch.complex64)))
     return f"{_said(given, name)} must be float16"
+
+
+def query_shape(given: Given, random: Random) -> str | None:
+    """Of another width, or of a rank that queries do not have, or for other texts."""
+    query = given.get("query")
+    if query is None:
+        return None
+    if query.dim() == 3 and random.random() < 0.3:
+        given["query"] = torch.cat([query, query[:1]]) if len(query) > 0 else query.new_ones(1, *query.shape[1:])
+        return "must have one row of queries for each"
+    wider = torch.nn.functional.pad(query, (0, 1))
+    given["query"] = random.choice((wider, query.new_ones(()), query.new_ones(1, 1, 1, query.shape[-1])))
+    return "query must have shape"
+
+
+def left_out(given: Given, random: Random) -> str | None:
+    """What a mode cannot do without."""
+    name = _present(given, ("scores", "query"), random)
+    if name is None:
+        return None
+    given[name] = None
+    return f"{name} must be given"
 
 
 def out_dtype(given: Given, random: Random) -> str | None:
@@ -222,7 +244,9 @@ def gradient_strides(given: Given, random: Random) -> str | None:
 
 def elsewhere(given: Given, random: Random) -> str | None:
     """On another device than hidden."""
-    name = _present(given, ("mask", "weights", *BOUNDS, "truncate_dims", "gradient", "result"), random)
+    name = _present(
+        given, ("mask", "weights", "scores", "query", *BOUNDS, "truncate_dims", "gradient", "result"), random
+    )
     if name is None:
         return None
     given[name] = given[name].to("meta")
@@ -231,7 +255,7 @@ def elsewhere(given: Given, random: Random) -> str | None:
 
 MISTAKES: tuple[Callable[[Given, Random], str | None], ...] = (
     mask_value, bound_value, bounds_cross, index_dtype, index_shape, index_length, no_cuts, leading_shape, mask_dtype,
-    float_dtype, out_dtype, rank, columns, sizes_value, negative_eps, layout, gradient_shape, gradient_dtype,
+    float_dtype, query_shape, left_out, out_dtype, rank, columns, sizes_value, negative_eps, layout, gradient_shape, gradient_dtype,
     gradient_strides, elsewhere,
 )  # fmt: skip
 
