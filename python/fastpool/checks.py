@@ -77,6 +77,15 @@ def check_memory(op: str, name: str, tensor: Tensor) -> None:
     require(lacking is None, ValueError, f"{op}: {name} must have memory for its elements, {lacking}")
 
 
+def has_rows(hidden: object) -> bool:
+    """Whether it is a tensor of token states in one of the layouts; else the functions say what is wrong."""
+    if not isinstance(hidden, Tensor) or hidden.dtype not in FLOATS or hidden.dim() not in (2, 3):
+        return False
+    if hidden.layout != torch.jagged:
+        return hidden.layout == torch.strided and not hidden.is_nested and lacks_memory(hidden) is None
+    return hidden.dim() == 3 and getattr(hidden, "_ragged_idx", 1) == 1 and lacks_memory(hidden.values()) is None
+
+
 def check_float(op: str, name: str, dtype: object) -> None:
     require(
         isinstance(dtype, torch.dtype),

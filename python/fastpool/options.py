@@ -75,11 +75,14 @@ def check_eps(owner: str, eps: float) -> None:
         raise ValueError(f"{owner}: eps must be at least 0, got {eps:g}")
 
 
+def count(owner: str, name: str, value: Any) -> int:
+    """A number of columns, tokens, queries. Raises TypeError; ValueError below 1."""
+    number = option(owner, name, value, int)
+    if number < 1:
+        raise ValueError(f"{owner}: {name} must be at least 1, got {number}")
+    return number
+
+
 def optional_count(owner: str, name: str, value: Any) -> int | None:
-    """A number of columns, as truncate_dim, or of tokens; None stays. Raises TypeError; ValueError below 1."""
-    if value is None:
-        return None
-    count = option(owner, name, value, int)
-    if count < 1:
-        raise ValueError(f"{owner}: {name} must be at least 1, got {count}")
-    return count
+    """The same, as truncate_dim; None stays."""
+    return None if value is None else count(owner, name, value)

@@ -65,7 +65,7 @@ class _RunsAtLeast(doctest.OutputChecker):
         return want == "" or super().check_output(want, got, optionflags)
 
 
-EXAMPLES = [*(getattr(fastpool, name) for name in fastpool.__all__), fastpool.nn.Pooling, fastpool.nn.Normalize]
+EXAMPLES = [getattr(module, name) for module in (fastpool, fastpool.nn) for name in module.__all__]
 EXAMPLES = [one for one in EXAMPLES if ">>>" in (one.__doc__ or "")]
 
 

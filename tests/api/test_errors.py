@@ -134,6 +134,7 @@ def test_dim_is_no_axis(given: str) -> None:
     functions: list[Any] = [*pools, fastpool.l2_normalize, fastpool.explain]
     calls = [lambda function=function: function(HIDDEN, **{given: 1}) for function in functions]
     modules: list[Any] = [partial(fastpool.nn.Pooling, "mean"), fastpool.nn.Normalize]
+    modules += [partial(fastpool.nn.AttentionPooling, 8), partial(fastpool.nn.MultiheadPooling, 8, 2)]
     for call in (*calls, *(lambda module=module: module(**{given: 1}) for module in modules)):
         with pytest.raises(TypeError, match=r"^fastpool\.\S+ has no dim: .*truncate_dim .*last dimension$"):
             call()

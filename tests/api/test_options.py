@@ -15,18 +15,24 @@ from fastpool.testing import required, same_bits
 HIDDEN = torch.randn(2, 5, 8)
 POOLS = {f"fastpool.{mode}": partial(getattr(fastpool, mode), HIDDEN, **required(mode, HIDDEN.shape)) for mode in MODES}
 
+MODULES = {
+    "fastpool.nn.Pooling": partial(fastpool.nn.Pooling, "mean"),
+    "fastpool.nn.AttentionPooling": partial(fastpool.nn.AttentionPooling, 8),
+    "fastpool.nn.MultiheadPooling": partial(fastpool.nn.MultiheadPooling, 8, 2),
+}
+
 # Who takes an option, by the name that errors begin with.
 OWNERS: dict[str, dict[str, Callable[..., object]]] = {
     "truncate_dim": {
         **POOLS,
         "fastpool.l2_normalize": partial(fastpool.l2_normalize, HIDDEN),
-        "fastpool.nn.Pooling": partial(fastpool.nn.Pooling, "mean"),
+        **MODULES,
         "fastpool.nn.Normalize": fastpool.nn.Normalize,
         "fastpool.PoolingConfig": partial(fastpool.PoolingConfig, ("mean",)),
     },
     "normalize": {
         **POOLS,
-        "fastpool.nn.Pooling": partial(fastpool.nn.Pooling, "mean"),
+        **MODULES,
         "fastpool.PoolingConfig": partial(fastpool.PoolingConfig, ("mean",)),
     },
     "eps": {
@@ -37,7 +43,7 @@ OWNERS: dict[str, dict[str, Callable[..., object]]] = {
     "out_dtype": {
         **POOLS,
         "fastpool.l2_normalize": partial(fastpool.l2_normalize, HIDDEN),
-        "fastpool.nn.Pooling": partial(fastpool.nn.Pooling, "mean"),
+        **MODULES,
         "fastpool.nn.Normalize": fastpool.nn.Normalize,
     },
 }

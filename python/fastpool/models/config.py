@@ -4,15 +4,17 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import functional
 from ..calls import accumulator
-from ..checks import FLOATS, lacks_memory
+from ..checks import has_rows, lacks_memory
 from ..nn import Pooling
+from ..nn.ending import end
+from ..nn.tokens import each
 from ..options import mode_names, option, optional_count
 from ..text import told
 from .decisions import Decision
@@ -130,7 +132,7 @@ class PoolingConfig:
             FileNotFoundError, ValueError: a layer's weights are not there, or do not fit.
         """
         bounds = {"lengths": lengths, "starts": starts, "ends": ends}
-        if not _has_rows(hidden):
+        if not has_rows(hidden):
             refused: Tensor = Pooling(self.modes)(hidden, mask, cu_seqlens, **bounds)
             return refused
         if self.width not in (None, hidden.shape[-1]):
@@ -148,40 +150,22 @@ class PoolingConfig:
             return result
         wide = accumulator(hidden.dtype)
         columns(self.token_layers, hidden.shape[-1])
-        states = _each(self.token_layers, hidden.to(wide)) if self.token_layers else hidden
+        states = each(partial(_through, self.token_layers), hidden.to(wide)) if self.token_layers else hidden
         result = Pooling(self.modes, out_dtype=wide)(states, mask, cu_seqlens, weights, **bounds)
         columns(self.layers, result.shape[-1])
-        for layer in self.layers:
-            result = layer(result)
-        if self.normalize:
-            return functional.l2_normalize(result, truncate_dim=self.truncate_dim, out_dtype=hidden.dtype)
-        if self.truncate_dim is not None and self.truncate_dim > result.shape[-1]:
+        result = _through(self.layers, result)
+        if not self.normalize and self.truncate_dim is not None and self.truncate_dim > result.shape[-1]:
             raise ValueError(
                 f"fastpool.PoolingConfig.apply: truncate_dim must be at most {result.shape[-1]}, the columns "
                 f"there are, got {self.truncate_dim}"
             )
-        return result[..., : self.truncate_dim].to(hidden.dtype)
+        return end(result, self.truncate_dim, self.normalize, hidden.dtype)
 
 
-def _has_rows(hidden: object) -> bool:
-    """Whether it is a tensor of token states in one of the layouts; else the functions say what is wrong."""
-    if not isinstance(hidden, Tensor) or hidden.dtype not in FLOATS or hidden.dim() not in (2, 3):
-        return False
-    if hidden.layout != torch.jagged:
-        return hidden.layout == torch.strided and not hidden.is_nested and lacks_memory(hidden) is None
-    return hidden.dim() == 3 and getattr(hidden, "_ragged_idx", 1) == 1 and lacks_memory(hidden.values()) is None
-
-
-def _each(layers: tuple[Layer, ...], hidden: Tensor) -> Tensor:
-    """Each token's state through the layers."""
-    jagged: Any = hidden  # torch's types do not know its methods
-    rows = jagged.values() if hidden.is_nested else hidden
+def _through(layers: tuple[Layer, ...], x: Tensor) -> Tensor:
     for layer in layers:
-        rows = layer(rows)
-    if not hidden.is_nested:
-        return rows
-    result: Tensor = torch.nested.nested_tensor_from_jagged(rows, jagged.offsets(), jagged.lengths())
-    return result
+        x = layer(x)
+    return x
 
 
 def _positions(hidden: Tensor, mask: Tensor | None) -> Tensor | None:

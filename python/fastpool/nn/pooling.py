@@ -1,4 +1,4 @@
-"""The functions as torch modules: what a model holds, saves and compiles. Their state is what they were made with."""
+"""Pooling by one mode or several, and normalising, as modules. Their state is what they were made with."""
 
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -6,20 +6,16 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from . import functional
-from .calls import accumulator
-from .checks import check_float
-from .constants import NORM_EPS
-from .modes import MODES
-from .options import check_eps, mode_names, option, optional_count
+from .. import functional
+from ..calls import accumulator
+from ..checks import check_float
+from ..constants import NORM_EPS
+from ..modes import MODES
+from ..options import check_eps, mode_names, option, optional_count
+from .ending import Ending, given
 
 
-def _options(**options: tuple[Any, Any]) -> list[str]:
-    """name=value, of those whose value is not their default."""
-    return [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
-
-
-class Pooling(torch.nn.Module):
+class Pooling(Ending):
     """One vector for each segment of token states: fastpool.mean and the like, or several of them side by side.
 
     Several modes are concatenated, [B, len(mode) * H], in their order; `truncate_dim` and `normalize` then apply to the
@@ -28,7 +24,7 @@ class Pooling(torch.nn.Module):
 
     Args:
         mode: a function's name ("mean", "max", "cls", ...; fastpool.MODES has them all), or a sequence of them; not
-            "attention", whose query a module has to learn.
+            "attention", whose query AttentionPooling learns.
         truncate_dim: keep the first `truncate_dim` columns only (Matryoshka); truncation comes before normalisation.
         normalize: divide each vector by max(its L2 norm, 1e-12).
         out_dtype: of the result; hidden's dtype if not given.
@@ -57,17 +53,9 @@ class Pooling(torch.nn.Module):
         out_dtype: torch.dtype | None = None,
         **unknown: NoReturn,
     ) -> None:
-        super().__init__()
-        name = "fastpool.nn.Pooling"
-        if unknown:
-            functional.refuse(name, unknown)
-        names = mode_names(name, "mode", mode, without=("query",))
+        super().__init__(truncate_dim, normalize, out_dtype, unknown)
+        names = mode_names(self._name, "mode", mode, without=("query",))
         self.mode = mode if isinstance(mode, str) else names
-        if out_dtype is not None:
-            check_float(name, "out_dtype", out_dtype)
-        self.truncate_dim = optional_count(name, "truncate_dim", truncate_dim)
-        self.normalize = option(name, "normalize", normalize, bool)
-        self.out_dtype = out_dtype
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -75,10 +63,7 @@ class Pooling(torch.nn.Module):
         return (self.mode,) if isinstance(self.mode, str) else self.mode
 
     def extra_repr(self) -> str:
-        options = _options(
-            truncate_dim=(self.truncate_dim, None), normalize=(self.normalize, False), out_dtype=(self.out_dtype, None)
-        )
-        return ", ".join([repr(self.mode), *options])
+        return ", ".join([repr(self.mode), *self._options()])
 
     def forward(
         self,
@@ -168,7 +153,7 @@ class Normalize(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(
-            _options(truncate_dim=(self.truncate_dim, None), eps=(self.eps, NORM_EPS), out_dtype=(self.out_dtype, None))
+            given(truncate_dim=(self.truncate_dim, None), eps=(self.eps, NORM_EPS), out_dtype=(self.out_dtype, None))
         )
 
     def forward(self, x: Tensor, truncate_dims: Tensor | None = None) -> Tensor:

@@ -1,0 +1,8 @@
+"""The functions as torch modules: what a model holds, saves and compiles. Their state is what they were made with, and
+what they learn."""
+
+from .attention import AttentionPooling
+from .multihead import MultiheadPooling
+from .pooling import Normalize, Pooling
+
+__all__ = ["AttentionPooling", "MultiheadPooling", "Normalize", "Pooling"]

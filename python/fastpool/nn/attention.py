@@ -1,0 +1,119 @@
+"""Pooling by learned attention: a softmax over a text's tokens of scores that the module learns."""
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..checks import has_rows
+from ..options import count
+from .ending import Ending, given
+from .tokens import rows
+
+SCORERS = ("linear", "tanh")
+SPREAD = 0.02  # of a query's first values, as models initialise embeddings
+
+
+class AttentionPooling(Ending):
+    """sum(e^s * x) / sum(e^s) over the real tokens x of a text, with scores s that are learned.
+
+    Scorer "linear": s = x . query, in one read of hidden, by fastpool.attention. There is no bias: added to every score
+    of a text, it cancels. Several queries give several vectors, each of which has the bits that it has alone.
+
+    Scorer "tanh": s = score . tanh(project x + bias), in the parameters' dtype, with torch's own matrix product, which
+    holds [B, S, inner] or [T, inner] meanwhile; then fastpool.softmax_mean. One query only.
+
+    Args:
+        width: columns of hidden, H.
+        queries: how many vectors a text gets.
+        scorer: "linear" or "tanh".
+        inner: columns within the scorer "tanh"; width if not given.
+        truncate_dim: keep the first `truncate_dim` columns only (Matryoshka); scores are of all columns.
+        normalize: divide each vector by max(its L2 norm, 1e-12).
+        out_dtype: of the result; hidden's dtype if not given.
+
+    Calls take the arguments of fastpool.mean, in every layout that it knows:
+    `pooling(hidden, mask, cu_seqlens, lengths=, starts=, ends=)`.
+
+    Parameters are `query` [H], or [queries, H]; with "tanh" `project` and `score`, torch.nn.Linear modules. They may
+    have another dtype than hidden.
+
+    Returns:
+        [B, truncate_dim or H]; with several queries [B, queries, truncate_dim or H]. Sums are float32 (float64 for
+        float64 hidden) in one canonical order. A text without real tokens gives zeros. Gradients flow to hidden and to
+        the parameters; those of "tanh" need finite numbers in padding, which the result does not.
+
+    Raises:
+        TypeError: an argument of the wrong type; in calls, what the functions raise.
+        ValueError: a count below 1, an unknown scorer, an argument that the scorer does not have, truncate_dim beyond
+            the columns there are; in calls, hidden of another width, and what the functions raise.
+
+    >>> pooling = fastpool.nn.AttentionPooling(384, normalize=True)
+    >>> pooling(hidden, mask).sum().backward()
+    """
+
+    def __init__(
+        self,
+        width: int,
+        queries: int = 1,
+        scorer: str = "linear",
+        inner: int | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool = False,
+        out_dtype: torch.dtype | None = None,
+        **unknown: NoReturn,
+    ) -> None:
+        super().__init__(truncate_dim, normalize, out_dtype, unknown)
+        self.width = count(self._name, "width", width)
+        self.queries = count(self._name, "queries", queries)
+        if not isinstance(scorer, str):
+            raise TypeError(f"{self._name}: scorer must be a str, got {type(scorer).__name__}")
+        if scorer not in SCORERS:
+            raise ValueError(f"{self._name}: scorer must be one of {', '.join(SCORERS)}, got {scorer!r}")
+        self.scorer = scorer
+        self._keep_at_most(self.width)
+        if scorer == "linear":
+            if inner is not None:
+                raise ValueError(f"{self._name}: inner goes with scorer 'tanh', got {inner!r} with 'linear'")
+            self.query = _query(self.queries, self.width)
+        else:
+            if self.queries > 1:
+                raise ValueError(f"{self._name}: scorer 'tanh' has one query, got queries={self.queries}")
+            self.project = torch.nn.Linear(
+                self.width, count(self._name, "inner", self.width if inner is None else inner)
+            )
+            self.score = torch.nn.Linear(self.project.out_features, 1, bias=False)
+
+    def extra_repr(self) -> str:
+        inner = self.project.out_features if self.scorer == "tanh" else self.width
+        options = given(queries=(self.queries, 1), scorer=(self.scorer, "linear"), inner=(inner, self.width))
+        return ", ".join([str(self.width), *options, *self._options()])
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        starts: Tensor | None = None,
+        ends: Tensor | None = None,
+    ) -> Tensor:
+        more: dict[str, Any] = {"lengths": lengths, "starts": starts, "ends": ends}
+        more |= {"truncate_dim": self.truncate_dim, "normalize": self.normalize, "out_dtype": self.out_dtype}
+        self._check_width(hidden, self.width)
+        if self.scorer == "linear":
+            return functional.attention(hidden, self.query, mask, cu_seqlens, **more)
+        return functional.softmax_mean(hidden, mask, cu_seqlens, self._scores(hidden), **more)
+
+    def _scores(self, hidden: Tensor) -> Tensor | None:
+        """Of each row; None for what the function refuses."""
+        if not has_rows(hidden):
+            return None
+        scores: Tensor = self.score(torch.tanh(self.project(rows(hidden).to(self.project.weight.dtype))))
+        return scores.squeeze(-1)
+
+
+def _query(queries: int, width: int) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.randn(*((queries,) if queries > 1 else ()), width) * SPREAD)

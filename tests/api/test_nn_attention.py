@@ -1,0 +1,284 @@
+"""Attention modules: the functions' bits, torch's own multi-head attention, state, gradients, graphs, errors."""
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+
+import fastpool
+from fastpool.nn import AttentionPooling, MultiheadPooling
+from fastpool.testing import DTYPES, LAYOUTS, Sequence, error, same_bits, sequences
+
+OPTIONS = {"truncate_dim": 5, "normalize": True, "out_dtype": torch.float32}
+MODULES = {
+    "AttentionPooling(12)": lambda: AttentionPooling(12),
+    "AttentionPooling(12, queries=3, normalize=True)": lambda: AttentionPooling(12, 3, normalize=True),
+    "AttentionPooling(12, scorer='tanh')": lambda: AttentionPooling(12, scorer="tanh"),
+    "AttentionPooling(12, scorer='tanh', inner=5, truncate_dim=7, out_dtype=torch.float64)": lambda: AttentionPooling(
+        12, scorer="tanh", inner=5, truncate_dim=7, out_dtype=torch.float64
+    ),
+    "MultiheadPooling(12, heads=3)": lambda: MultiheadPooling(12, 3),
+    "MultiheadPooling(12, heads=2, queries=3, inner=8, outputs=5, truncate_dim=4, normalize=True)": (
+        lambda: MultiheadPooling(12, 2, 3, 8, 5, 4, True)
+    ),
+}
+
+
+def made(shown: str, seed: int = 0) -> torch.nn.Module:
+    """With scores that differ from token to token."""
+    torch.manual_seed(seed)
+    module = MODULES[shown]()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name in ("query", "score.weight"):
+                parameter.normal_()
+    return module
+
+
+def plain(module: torch.nn.Module, text: Sequence) -> torch.Tensor:
+    """The formula of the docstring, in float64, for one text. [D] or [queries, D]"""
+    x = text.states.double()[text.real]
+    own = {name: value.detach().double() for name, value in module.named_parameters()}
+    if "project.weight" in own:
+        scores = torch.tanh(x @ own["project.weight"].T + own["project.bias"]) @ own["score.weight"].T
+    else:
+        scores = x @ own["query"].view(-1, x.shape[1]).T
+    result = scores.softmax(0).T @ x  # [queries, H]; zeros without tokens
+    if "value" in own:
+        parts = [value @ mean for mean, value in zip(result, own["value"].repeat(module.queries, 1, 1), strict=True)]
+        joined = torch.stack(parts).view(module.queries, -1)
+        result = joined @ own["output.weight"].T + own["output.bias"]
+    result = result[..., : module.truncate_dim]
+    if module.normalize:
+        result = result / result.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return result if module.queries > 1 else result[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shown", MODULES)
+def test_formula(shown: str, layout: str) -> None:
+    module = made(shown)
+    batch = sequences([3, 0, 40], 12, torch.float32, holes=LAYOUTS[layout].holes)
+    result = module(**LAYOUTS[layout].make(batch, None))
+    assert result.dtype == (module.out_dtype or torch.float32)
+    for vector, text in zip(result.float(), batch, strict=True):
+        assert error(vector.detach(), plain(module, text)) <= 2
+
+
+TURNS = [(layout, DTYPES[i % len(DTYPES)]) for i, layout in enumerate(LAYOUTS)]
+
+
+@pytest.mark.parametrize(("layout", "dtype"), TURNS)
+@pytest.mark.parametrize("queries", [1, 3])
+def test_linear_is_the_function(queries: int, layout: str, dtype: torch.dtype) -> None:
+    arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, dtype), None)
+    for options in ({}, OPTIONS):
+        module = AttentionPooling(12, queries, **options)
+        expected = fastpool.attention(query=module.query.detach(), **arguments, **options)
+        assert expected.shape == (3, *([queries] if queries > 1 else []), options.get("truncate_dim", 12))
+        assert same_bits(module(**arguments).detach(), expected)
+
+
+@pytest.mark.parametrize(("layout", "dtype"), TURNS)
+def test_tanh_is_the_function_of_its_scores(layout: str, dtype: torch.dtype) -> None:
+    """Computed in the parameters' dtype, whatever hidden's is."""
+    arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, dtype), None)
+    module = made("AttentionPooling(12, scorer='tanh')")
+    hidden = arguments["hidden"]
+    rows = (hidden.values() if hidden.is_nested else hidden).float()
+    scores = module.score(torch.tanh(module.project(rows))).squeeze(-1).detach()
+    assert same_bits(module(**arguments).detach(), fastpool.softmax_mean(scores=scores, **arguments))
+
+
+@pytest.mark.parametrize("probes", [1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kdim", [None, 10])
+def test_multihead_attention_of_torch(kdim: int | None, bias: bool, probes: int) -> None:
+    torch.manual_seed(0)
+    theirs = torch.nn.MultiheadAttention(12, 3, bias=bias, kdim=kdim, vdim=kdim, batch_first=True, dropout=0.1).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    probe = torch.randn(1, probes, 12)
+    lengths = [1, 5, 40]
+    batch = sequences(lengths, kdim or 12, torch.float32)
+    padded, packed = LAYOUTS["padded_left_mask"].make(batch, None), LAYOUTS["packed"].make(batch, None)
+    hidden = padded["hidden"].nan_to_num(0)  # which torch's own multiplies with 0
+    expected = theirs(probe.expand(3, -1, -1), hidden, hidden, key_padding_mask=padded["mask"] == 0)[0].detach()
+    for given in (probe, probe[0], probe[0, 0]) if probes == 1 else (probe, probe[0]):
+        module = MultiheadPooling.from_multihead(theirs, given)
+        for arguments in (padded, packed):
+            result = module(**arguments).detach()
+            assert result.shape == ((3, 12) if probes == 1 else (3, probes, 12))
+            torch.testing.assert_close(result.view(3, probes, 12), expected, rtol=0, atol=1e-5)
+    cut = MultiheadPooling.from_multihead(theirs, probe, truncate_dim=5, normalize=True)(**padded).detach()
+    expected = torch.nn.functional.normalize(expected[..., :5], dim=-1)
+    torch.testing.assert_close(cut.view(3, probes, 5), expected, rtol=0, atol=1e-5)
+
+
+def test_projections_in_their_dtype() -> None:
+    """Weights of float64 are folded and kept as such; hidden may have another dtype."""
+    key, value, output = (torch.nn.Linear(a, b, dtype=torch.float64) for a, b in ((12, 8), (12, 8), (8, 5)))
+    query = torch.randn(8, dtype=torch.float64)
+    module = MultiheadPooling.from_projections(query, key, value, output, 2, scale=0.3)
+    x = torch.randn(1, 6, 12, dtype=torch.float64)
+    heads = [
+        torch.softmax(0.3 * key(x[0])[:, part] @ query[part], 0) @ value(x[0])[:, part]
+        for part in (slice(0, 4), slice(4, 8))
+    ]
+    torch.testing.assert_close(module(x)[0], output(torch.cat(heads)), rtol=1e-12, atol=1e-12)
+    assert module(x.bfloat16()).dtype == torch.bfloat16
+
+
+# ---- state
+
+
+@pytest.mark.parametrize("shown", MODULES)
+def test_state(shown: str) -> None:
+    module = made(shown)
+    assert repr(module).partition("\n")[0].replace("(\n", "(") in (shown, f"{type(module).__name__}(")
+    assert module.extra_repr() == shown.partition("(")[2][:-1]
+    hidden = torch.randn(2, 3, 12)
+    saved = io.BytesIO()
+    torch.save(module, saved)
+    saved.seek(0)
+    loaded = made(shown, seed=1)
+    assert not torch.equal(loaded(hidden), module(hidden))
+    loaded.load_state_dict(module.state_dict())
+    others = (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(saved, weights_only=False), loaded)
+    for other in others:
+        assert same_bits(other(hidden).detach(), module(hidden).detach())
+
+
+@pytest.mark.parametrize("shown", MODULES)
+def test_gradients(shown: str) -> None:
+    module = made(shown).double()
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 6, 12, dtype=torch.float64, generator=generator, requires_grad=True)
+    mask = torch.tensor([[1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]])
+    names, parameters = zip(*module.named_parameters(), strict=True)
+
+    def run(hidden: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (hidden, mask))
+
+    assert torch.autograd.gradcheck(run, (hidden, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize("shown", MODULES)
+def test_compile_and_export(shown: str) -> None:
+    module = made(shown)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    batches = [(torch.randn(b, s, 12), torch.rand(b, s) > 0.3) for b, s in ((2, 5), (3, 40))]
+    b, s = torch.export.Dim("b"), torch.export.Dim("s")
+    exported = torch.export.export(module, batches[0], dynamic_shapes=({0: b, 1: s}, {0: b, 1: s}))
+    for hidden, mask in batches:
+        torch.testing.assert_close(exported.module()(hidden, mask), module(hidden, mask))
+        gradients = []
+        for one in (compiled, module):
+            module.zero_grad()
+            one(hidden, mask).square().sum().backward()
+            gradients.append([parameter.grad for parameter in module.parameters()])
+        torch.testing.assert_close(*gradients)
+
+
+# ---- errors
+
+LINEAR = torch.nn.Linear(12, 12)
+MULTIHEAD = torch.nn.MultiheadAttention(12, 3)
+
+
+def fold(probe: Any, **options: Any) -> MultiheadPooling:
+    return MultiheadPooling.from_multihead(torch.nn.MultiheadAttention(12, 3, **options), probe)
+
+
+def fold_projections(*projections: Any) -> MultiheadPooling:
+    return MultiheadPooling.from_projections(torch.ones(12), *projections, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: AttentionPooling(0), ValueError, "AttentionPooling: width must be at least 1, got 0"),
+        (lambda: AttentionPooling(12.0), TypeError, "AttentionPooling: width must be an int, got float"),
+        (lambda: AttentionPooling(12, 0), ValueError, "AttentionPooling: queries must be at least 1, got 0"),
+        (lambda: AttentionPooling(12, scorer="mlp"), ValueError, "scorer must be one of linear, tanh, got 'mlp'"),
+        (lambda: AttentionPooling(12, scorer=None), TypeError, "scorer must be a str, got NoneType"),
+        (lambda: AttentionPooling(12, inner=3), ValueError, "inner goes with scorer 'tanh', got 3 with 'linear'"),
+        (lambda: AttentionPooling(12, 2, "tanh"), ValueError, "scorer 'tanh' has one query, got queries=2"),
+        (lambda: AttentionPooling(12, 1, "tanh", 0), ValueError, "inner must be at least 1, got 0"),
+        (lambda: AttentionPooling(12, truncate_dim=13), ValueError, "between 1 and .* of a vector, 12, got 13"),
+        (lambda: AttentionPooling(12, out_dtype=torch.int8), TypeError, "out_dtype must be .* or float64, got int8"),
+        (lambda: AttentionPooling(12, normalize=1), TypeError, "normalize must be a bool, got int"),
+        (lambda: AttentionPooling(12, dim=1), TypeError, "AttentionPooling has no dim"),
+        (lambda: MultiheadPooling(12, 5), ValueError, "MultiheadPooling: heads must divide inner, 12, got 5"),
+        (lambda: MultiheadPooling(12, 2, outputs=0), ValueError, "outputs must be at least 1, got 0"),
+        (lambda: MultiheadPooling(12, 2, outputs=4, truncate_dim=5), ValueError, "the columns of a vector, 4, got 5"),
+        (
+            lambda: MultiheadPooling.from_multihead(LINEAR, torch.ones(12)),
+            TypeError,
+            "MultiheadPooling.from_multihead: attention must be a torch.nn.MultiheadAttention, got Linear",
+        ),
+        (
+            lambda: fold(torch.ones(11)),
+            ValueError,
+            r"probe must have shape \[12\], \[queries, 12\] or \[1, queries, 12\], got \[11\]",
+        ),
+        (lambda: fold(torch.ones(2, 3, 12)), ValueError, "got .2, 3, 12."),
+        (lambda: fold([1.0]), TypeError, "probe must be a torch.Tensor, got list"),
+        (
+            lambda: fold(torch.ones(12), add_bias_kv=True),
+            ValueError,
+            "attention must attend to tokens alone, got one with add_bias_kv=True",
+        ),
+        (
+            lambda: fold(torch.ones(12), add_zero_attn=True),
+            ValueError,
+            "got one with add_zero_attn=True",
+        ),
+        (
+            lambda: fold(torch.ones(12), kdim=6),
+            ValueError,
+            "keys and values of one width, got kdim 6 and vdim 12",
+        ),
+        (
+            lambda: fold_projections(LINEAR, MULTIHEAD, LINEAR),
+            TypeError,
+            "from_projections: value must be a torch.nn.Linear, got MultiheadAttention",
+        ),
+        (
+            lambda: fold_projections(LINEAR, torch.nn.Linear(12, 8), LINEAR),
+            ValueError,
+            "value must map 12 columns to 12, as key does, got Linear.*out_features=8",
+        ),
+        (
+            lambda: fold_projections(LINEAR, LINEAR, torch.nn.Linear(8, 8)),
+            ValueError,
+            "output must take 12 columns, which value gives, got Linear.in_features=8",
+        ),
+    ],
+)
+def test_errors_of_constructors(make: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=rf"^fastpool\.nn\..*{words}"):
+        make()
+
+
+HIDDEN = torch.randn(2, 3, 12)
+
+
+@pytest.mark.parametrize("shown", MODULES)
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ((HIDDEN[..., :11],), ValueError, "hidden must have 12 columns, got 11"),
+        ((HIDDEN.tolist(),), TypeError, "hidden must be a torch.Tensor, got list"),
+        ((HIDDEN.sum(),), ValueError, "hidden must be padded"),
+        ((HIDDEN.int(),), TypeError, "hidden must be float16"),
+        ((HIDDEN, torch.ones(2, 3)), TypeError, "additive mask"),
+        ((HIDDEN, None, torch.tensor([0, 1])), ValueError, "cu_seqlens goes with packed"),
+    ],
+)
+def test_errors_of_calls(arguments: Any, error: type[Exception], words: str, shown: str) -> None:
+    with pytest.raises(error, match=words):
+        made(shown)(*arguments)
