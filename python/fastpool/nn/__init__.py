@@ -2,7 +2,8 @@
 what they learn."""
 
 from .attention import AttentionPooling
+from .latent import LatentAttention
 from .multihead import MultiheadPooling
 from .pooling import Normalize, Pooling
 
-__all__ = ["AttentionPooling", "MultiheadPooling", "Normalize", "Pooling"]
+__all__ = ["AttentionPooling", "LatentAttention", "MultiheadPooling", "Normalize", "Pooling"]

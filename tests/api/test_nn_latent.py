@@ -1,0 +1,115 @@
+"""Latent attention: the unfolded formula, layouts, state, gradients, errors."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from helpers.nv_embed import CONFIG, token_states, weights
+
+from fastpool.nn import LatentAttention
+from fastpool.testing import LAYOUTS, same_bits, sequences
+
+WHOLE = "latent_attention_model."
+
+
+def test_sizes_of_the_model_itself() -> None:
+    """What a configuration leaves out is NV-Embed's own."""
+    with torch.device("meta"):
+        shown = repr(LatentAttention(4096, normalize=True))
+    assert shown.startswith("LatentAttention(\n  4096, latents=512, heads=8, normalize=True")
+    state = {name: torch.empty(0, device="meta") for name in weights()}
+    with pytest.raises(ValueError, match=r"from_state_dict: latents must have shape \(512, 4096\), got \(0,\)"):
+        LatentAttention.from_state_dict({}, state)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_formula(dtype: torch.dtype, layout: str) -> None:
+    batch = sequences([3, 1, 40], 8, dtype, holes=LAYOUTS[layout].holes)
+    own = weights(dtype=torch.float16)  # as the model has them; folded in float32
+    module = LatentAttention.from_state_dict(CONFIG, own)
+    result = module(**LAYOUTS[layout].make(batch, None)).detach()
+    assert result.dtype == dtype
+    expected = torch.stack([token_states(text.states[text.real], own).mean(0) for text in batch])
+    expected = expected / expected.norm(dim=-1, keepdim=True)
+    close = {"rtol": 0, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2**-8, "atol": 1e-5}
+    torch.testing.assert_close(result, expected.to(dtype), **close)
+
+
+@pytest.mark.parametrize("prefix", ["", WHOLE])
+def test_options(prefix: str) -> None:
+    own = weights(prefix)
+    batch = sequences([3, 0, 40], 8, torch.float32)
+    arguments = LAYOUTS["packed"].make(batch, None)
+    plain = LatentAttention.from_state_dict({**CONFIG, "output_normalize": False}, own, prefix)
+    result = plain(**arguments).detach()
+    assert not plain.normalize
+    assert result[1].eq(0).all()  # without tokens
+    cut = LatentAttention.from_state_dict(CONFIG, own, prefix, truncate_dim=5, out_dtype=torch.float64)
+    assert (cut.normalize, cut(**arguments).dtype) == (True, torch.float64)
+    expected = torch.nn.functional.normalize(result[:, :5], dim=-1)
+    torch.testing.assert_close(cut(**arguments).detach(), expected.double(), rtol=1e-6, atol=1e-6)
+    assert not LatentAttention.from_state_dict(CONFIG, own, prefix, normalize=False).normalize
+
+
+def test_state() -> None:
+    hidden = torch.randn(2, 5, 8)
+    module = LatentAttention.from_state_dict(CONFIG, weights())
+    assert module.extra_repr() == "8, latents=6, heads=2, normalize=True"
+    other = LatentAttention(8, latents=6, heads=2, normalize=True)
+    assert not same_bits(other(hidden).detach(), module(hidden).detach())
+    other.load_state_dict(module.state_dict())
+    for one in (other, copy.deepcopy(module)):
+        assert same_bits(one(hidden).detach(), module(hidden).detach())
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(hidden), module(hidden))
+
+
+def test_gradients() -> None:
+    module = LatentAttention.from_state_dict(CONFIG, weights(dtype=torch.float64))
+    assert module.keys.weight.dtype == torch.float64
+    hidden = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[1, 1, 0, 1, 0], [1, 1, 1, 1, 1]])
+    names, parameters = zip(*module.named_parameters(), strict=True)
+
+    def run(hidden: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (hidden, mask))
+
+    assert torch.autograd.gradcheck(run, (hidden, *parameters), fast_mode=True)
+
+
+HIDDEN = torch.randn(2, 3, 8)
+MODULE = LatentAttention(8, 6, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: LatentAttention(0), ValueError, "LatentAttention: width must be at least 1, got 0"),
+        (lambda: LatentAttention(8, 1.5), TypeError, "latents must be an int, got float"),
+        (lambda: LatentAttention(8, 6, 2, truncate_dim=9), ValueError, "columns of a vector, 8, got 9"),
+        (
+            lambda: LatentAttention.from_state_dict({**CONFIG, "hidden_dim": 9}, weights()),
+            ValueError,
+            "from_state_dict: hidden_dim must be latent_dim, 8, got 9",
+        ),
+        (
+            lambda: LatentAttention.from_state_dict({**CONFIG, "num_latents_value": "6"}, weights()),
+            TypeError,
+            "num_latents_value must be an int, got str",
+        ),
+        (
+            lambda: LatentAttention.from_state_dict({**CONFIG, "num_cross_heads": 4}, weights(WHOLE), WHOLE),
+            ValueError,
+            r"latent_attention_model.cross_attend_blocks.0.fn.to_q.weight must have shape \(20, 8\), got \(10, 8\)",
+        ),
+        (lambda: LatentAttention.from_state_dict(CONFIG, {}), KeyError, "'latents'"),
+        (lambda: MODULE(HIDDEN[..., 1:]), ValueError, "LatentAttention: hidden must have 8 columns, got 7"),
+        (lambda: MODULE(HIDDEN.tolist()), TypeError, "hidden must be a torch.Tensor, got list"),
+        (lambda: MODULE(HIDDEN, torch.ones(2, 3)), TypeError, "additive mask"),
+    ],
+)
+def test_errors(make: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        make()
