@@ -2,6 +2,6 @@
 
 from .config import PoolingConfig
 from .decisions import Decision
-from .layers import Dense, LayerNorm, Normalize
+from .layers import Dense, LatentAttention, LayerNorm, Normalize
 
-__all__ = ["Decision", "Dense", "LayerNorm", "Normalize", "PoolingConfig"]
+__all__ = ["Decision", "Dense", "LatentAttention", "LayerNorm", "Normalize", "PoolingConfig"]

@@ -50,7 +50,9 @@ class PoolingConfig:
     default_prompt_name: str | None = None
     similarity: str | None = None  # "cosine", "dot", ...
     layers: tuple[Layer, ...] = ()  # Dense, LayerNorm and Normalize on the vector, but for a Normalize at the end
-    token_layers: tuple[Layer, ...] = ()  # the same on token states, before they are pooled
+    token_layers: tuple[
+        Layer, ...
+    ] = ()  # the same on token states, before they are pooled; LatentAttention comes first
     architecture: str | None = None
     decisions: tuple[Decision, ...] = field(default=(), hash=False)
     warnings: tuple[str, ...] = ()
@@ -76,10 +78,10 @@ class PoolingConfig:
         (but for a Hugging Face cache's own blobs).
 
         Without modules.json, the folders that it named are followed, if they are there ("1_Pooling"); else
-        llm2vec_config.json or a key of config.json states the pooling ("pooling", "pooling_type",
-        "emb_pooler", ...); without those, the architecture decides: the last token of a causal model, and for an
-        encoder, whose architecture does not tell, the mean, as for an architecture that is not known. That is a guess,
-        as it is for an adapter and for a model with code of its own. A guess is a UserWarning.
+        llm2vec_config.json or a key of config.json states the pooling ("latent_attention_config", "pooling",
+        "pooling_type", "emb_pooler", ...); without those, the architecture decides: the last token of a causal model,
+        and for an encoder, whose architecture does not tell, the mean, as for an architecture that is not known. That
+        is a guess, as it is for an adapter and for a model with code of its own. A guess is a UserWarning.
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing that has to be there.

@@ -1,11 +1,11 @@
 """Where folders state their pooling, besides a Pooling module: llm2vec_config.json, and keys of config.json that
-models' own code reads."""
+models' own code reads, among them the latent attention of NV-Embed and its like."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .families import parts
+from .families import architecture, parts
 from .files import Document, inside
 from .sources import Sources
 
@@ -43,6 +43,7 @@ class Statement:
     mode: str
     source: str
     more: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    without_prompt: str = ""  # where the prompt is left out: what that means for whoever calls apply
 
 
 def llm2vec(sources: Sources) -> Statement | None:
@@ -70,7 +71,48 @@ def llm2vec(sources: Sources) -> Statement | None:
     length = document.positive("max_length")
     if length is not None:
         more["max_length"] = (length, f"{name}: max_length")
-    return Statement(_LLM2VEC[said], f"{name}: pooling_mode", more)
+    without = (
+        "LLM2Vec pools a text's own tokens alone (skip_instruction): starts= for apply is the first one behind the "
+        "instruction, or where there is none, behind the first token (BOS); for eos_token it appends an EOS"
+    )
+    return Statement(_LLM2VEC[said], f"{name}: pooling_mode", more, without)
+
+
+def latent_attention(transformer: Document) -> Document | None:
+    """The configuration of the latent attention that NV-Embed and its like have behind their last layer, if it has one;
+    what is left out there has a value of NV-Embed's own."""
+    key = "latent_attention_config"
+    if key not in transformer.values and not (architecture(transformer) or "").startswith("NVEmbed"):
+        return None
+    return Document(f"{transformer.name}: {key}", transformer.get(key, dict) or {})
+
+
+def _nv_embed(sources: Sources) -> Statement | None:
+    """What NV-Embed's own code does behind its latent attention, unless modules.json says something else."""
+    transformer = sources.transformer
+    document = latent_attention(transformer)
+    if document is None:
+        return None
+    normalizes, side = document.get("output_normalize", bool), transformer.get("padding_side", str) or "right"
+    masks, name = transformer.get("is_mask_instruction", bool), transformer.name
+    if side not in ("left", "right"):
+        raise transformer.error("padding_side", "'left' or 'right'")
+    more: dict[str, tuple[Any, str]] = {
+        "include_prompt": (masks is False or side == "left", f"{name}: is_mask_instruction"),
+        "normalize": (normalizes is not False, f"{document.name}: output_normalize"),
+        "padding_side": (side, f"{name}: padding_side"),
+    }
+    without = (
+        "NV-Embed's own code leaves the instruction out, but for its last token: it counts the instruction's tokens "
+        "without BOS, and leaves out as many from BOS on. For its vectors starts= for apply is that number; it appends "
+        "an EOS to each text, and pools it"
+    )
+    return Statement("mean", document.name, more, without)
+
+
+def whole(sources: Sources) -> Statement | None:
+    """The statement that comes with more than a mode, if there is one. Raises what these raise."""
+    return llm2vec(sources) or _nv_embed(sources)
 
 
 def _keys(transformer: Document) -> Iterator[tuple[Document, str]]:
@@ -85,7 +127,7 @@ def statements(sources: Sources) -> list[Statement]:
     Raises:
         ValueError: one says what is no pooling by a formula.
     """
-    said = llm2vec(sources)
+    said = whole(sources)
     found = [] if said is None else [said]
     for document, key in _keys(sources.transformer):
         word = document.need(key, str).lower()
@@ -97,7 +139,7 @@ def statements(sources: Sources) -> list[Statement]:
 
 def others(sources: Sources, modes: tuple[str, ...], source: str) -> list[str]:
     """What these say otherwise than the Pooling module, in words. A word that is not known here says nothing."""
-    said = llm2vec(sources)
+    said = whole(sources)
     found = {} if said is None else {said.source: said.mode}
     for document, key in _keys(sources.transformer):
         word = document.values[key]

@@ -1,13 +1,15 @@
-"""What stands around Pooling in a model's folder: sentence-transformers' Dense, LayerNorm and Normalize. Each reads its
-configuration at once, and its weights when it is first called."""
+"""What stands around Pooling in a model's folder: sentence-transformers' Dense, LayerNorm and Normalize, and NV-Embed's
+latent attention. Each reads its configuration at once, and its weights when it is first called."""
 
+import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .. import functional
+from .. import functional, nn
+from ..nn import latent
 from .files import Document, Folder, Module, inside
 from .weights import Weights
 
@@ -145,7 +147,64 @@ class LayerNorm:
         return Weights(_held(self.name, self.folder), self.name, shapes, "LayerNorm")
 
 
-Layer = Normalize | Dense | LayerNorm
+_PREFIX = "latent_attention_model."  # of its weights
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """fastpool.nn.LatentAttention's `states`: what each token becomes before the mean. [..., inputs] -> the same"""
+
+    name: str  # of its configuration: "config.json: latent_attention_config"
+    inputs: int
+    latents: int
+    heads: int
+    head_columns: int
+    home: str = field(default="", repr=False)  # the folder of its weights, the whole model's
+    folder: Folder | None = field(default=None, repr=False, compare=False)
+
+    @staticmethod
+    def read(folder: Folder, home: str, document: Document) -> "LatentAttention":
+        """Raises ValueError, naming file and key."""
+        said = {key: document.positive(key) or default for key, default in latent.SIZES.items()}
+        latents, heads, head_columns, inputs, other = said.values()
+        if other != inputs:
+            raise document.error("hidden_dim", f"latent_dim, {inputs}")
+        return LatentAttention(document.name, inputs, latents, heads, head_columns, home, folder)
+
+    def __str__(self) -> str:
+        return "through latent attention"
+
+    @property
+    def source(self) -> str:
+        """What says how many columns it takes."""
+        return f"{self.name}: latent_dim"
+
+    def columns(self, given: int | None) -> int:
+        _check(self.source, self.inputs, given)
+        return self.inputs
+
+    def __call__(self, x: Tensor) -> Tensor:
+        at = (x.device, x.dtype)
+        if at not in self._placed:
+            with torch.inference_mode(False):
+                self._placed[at] = copy.deepcopy(self._folded).to(*at)
+        return self._placed[at].states(x)
+
+    @cached_property
+    def _placed(self) -> dict[tuple[torch.device, torch.dtype], nn.LatentAttention]:
+        return {}
+
+    @cached_property
+    def _folded(self) -> nn.LatentAttention:
+        sizes = (self.latents, self.heads, self.head_columns, self.inputs, self.inputs)
+        config = dict(zip(latent.SIZES, sizes, strict=True))
+        shapes = {_PREFIX + key: shape for key, shape in latent.shapes(config).items()}
+        with torch.inference_mode(False):
+            weights = Weights(_held(self.name, self.folder), self.home, shapes, "LatentAttention").stored
+            return nn.LatentAttention.from_state_dict(config, weights, _PREFIX).requires_grad_(False)
+
+
+Layer = Normalize | Dense | LayerNorm | LatentAttention
 
 
 def columns(layers: tuple[Layer, ...], given: int | None) -> int | None:

@@ -9,7 +9,7 @@ from .chain import Chain, follow, unnamed
 from .decisions import Record
 from .families import architecture, is_causal, width
 from .files import Document, Folder
-from .layers import Dense, Layer, LayerNorm, Normalize, columns
+from .layers import Dense, LatentAttention, Layer, LayerNorm, Normalize, columns
 from .sources import Sources
 
 T = TypeVar("T")
@@ -38,11 +38,13 @@ class Reader:
         modules = pooling.left_over(folder, record) if sources.modules is None else sources.modules
         chain = follow(folder, modules, self._states()) if self.has_modules or modules else Chain()
         self.pooling = chain.pooling
-        said = elsewhere.llm2vec(sources) if self.pooling is None else None
-        self.said = said.more if said else {}
+        statement = elsewhere.whole(sources)
+        self.said = statement.more if statement and self.pooling is None else {}
 
         modes = pooling.modes(sources, self.pooling, record)
-        layers, token_layers = chain.layers, chain.tokens
+        self.latent = elsewhere.latent_attention(sources.transformer)
+        first = [] if self.latent is None else [LatentAttention.read(folder, sources.home, self.latent)]
+        layers, token_layers = chain.layers, (*first, *chain.tokens)
         width = self._width(len(modes), token_layers, layers)
         pooled = columns(token_layers, width)
         given = columns(layers, pooled and pooled * len(modes))
@@ -63,6 +65,8 @@ class Reader:
             "padding_side": self._padding_side(),
             "max_length": self._max_length(),
         }
+        if statement is not None and not self.answers["include_prompt"] and (self.said or self.latent is not None):
+            record.warn(statement.without_prompt)
         self._warn()
         for name in ("decisions", "warnings", "contradictions"):
             self.answers[name] = tuple(getattr(record, name))
@@ -75,8 +79,8 @@ class Reader:
             raise sentence.error("transformer_task", "'feature-extraction', which gives token states")
         return sentence.get("module_output_name", str) or "token_embeddings"
 
-    def _from_llm2vec(self, what: str, otherwise: Callable[[], T]) -> T:
-        """Where LLM2Vec says how a model pools, it says this, too."""
+    def _stated_as_a_whole(self, what: str, otherwise: Callable[[], T]) -> T:
+        """Where LLM2Vec or NV-Embed says how a model pools, it may say this, too."""
         if what not in self.said:
             return otherwise()
         value, source = self.said[what]
@@ -88,7 +92,7 @@ class Reader:
             return self.record.decide("normalize", True, f"{entry}: type", self.sources.certainty)
         if self.has_modules:
             return self.record.decide("normalize", False, "modules.json: no Normalize at the end", "stated")
-        return self._from_llm2vec(
+        return self._stated_as_a_whole(
             "normalize",
             lambda: self.record.guess(
                 "normalize",
@@ -136,7 +140,10 @@ class Reader:
 
     def _layers(self, what: str, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         source = "modules.json" if self.has_modules else "modules.json is missing"
-        return self.record.decide(what, layers, source, self.sources.certainty) if layers else ()
+        certainty = self.sources.certainty
+        if any(isinstance(layer, LatentAttention) for layer in layers):
+            source, certainty = next(layer.name for layer in layers), "stated" if len(layers) == 1 else certainty
+        return self.record.decide(what, layers, source, certainty) if layers else ()
 
     def _truncate_dim(self, columns: int | None) -> int | None:
         model = self.sources.model
@@ -155,7 +162,7 @@ class Reader:
             said = self.pooling.need("include_prompt", bool)
             return self.record.decide("include_prompt", said, f"{self.pooling.name}: include_prompt", "stated")
         source = f"{self.pooling.name}: no include_prompt" if self.pooling is not None else "no Pooling module"
-        return self._from_llm2vec(
+        return self._stated_as_a_whole(
             "include_prompt", lambda: self.record.decide("include_prompt", True, source, "implied")
         )
 
@@ -179,14 +186,14 @@ class Reader:
         tokenizer = self.sources.tokenizer
         if tokenizer.get("padding_side", str) not in (None, "left", "right"):
             raise tokenizer.error("padding_side", "'left' or 'right'")
-        return self._from_llm2vec(
+        return self._stated_as_a_whole(
             "padding_side", lambda: self.record.stated("padding_side", tokenizer, "padding_side", str)
         )
 
     def _max_length(self) -> int | None:
         """As sentence-transformers has it: its own number, or the tokenizer's, but no more than there are positions."""
         if "max_length" in self.said:
-            return self._from_llm2vec("max_length", lambda: None)
+            return self._stated_as_a_whole("max_length", lambda: None)
         sources, own = self.sources, "model_max_length"
         given = [
             Document(f"{sources.sentence.name}: {key}", sources.sentence.get(key, dict) or {})
@@ -239,12 +246,12 @@ class Reader:
                 "its config.json and tokenizer say, are not known here"
             )
         early = [mode for mode in modes if mode in _EARLY]
-        # LLM2Vec's own code makes decoders bidirectional, whatever config.json says.
-        if not self.answers["include_prompt"] and self.said:
+        if self.latent is not None:
             record.warn(
-                "LLM2Vec pools a text's own tokens alone (skip_instruction): starts= for apply is the first one behind "
-                "the instruction, or where there is none, behind the first token (BOS); for eos_token it appends an EOS"
+                f"{self.latent.name}: apply takes the states of the decoder's last layer (embedding_model), and does "
+                "the latent attention itself; what the model's own code gives for each token has been through it"
             )
+        # LLM2Vec's and NV-Embed's own code makes decoders bidirectional, whatever config.json says.
         if is_causal(sources.transformer) and early and not self.said:
             record.contradiction(
                 f"{', '.join(early)} pooling of a causal model ({self.architecture}): its tokens see only what stands "
@@ -269,5 +276,5 @@ class Reader:
 
 def _taken(layers: tuple[Layer, ...], modes: int) -> tuple[int, str] | None:
     """The columns of each mode that layers take, and which key says so; None if they take any."""
-    first = next((layer for layer in layers if isinstance(layer, Dense | LayerNorm)), None)
+    first = next((layer for layer in layers if isinstance(layer, Dense | LayerNorm | LatentAttention)), None)
     return None if first is None or first.inputs % modes else (first.inputs // modes, first.source)

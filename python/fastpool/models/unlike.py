@@ -55,11 +55,6 @@ def refuse(folder: Folder, transformer: Document, model: Document, has_modules: 
     name = architecture(transformer) or ""
     if name == "HF_ColBERT":
         raise ValueError(f"{transformer.name}: architectures: {name} is {_LATE}")
-    if "latent_attention_config" in transformer.values or name.startswith("NVEmbed"):
-        raise ValueError(
-            f"{transformer.name}: architectures: {name} pools with latent attention (NV-Embed), which is not "
-            "supported yet; expected a model that is pooled by a formula"
-        )
     if not has_modules and name.endswith("ForSequenceClassification"):
         raise ValueError(
             f"{transformer.name}: architectures: {name} is a classifier or a cross-encoder (reranker), which scores "

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..checks import name_of
-from .files import Folder, inside
+from .files import Document, Folder, inside
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What the folder `name` of a model holds, in model.safetensors or pytorch_model.bin; read when it is asked for."""
+    """What the folder `name` of a model holds, in model.safetensors, in the files that model.safetensors.index.json
+    names, or in pytorch_model.bin; read when it is asked for."""
 
     folder: Folder
     name: str  # "2_Dense"; "" is the model's own
@@ -32,7 +33,7 @@ class Weights:
         """
         if (x.device, x.dtype) not in self._placed:
             with torch.inference_mode(False), torch.no_grad():
-                placed = {key: value.detach().to(x.device, x.dtype) for key, value in self._stored.items()}
+                placed = {key: value.detach().to(x.device, x.dtype) for key, value in self.stored.items()}
             self._placed[x.device, x.dtype] = placed
         return self._placed[x.device, x.dtype]
 
@@ -41,10 +42,14 @@ class Weights:
         return {}
 
     @cached_property
-    def _stored(self) -> dict[str, Tensor]:
+    def stored(self) -> dict[str, Tensor]:
+        """By name, as they are in the file. Raises what `like` raises."""
         name, other = inside(self.name, "model.safetensors"), inside(self.name, "pytorch_model.bin")
+        index = inside(self.name, "model.safetensors.index.json")
         if self.folder.has(name):
             found = self._safetensors(name)
+        elif self.folder.has(index):
+            name, found = index, self._in_parts(index)
         elif self.folder.has(other):
             name, found = other, self._pickled(other)
         else:
@@ -63,11 +68,20 @@ class Weights:
             from safetensors import safe_open
         except ImportError:
             raise ImportError(f"{name}: reading it needs safetensors: pip install safetensors") from None
+        path = self.folder.path(name)
         try:
-            with safe_open(self.folder.path(name), framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys() if key in self.shapes}  # noqa: SIM118  # no dict
         except Exception as error:  # of many kinds
             raise self._unreadable(name, type(error).__name__) from error
+
+    def _in_parts(self, index: str) -> dict[str, Any]:
+        files = Document(f"{index}: weight_map", self.folder.document(index).need("weight_map", dict))
+        names = {files.need(key, str) for key in self.shapes if key in files.values}
+        found: dict[str, Any] = {}
+        for name in sorted(names):
+            found |= self._safetensors(inside(self.name, name))
+        return found
 
     def _pickled(self, name: str) -> dict[str, Any]:
         path = self.folder.path(name)

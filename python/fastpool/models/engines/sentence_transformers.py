@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ...text import shown
 from ..config import PoolingConfig
-from ..layers import Layer, columns
+from ..layers import LatentAttention, Layer, columns
 from ..pooling import POOLING_FLAGS, POOLING_MODES
 from .common import NEW, OLD, Default, Engine, Model, plain
 
@@ -18,17 +18,25 @@ def _default(model: Model) -> Default:
     if model.sources.modules is None or family not in (None, "SentenceTransformer"):
         causal = model.architecture.endswith("ForCausalLM") and model.transformer.values.get("is_causal", True)
         why = "modules.json is missing" if model.sources.modules is None else f"of a {family} it reads no modules.json"
-        notes = [f"{why}: it takes lasttoken for causal LMs, mean for all others"]
+        notes = [f"{why}: it takes lasttoken for causal LMs, mean for all others", *_own_code(wanted)]
         if model.sources.adapter.values:
             notes.append("of an adapter, the base model's config.json decides")
-        return Default(
-            replace(plain(model, "last" if causal else "mean"), normalize=False, truncate_dim=wanted.truncate_dim),
-            tuple(notes),
-        )
+        own = replace(plain(model, "last" if causal else "mean"), normalize=False, truncate_dim=wanted.truncate_dim)
+        return Default(replace(own, token_layers=_latent_attention(wanted)), tuple(notes))
     if wanted.normalize and wanted.truncate_dim is not None:
         note = "it normalises, then truncates, and does not normalise again; encode(normalize_embeddings=True) does"
         return Default(replace(wanted, normalize=False), (note,))
-    return Default(wanted, _refused(model))
+    return Default(wanted, (*_own_code(wanted), *_refused(model)))
+
+
+def _latent_attention(wanted: PoolingConfig) -> tuple[Layer, ...]:
+    return tuple(layer for layer in wanted.token_layers if isinstance(layer, LatentAttention))
+
+
+def _own_code(wanted: PoolingConfig) -> tuple[str, ...]:
+    if not _latent_attention(wanted):
+        return ()
+    return ("its Transformer does the latent attention, by the model's own code (trust_remote_code=True)",)
 
 
 def _refused(model: Model) -> tuple[str, ...]:
@@ -60,7 +68,10 @@ def _setting(model: Model, own: PoolingConfig) -> str | None:
         return None
     modes = tuple(names[mode] for mode in wanted.modes)
     prompt = "" if wanted.include_prompt else ", include_prompt=False"
-    steps = [_step(layer, "module_input_name='token_embeddings'") for layer in wanted.token_layers]
+    layers = [
+        layer for layer in wanted.token_layers if not isinstance(layer, LatentAttention)
+    ]  # its Transformer's affair
+    steps = [_step(layer, "module_input_name='token_embeddings'") for layer in layers]
     width = columns(wanted.token_layers, wanted.width) or "H"
     steps.append(f"Pooling({width}, {modes if len(modes) > 1 else modes[0]!r}{prompt})")
     steps += map(_step, wanted.layers)
