@@ -75,11 +75,11 @@ def check_eps(owner: str, eps: float) -> None:
         raise ValueError(f"{owner}: eps must be at least 0, got {eps:g}")
 
 
-def count(owner: str, name: str, value: Any) -> int:
-    """A number of columns, tokens, queries. Raises TypeError; ValueError below 1."""
+def count(owner: str, name: str, value: Any, least: int = 1) -> int:
+    """A number of columns, tokens, queries. Raises TypeError; ValueError below `least`."""
     number = option(owner, name, value, int)
-    if number < 1:
-        raise ValueError(f"{owner}: {name} must be at least 1, got {number}")
+    if number < least:
+        raise ValueError(f"{owner}: {name} must be at least {least}, got {number}")
     return number
 
 

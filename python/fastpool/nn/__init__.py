@@ -5,5 +5,6 @@ from .attention import AttentionPooling
 from .latent import LatentAttention
 from .multihead import MultiheadPooling
 from .pooling import Normalize, Pooling
+from .weighted_layers import WeightedLayers
 
-__all__ = ["AttentionPooling", "LatentAttention", "MultiheadPooling", "Normalize", "Pooling"]
+__all__ = ["AttentionPooling", "LatentAttention", "MultiheadPooling", "Normalize", "Pooling", "WeightedLayers"]
