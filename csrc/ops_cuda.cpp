@@ -57,55 +57,103 @@ void check_grid(int64_t blocks, int64_t strips) {
     throw std::runtime_error("fastpool: more segments or columns than a GPU's grid can hold");
 }
 
-void run(const PoolCall& call, bool cu, const OnDevice& device) {
-  if (call.batch == 0 || call.dim == 0) return;
-  const cudaStream_t stream = device.stream();
-  const PoolPlan plan = make_plan(call, cu, device.properties());
-  check_grid(plan.programs, plan.strips);
+int64_t results_of(const PoolCall& call) { return call.batch * call.queries.count; }
 
-  const auto pool = [&](const PoolCall& call) {
-    const auto launch = [&](const Workspace& workspace) {
-      check_cuda(kernels(call.dtype).pool(call, plan, workspace, stream));
-    };
-    if (!plan.partial()) return launch({});
-    const Tensor memory = device.memory(plan.bytes);
-    char* const at = static_cast<char*>(memory.mutable_data());
-    with_counters(device, plan.programs * plan.strips, [&](const Counters& counters) {
-      launch({at, reinterpret_cast<Totals*>(at + plan.totals), counters});
-    });
+// The kernels read queries in the accumulator's dtype, their columns side by side. Where these are not so, a copy is,
+// which lives as long as what is returned.
+Tensor with_plain_queries(PoolCall& call, const Tensor& query) {
+  Queries& queries = call.queries;
+  if (!query || call.width * results_of(call) == 0) return {};
+  if (queries.dtype == accumulator(call.dtype) && queries.column_stride == 1) return {};
+  queries.dtype = accumulator(call.dtype);
+  Tensor plain = empty(query.dim(), query.sizes(), torch_dtype(queries.dtype), query.device());
+  plain.copy_from(query);
+  queries.data = plain.data();
+  queries.column_stride = 1, queries.stride = call.width;
+  if (queries.batch_stride != 0) queries.batch_stride = queries.count * call.width;
+  return plain;
+}
+
+void reduce(const PoolCall& call, const PoolPlan& plan, const Prologue& prologue, const OnDevice& device) {
+  check_grid(plan.programs, plan.strips);
+  const auto launch = [&](Workspace workspace) {
+    workspace.prologue = prologue;
+    check_cuda(kernels(call.dtype).pool(call, plan, workspace, device.stream()));
   };
-  if (plan.strips == 1 || !call.normalize) return pool(call);
+  if (!plan.partial()) return launch({});
+  const Tensor memory = device.memory(plan.bytes);
+  char* const at = static_cast<char*>(memory.mutable_data());
+  with_counters(device, plan.programs * plan.strips, [&](const Counters& counters) {
+    launch({at, reinterpret_cast<UnitTotals*>(at + plan.totals), counters, {}});
+  });
+}
+
+void run(const PoolCall& call, bool cu, const OnDevice& device) {
+  const int64_t results = results_of(call);
+  if (results == 0 || call.dim == 0) return;
+  const PoolPlan plan = make_plan(call, cu, device.properties());
+  if (plan.strips == 1 || !call.normalize) return reduce(call, plan, {}, device);
 
   // The norm needs all columns, which no block has: it is taken of the unrounded result.
   PoolCall wide = call;
   wide.normalize = false;
   wide.out_dtype = accumulator(call.dtype);
-  const Tensor unrounded = device.memory(call.batch * call.dim * accumulator_size(call.dtype));
+  const Tensor unrounded = device.memory(results * call.dim * accumulator_size(call.dtype));
   wide.out = unrounded.mutable_data();
-  pool(wide);
+  reduce(wide, plan, {}, device);
   NormalizeCall normalize;
   normalize.dtype = wide.out_dtype, normalize.out_dtype = call.out_dtype;
-  normalize.rows = call.batch, normalize.dim = call.dim;
+  normalize.rows = results, normalize.dim = call.dim;
   normalize.x = wide.out, normalize.out = call.out;
-  normalize.leading = 1, normalize.sizes = &call.batch, normalize.strides = &call.dim;
-  run(normalize, stream);
+  normalize.leading = 1, normalize.sizes = &results, normalize.strides = &call.dim;
+  run(normalize, device.stream());
 }
 
-void run(const PoolBackwardCall& call, const OnDevice& device) {
+// Of every segment's softmax, into prologue.totals. No column is read for them, but one that is not there is counted.
+void add_up_totals(const PoolCall& call, bool cu, const Prologue& prologue, const OnDevice& device) {
+  PoolCall totals = call;
+  totals.dim = 1;
+  reduce(totals, make_plan(totals, cu, device.properties()), prologue, device);
+}
+
+// Tokens added up, each times what its product with the query gets.
+void query_gradient(const PoolBackwardCall& call, bool cu, const Prologue& prologue, const OnDevice& device) {
+  PoolCall sums = call.pool;
+  sums.mode = {"", Select::all, Weight::token, Reduce::sum, Divisor::one};
+  sums.dim = sums.width, sums.out_dtype = accumulator(sums.dtype), sums.out = call.out;
+  reduce(sums, make_plan(sums, cu, device.properties()), prologue, device);
+}
+
+int64_t out_bytes(const PoolBackwardCall& call) {
   const PoolCall& pool = call.pool;
-  if (call.out_rows() == 0 || (call.pool.width == 0 && !call.per_token())) return;
+  if (call.of == Of::query) return results_of(pool) * pool.width * accumulator_size(pool.dtype);
+  if (call.per_token()) return call.out_rows() * size_of(call.token_values().dtype);
+  return call.out_rows() * pool.width * size_of(pool.dtype);
+}
+
+void run(const PoolBackwardCall& call, bool cu, const OnDevice& device) {
+  const PoolCall& pool = call.pool;
+  const int64_t bytes = out_bytes(call), results = results_of(pool);
+  if (bytes == 0) return;
   const cudaStream_t stream = device.stream();
+  if (results == 0) return check_cuda(cudaMemsetAsync(call.out, 0, static_cast<size_t>(bytes), stream));
   const BackwardPlan plan = make_plan(call, device.properties());
   check_grid(plan.blocks, plan.strips);
-  check_grid(pool.batch, 1);
+  check_grid(results, 1);
 
   const Tensor memory = device.memory(plan.bytes);
   char* const at = static_cast<char*>(memory.mutable_data());
   const Prologue prologue = {reinterpret_cast<OverlapRange*>(at),
-                             reinterpret_cast<unsigned long long*>(at + plan.maxima), at + plan.gradient,
-                             reinterpret_cast<Segment*>(at + plan.segments), at + plan.products};
+                             reinterpret_cast<unsigned long long*>(at + plan.maxima),
+                             at + plan.gradient,
+                             reinterpret_cast<Segment*>(at + plan.segments),
+                             at + plan.products,
+                             pool.mode.softmax() ? reinterpret_cast<UnitTotals*>(at + plan.totals) : nullptr,
+                             pool.dim};
   if (plan.gradient > 0) check_cuda(cudaMemsetAsync(at, 0xff, static_cast<size_t>(plan.gradient), stream));
-  if (pool.batch > 0) check_cuda(kernels(accumulator(pool.dtype)).segment_prologue(call, plan, prologue, stream));
+  if (pool.mode.softmax()) add_up_totals(pool, cu, prologue, device);
+  check_cuda(kernels(accumulator(pool.dtype)).segment_prologue(call, plan, prologue, stream));
+  if (call.of == Of::query) return query_gradient(call, cu, prologue, device);
   check_cuda(kernels(pool.dtype).pool_backward(call, plan, prologue, stream));
 }
 
@@ -128,6 +176,7 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
   answer(mode.name, stack, arguments, [&] {
     PoolCall call = arguments.call();
     const OnDevice device(arguments.hidden.device());
+    const Tensor queries = with_plain_queries(call, arguments.query);
     Tensor out = arguments.output(call);
     call.out = out.mutable_data();
     run(call, static_cast<bool>(arguments.cu_seqlens), device);
@@ -142,9 +191,10 @@ void pool_backward(StableIValue* stack, uint64_t, uint64_t) {
   answer(name, stack, arguments, [&] {
     PoolBackwardCall call = arguments.call();
     const OnDevice device(arguments.pool.hidden.device());
+    const Tensor queries = with_plain_queries(call.pool, arguments.pool.query);
     Tensor out = arguments.output(call);
     call.out = out.mutable_data();
-    run(call, device);
+    run(call, static_cast<bool>(arguments.pool.cu_seqlens), device);
     return out;
   });
 }

@@ -18,22 +18,50 @@ FASTPOOL_KERNEL_INLINE void clear_stale(const Counters& counters) {
 // The state of a node stands at the slot of the first unit it covers; its counter, at depth d >= 1, d slots further: a
 // node of several children covers more than 8^(d-1) >= d units, and up to depth 8 no two counters meet.
 template <class S, class A>
-FASTPOOL_KERNEL_INLINE A merge_children(A (&x)[kFanIn]) {
+struct Children {
+  A of[kFanInShift][kFanIn];  // of a softmax: what each side of a step is multiplied by
+
+  // Totals of children become those of their node.
+  __device__ __forceinline__ Softmax<A> merge(Softmax<A> (&child)[kFanIn]) {
 #pragma unroll
-  for (int step = 1; step < kFanIn; step *= 2)
+    for (int step = 0; step < kFanInShift; ++step)
 #pragma unroll
-    for (int k = 0; k < kFanIn; k += 2 * step) x[k] = S::template merge<A>(x[k], x[k + step]);
-  return x[0];
-}
+      for (int k = 0; k < kFanIn; k += 2 << step) {
+        const int right = k + (1 << step);
+        if constexpr (S::softmax)
+          child[k] = Softmax<A>::merge(child[k], child[right], of[step][k], of[step][right]);
+        else
+          child[k].weight = S::template merge<A>(child[k].weight, child[right].weight);
+      }
+    return child[0];
+  }
+  // And columns.
+  __device__ __forceinline__ A merge(A (&x)[kFanIn]) const {
+#pragma unroll
+    for (int step = 0; step < kFanInShift; ++step)
+#pragma unroll
+      for (int k = 0; k < kFanIn; k += 2 << step) {
+        const int right = k + (1 << step);
+        if constexpr (S::softmax)
+          x[k] = x[k] * of[step][k] + x[right] * of[step][right];
+        else
+          x[k] = S::template merge<A>(x[k], x[right]);
+      }
+    return x[0];
+  }
+};
 
 // True for the block that arrives last at the root: shared.row and totals are then the whole segment's.
 template <class S, class A>
-FASTPOOL_KERNEL_INLINE bool merge_last_block(const Workspace& workspace, int64_t dim, int columns, int64_t column,
-                                             int slot, int unit, int units, const Shared<A>& shared, Totals& totals) {
-  const int64_t strip = static_cast<int64_t>(blockIdx.y) * gridDim.x;
-  A* const sums = static_cast<A*>(workspace.sums) + column;
-  Totals* const all_totals = workspace.totals + strip;
-  int* const arrived = workspace.counters.arrived + strip;
+FASTPOOL_KERNEL_INLINE bool merge_last_block(const PoolCall& call, const Workspace& workspace, int columns,
+                                             int64_t column, const Program& program, int units, const Shared<A>& shared,
+                                             UnitTotals& totals) {
+  const int64_t queries = call.queries.count, dim = queries * call.dim;  // of a slot
+  const int64_t first_slot = static_cast<int64_t>(blockIdx.y) * gridDim.x + program.query;
+  A* const sums = static_cast<A*>(workspace.sums) + program.query * call.dim + column;
+  UnitTotals* const all_totals = workspace.totals + first_slot;
+  int* const arrived = workspace.counters.arrived + first_slot;
+  const int slot = program.slot, unit = program.unit;
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
 
   int64_t node = slot + unit;
@@ -49,12 +77,12 @@ FASTPOOL_KERNEL_INLINE bool merge_last_block(const Workspace& workspace, int64_t
     if (totals.count > 0)
 #pragma unroll 1
       for (int c = thread; c < columns; c += threads) sums[node * dim + c] = shared.row[c];
-    if (thread == 0) all_totals[node] = totals;
+    if (thread == 0) all_totals[node * queries] = totals;
     __syncthreads();
     if (thread == 0) {
       // Release: what this block has written comes before its arrival. Acquire: the arrivals of the others come before
       // what is read of theirs.
-      *shared.last = add_acq_rel(arrived + slot + first + depth, 1) == children - 1;
+      *shared.last = add_acq_rel(arrived + (int64_t{slot} + first + depth) * queries, 1) == children - 1;
     }
     __syncthreads();
     if (*shared.last == 0) return false;
@@ -62,17 +90,24 @@ FASTPOOL_KERNEL_INLINE bool merge_last_block(const Workspace& workspace, int64_t
     // What other blocks wrote is read past the first-level cache, which does not see it. A missing child is neutral.
     node = slot + first;
     unsigned there = 0;
-    A weight[kFanIn];
+    Softmax<A> of_child[kFanIn];
     totals.count = 0;
 #pragma unroll
     for (int k = 0; k < kFanIn; ++k) {
-      const Totals* const child = all_totals + node + k * width;
+      const UnitTotals* const child = all_totals + (node + k * width) * queries;
       const int64_t count = k < children ? __ldcg(reinterpret_cast<const long long*>(&child->count)) : 0;
       totals.count += count;
       there |= static_cast<unsigned>(count > 0) << k;
-      if constexpr (S::weighted) weight[k] = k < children ? static_cast<A>(__ldcg(&child->weight)) : A{};
+      if constexpr (S::weighted)
+        if (k < children) of_child[k].weight = static_cast<A>(__ldcg(&child->weight));
+      if constexpr (S::softmax)
+        if (k < children) of_child[k].exponent = static_cast<A>(__ldcg(&child->exponent));
     }
-    if constexpr (S::weighted) totals.weight = static_cast<double>(merge_children<S>(weight));
+    Children<S, A> merging;
+    if constexpr (S::weighted) {
+      const Softmax<A> all = merging.merge(of_child);
+      totals.weight = static_cast<double>(all.weight), totals.exponent = static_cast<double>(all.exponent);
+    }
 #pragma unroll 1
     for (int c = thread; c < columns; c += threads) {
       A x[kFanIn];
@@ -80,7 +115,7 @@ FASTPOOL_KERNEL_INLINE bool merge_last_block(const Workspace& workspace, int64_t
 #pragma unroll
       for (int k = 0; k < kFanIn; ++k, child += width * dim)
         x[k] = there >> k & 1 ? __ldcg(child) : S::template init<A, A>(A{});
-      shared.row[c] = merge_children<S>(x);
+      shared.row[c] = merging.merge(x);
     }
     __syncthreads();
   }

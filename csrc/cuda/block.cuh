@@ -11,7 +11,7 @@ extern __shared__ uint4 shared_memory[];
 
 template <class A>
 struct Shared {
-  A *row, *slots, *weights, *sums;
+  A *row, *slots, *weights, *scales, *exponents, *sums;
   int64_t* found;   // by each warp
   uint32_t* words;  // a bit for each token of a leaf: whether it is real
   int *count, *last;
@@ -21,6 +21,8 @@ struct Shared {
     row = reinterpret_cast<A*>(base);
     slots = reinterpret_cast<A*>(base + at.slots);
     weights = reinterpret_cast<A*>(base + at.weights);
+    scales = weights + kStage * kLeaf;
+    exponents = scales + kStage * kLeaf;
     sums = reinterpret_cast<A*>(base + at.sums);
     found = reinterpret_cast<int64_t*>(base + at.found);
     words = reinterpret_cast<uint32_t*>(base + at.words);
@@ -35,9 +37,10 @@ FASTPOOL_KERNEL_INLINE int warps() { return static_cast<int>(blockDim.x) / 32; }
 
 constexpr unsigned kAll = 0xffffffffu;
 
-// Which unit of which segment a block reduces, and the slot of that segment's first unit. segment -1: none.
+// Which unit of which segment a block reduces, for which of its queries, and the slot of that segment's first unit.
+// segment -1: none.
 struct Program {
-  int segment, unit, slot;  // a grid, and so all of them, stays below 2^31
+  int segment, query, unit, slot;  // a grid, and so all of them, stays below 2^31
 };
 
 FASTPOOL_KERNEL_INLINE int64_t clamped(int64_t row, const PoolCall& call) {
@@ -49,10 +52,11 @@ FASTPOOL_KERNEL_INLINE int64_t clamped(int64_t row, const PoolCall& call) {
 // are clamped, so slots stay in range whatever cu_seqlens hold; where they decrease, a segment may be found by no
 // block, and others be added up wrongly.
 FASTPOOL_KERNEL_INLINE Program find_program(const PoolCall& call, const PoolPlan& plan) {
-  const int p = static_cast<int>(blockIdx.x);
+  const int queries = static_cast<int>(call.queries.count), block = static_cast<int>(blockIdx.x);
+  const int p = block / queries, query = block - p * queries;
   if (!plan.search) {
     const int units = static_cast<int>(plan.units), b = p / units;
-    return {b, p - b * units, b * units};
+    return {b, query, p - b * units, b * units};
   }
   const auto slot = [&](int b) { return static_cast<int>(clamped(call.starts[b], call) >> plan.split_shift) + b; };
   int b = 0;
@@ -66,7 +70,7 @@ FASTPOOL_KERNEL_INLINE Program find_program(const PoolCall& call, const PoolPlan
     n -= (before - 1) * step;
   }
   const int first = slot(b);
-  return {first <= p ? b : -1, p - first, first};
+  return {first <= p ? b : -1, query, p - first, first};
 }
 
 // Whether cu_seqlens decrease, which is the caller's error, at segment b.

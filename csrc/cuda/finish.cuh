@@ -43,16 +43,20 @@ FASTPOOL_KERNEL_INLINE void store_quad(void* out, DType dtype, int64_t at, int64
   }
 }
 
-// The epilogue of a segment whose sums stand in shared.row: `columns` of them, from `column` on.
+// The epilogue of result number `result`, whose sums stand in shared.row: `columns` of them, from `column` on.
 template <class A>
-FASTPOOL_KERNEL_INLINE void finish(const PoolCall& call, int64_t segment, int64_t column, int columns,
+FASTPOOL_KERNEL_INLINE void finish(const PoolCall& call, int64_t result, int64_t column, int columns,
                                    const Totals& totals, const Shared<A>& shared) {
   const A divisor = divisor_of<A>(call.mode, totals);
   const int step = static_cast<int>(blockDim.x) * kQuad, begin = static_cast<int>(threadIdx.x) * kQuad;
 #pragma unroll 1
   for (int c = begin; c < columns; c += step)
 #pragma unroll
-    for (int i = 0; i < kQuad; ++i) shared.row[c + i] = c + i < columns ? quotient(shared.row[c + i], divisor) : A{};
+    for (int i = 0; i < kQuad; ++i) {
+      A& x = shared.row[c + i];
+      if (call.mode.softmax()) x += A{};  // of a sum that underflows -0 may be left
+      x = c + i < columns ? quotient(x, divisor) : A{};
+    }
   const auto load = [&](int64_t c, A(&x)[kQuad]) {
 #pragma unroll
     for (int i = 0; i < kQuad; ++i) x[i] = c < columns ? shared.row[c + i] : A{};
@@ -67,7 +71,7 @@ FASTPOOL_KERNEL_INLINE void finish(const PoolCall& call, int64_t segment, int64_
 #pragma unroll
       for (int i = 0; i < kQuad; ++i) x[i] = (x[i] * norm.scale) / norm.divisor;
     }
-    store_quad(call.out, call.out_dtype, segment * call.dim + column, c, columns, call.dim % kQuad == 0, x);
+    store_quad(call.out, call.out_dtype, result * call.dim + column, c, columns, call.dim % kQuad == 0, x);
   }
 }
 

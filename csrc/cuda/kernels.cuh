@@ -20,14 +20,14 @@ FASTPOOL_KERNEL_INLINE int strip_columns(const PoolCall& call, const PoolPlan& p
 
 // Where cu_seqlens decrease, some segment may have no block: its row is zeros, not what the memory held before. A block
 // with the number of a decrease clears what lies between the one before and the one behind it.
-FASTPOOL_KERNEL_INLINE void clear_around(const PoolCall& call, int64_t b) {
+FASTPOOL_KERNEL_INLINE void clear_around(const PoolCall& call, int64_t b, void* results, int64_t result_bytes) {
   int64_t begin = b, end = b + 1;
 #pragma unroll 1
   while (begin > 0 && !decreases(call, begin - 1)) --begin;
 #pragma unroll 1
   while (end < call.batch && !decreases(call, end)) ++end;
-  const int64_t row = call.dim * size_of(call.out_dtype) / static_cast<int64_t>(sizeof(uint16_t));
-  uint16_t* const out = static_cast<uint16_t*>(call.out);
+  const int64_t row = call.queries.count * result_bytes / static_cast<int64_t>(sizeof(uint16_t));
+  uint16_t* const out = static_cast<uint16_t*>(results);
 #pragma unroll 1
   for (int64_t i = begin * row + threadIdx.x; i < end * row; i += blockDim.x) out[i] = 0;
 }
@@ -41,7 +41,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   clear_stale(workspace.counters);
   const bool at_decrease = plan.search && blockIdx.x < call.batch && decreases(call, blockIdx.x);
   const Program program = find_program(call, plan);
-  if (at_decrease) clear_around(call, blockIdx.x);
+  UnitTotals* const totals_alone = S::softmax ? workspace.prologue.totals : nullptr;
+  if (at_decrease) {
+    if (totals_alone != nullptr)
+      clear_around(call, blockIdx.x, totals_alone, sizeof(UnitTotals));
+    else
+      clear_around(call, blockIdx.x, call.out, call.dim * size_of(call.out_dtype));
+  }
   const int b = program.segment;
   if (b < 0) return;
   const Segment bounds = bounds_of(call, b);
@@ -53,10 +59,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t column = blockIdx.y * plan.strip;
   const int columns = strip_columns(call, plan);
   const T* const rows = static_cast<const T*>(call.hidden) + int64_t{b} * call.batch_stride + column;
-  const BlockUnit unit(plan, b, first, bounds.end, program.unit);
-  Totals totals = reduce_unit<S, V>(call, plan, unit, rows, columns, shared);
-  if (merge_last_block<S>(workspace, call.dim, columns, column, program.slot, program.unit, units, shared, totals))
-    finish(call, b, column, columns, totals, shared);
+  const BlockUnit unit(plan, program, first, bounds.end);
+  UnitTotals totals = reduce_unit<S, V>(call, plan, workspace.prologue, unit, rows, columns, shared);
+  if (!merge_last_block<S>(call, workspace, columns, column, program, units, shared, totals)) return;
+  const int64_t result = b * call.queries.count + program.query;
+  if (totals_alone == nullptr)
+    finish(call, result, column, columns, totals, shared);
+  else if (threadIdx.x == 0)
+    totals_alone[result] = totals;
 }
 
 // A mode that looks at one token of a segment copies it: a block takes a segment.
@@ -109,7 +119,11 @@ cudaError_t launch_pool(const PoolCall& call, const PoolPlan& plan, const Worksp
   };
   if (call.mode.one_token())
     return launch(copy_token_kernel<T, V>, grid, plan.threads, plan.shared.bytes, stream, call, plan);
-  return with_state(call.mode, [&](auto state) { return reduce(reduce_kernel<T, decltype(state), V>); });
+  if (call.queries.data != nullptr && !call.mode.softmax()) return reduce(reduce_kernel<T, QueryState, V>);
+  return with_state(call.mode, [&](auto state) {
+    using S = decltype(state);  // scores are staged alike, given or not
+    return reduce(reduce_kernel<T, std::conditional_t<S::softmax, SoftmaxState, S>, V>);
+  });
 }
 
 template <class T>
@@ -121,8 +135,8 @@ cudaError_t pool(const PoolCall& call, const PoolPlan& plan, const Workspace& wo
 template <class A>
 cudaError_t segment_prologue(const PoolBackwardCall& call, const BackwardPlan& plan, const Prologue& prologue,
                              cudaStream_t stream) {
-  return launch(segment_prologue_kernel<A>, dim3(static_cast<unsigned>(call.pool.batch)), plan.prologue_threads,
-                prologue_bytes<A>(plan), stream, call, plan, prologue);
+  return launch(segment_prologue_kernel<A>, dim3(static_cast<unsigned>(call.pool.batch * call.pool.queries.count)),
+                plan.prologue_threads, prologue_bytes<A>(plan), stream, call, plan, prologue);
 }
 
 template <class T>
@@ -135,6 +149,7 @@ cudaError_t pool_backward(const PoolBackwardCall& call, const BackwardPlan& plan
   };
   constexpr int V = 16 / sizeof(T);
   if (call.per_token()) return scatter(scatter_weight_gradient_kernel<T>);
+  if (call.pool.mode.takes_query()) return scatter(scatter_attention_gradient_kernel<T>);
   if (call.finds_maximum()) {
     const cudaError_t error = scatter(plan.vector == 1 ? find_maxima_kernel<T, 1> : find_maxima_kernel<T, V>);
     if (error != cudaSuccess) return error;

@@ -8,16 +8,9 @@ namespace fastpool::cuda {
 
 // Counters of arrivals, and what a launch clears in passing for the launch after it.
 struct Counters {
-  int* arrived = nullptr;  // [strips, slots], zero when the launch starts
+  int* arrived = nullptr;  // [strips, slots, queries], zero when the launch starts
   int* stale = nullptr;
   int64_t stale_count = 0;
-};
-
-// A slot per unit, and per strip where that says so; see arrival_tree.cuh.
-struct Workspace {
-  void* sums = nullptr;      // [slots, dim], of the accumulator
-  Totals* totals = nullptr;  // [strips, slots]
-  Counters counters;
 };
 
 // Counters that stay on each GPU, 8 MB in all: two buffers for each of so many streams. Launches that need more are so
@@ -52,9 +45,21 @@ struct OverlapRange {
 struct Prologue {
   OverlapRange* ranges = nullptr;        // [tiles], of packed input
   unsigned long long* maxima = nullptr;  // [batch, dim], of max: the first row that holds it; all bits set: none
-  void* gradient = nullptr;              // [batch, dim], over the divisor, of the accumulator
+  void* gradient = nullptr;              // [batch, queries, dim], over the divisor, of the accumulator
   Segment* segments = nullptr;           // [batch]: from the first real token on; of cls and last, their one token
-  void* products = nullptr;              // [batch], for weights: the sum of gradient * result, of the accumulator
+  void* products = nullptr;              // [batch, queries]: sums of gradient * result, of the accumulator
+  UnitTotals* totals = nullptr;          // [batch, queries], of a softmax
+  int64_t dim = 0;                       // columns of the gradient
+};
+
+// A slot per unit, and per strip where that says so; see arrival_tree.cuh.
+struct Workspace {
+  void* sums = nullptr;          // [slots, queries, dim], of the accumulator
+  UnitTotals* totals = nullptr;  // [strips, slots, queries]
+  Counters counters;
+  // Of a gradient: where a softmax leaves each segment's totals, and adds up nothing else; what tokens are multiplied
+  // by in the gradient of a query.
+  Prologue prologue;
 };
 
 struct DTypeKernels {

@@ -6,31 +6,48 @@
 // multiprocessors). Leaves meet in a binary counter: slot k holds a sum of 2^k leaves. The slots are in shared memory,
 // each thread's own: one read and one write for every 32 rows, and their registers are free for loads.
 #pragma once
-#include "block.cuh"
+#include <type_traits>
+
+#include "scores.cuh"
 
 namespace fastpool::cuda {
 
 constexpr int kLoads = 8;
 
+// Of the gradient of a query: its tokens are added up, each times what its product with it gets.
+struct QueryState : WeightedState {};
+
 // What a thread carries for its columns: their sums, and behind them, where states are weighted, the sum of weights,
-// which every thread adds up for itself.
+// and of a softmax the exponent of all these. Every thread has the latter two for itself.
 template <class A, class S, int V>
 struct Columns {
-  static constexpr int size = V + S::weighted;
+  static constexpr int size = V + S::weighted + S::softmax;
   A x[size];
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int i = 0; i < size; ++i) x[i] = S::template init<A, A>(A{});
+    if constexpr (S::softmax) x[V + 1] = Softmax<A>().exponent;
   }
-  // left stands before this in the sequence.
-  __device__ __forceinline__ void merge_after(const A* left, int stride) {
+  // Of two states, which `left(i)` and `right(i)` give; left stands before right in the sequence.
+  template <class Left, class Right>
+  __device__ __forceinline__ void merge(Left left, Right right) {
+    if constexpr (S::softmax) {
+      A of_left, of_right;
+      const Softmax<A> both = Softmax<A>::merge({left(V + 1), left(V)}, {right(V + 1), right(V)}, of_left, of_right);
 #pragma unroll
-    for (int i = 0; i < size; ++i) x[i] = S::template merge<A>(left[i * stride], x[i]);
+      for (int i = 0; i < V; ++i) x[i] = left(i) * of_left + right(i) * of_right;
+      x[V] = both.weight, x[V + 1] = both.exponent;
+    } else {
+#pragma unroll
+      for (int i = 0; i < size; ++i) x[i] = S::template merge<A>(left(i), right(i));
+    }
+  }
+  __device__ __forceinline__ void merge_after(const A* left, int stride) {
+    merge([&](int i) { return left[i * stride]; }, [&](int i) { return x[i]; });
   }
   __device__ __forceinline__ void merge_before(const A* right, int stride) {
-#pragma unroll
-    for (int i = 0; i < size; ++i) x[i] = S::template merge<A>(x[i], right[i * stride]);
+    merge([&](int i) { return x[i]; }, [&](int i) { return right[i * stride]; });
   }
   __device__ __forceinline__ void save(A* to, int stride) const {
 #pragma unroll
@@ -38,13 +55,16 @@ struct Columns {
   }
 };
 
-// A unit: rows [from, to) of a segment, its leaves dealt to the groups in runs of a power of two.
+// A unit: rows [from, to) of a segment, its leaves dealt to the groups in runs of a power of two; and a query.
 struct BlockUnit {
-  int64_t segment, first, from, to;
+  int64_t segment, query, first, from, to;
   int leaves, run;
 
-  __device__ __forceinline__ BlockUnit(const PoolPlan& plan, int64_t b, int64_t first_real, int64_t end, int64_t unit)
-      : segment(b), first(first_real), from(first_real + unit * plan.split) {
+  __device__ __forceinline__ BlockUnit(const PoolPlan& plan, const Program& program, int64_t first_real, int64_t end)
+      : segment(program.segment),
+        query(program.query),
+        first(first_real),
+        from(first_real + program.unit * plan.split) {
     to = end - from < plan.split ? end : from + plan.split;
     leaves = static_cast<int>((to - from + kLeaf - 1) / kLeaf);
     run = 1;
@@ -53,18 +73,54 @@ struct BlockUnit {
   }
 };
 
+// The scores of a leaf's tokens, one for each lane, become what tokens are multiplied by, and before each of them what
+// has been added up. Tokens that are not real have -inf, which changes nothing.
+template <class A>
+FASTPOOL_KERNEL_INLINE void stage_softmax(A score, int entry, const Shared<A>& shared) {
+  const Exponential<A> of_score = exponential(score);
+  A largest = of_score.n;
+#pragma unroll
+  for (int step = 1; step < kLeaf; step *= 2) {
+    const A other = __shfl_sync(kAll, largest, lane() < step ? lane() : lane() - step);
+    largest = other > largest ? other : largest;
+  }
+  A before = __shfl_sync(kAll, largest, lane() == 0 ? 0 : lane() - 1);
+  if (lane() == 0) before = Softmax<A>().exponent;
+  shared.weights[entry * kLeaf + lane()] = of_score.p * power_between(of_score.n, largest);
+  shared.scales[entry * kLeaf + lane()] = power_between(before, largest);
+  if (lane() == kLeaf - 1) shared.exponents[entry] = largest;
+}
+
 // Which tokens of the next `per` leaves of every group's run are real, and their weights: a warp votes on each leaf.
-template <class A, class S>
-FASTPOOL_KERNEL_INLINE void stage(const PoolCall& call, const PoolPlan& plan, const BlockUnit& unit, int per, int begin,
-                                  bool count, const Shared<A>& shared) {
+template <class S, class T, class A>
+FASTPOOL_KERNEL_INLINE void stage(const PoolCall& call, const PoolPlan& plan, const Prologue& prologue,
+                                  const BlockUnit& unit, int per, int begin, bool count, const Shared<A>& shared) {
 #pragma unroll 1
   for (int e = warp(); e < plan.groups * per; e += warps()) {
     const int of_run = begin + e % per;
     const int64_t i = unit.from + static_cast<int64_t>(e / per * unit.run + of_run) * kLeaf + lane();
     const bool real = of_run < unit.run && i < unit.to && is_real(call.mask, unit.segment, i);
     const unsigned word = __ballot_sync(kAll, real);
-    if constexpr (S::weighted)
+    const T* const tokens =
+        static_cast<const T*>(call.hidden) + unit.segment * call.batch_stride + (i - lane()) * call.row_stride;
+    if constexpr (S::softmax) {
+      A score{};
+      if (call.mode.takes_query())
+        score = of_each_token<A>(word, [&](int j) {
+          return score_of(call, plan.quads, tokens + j * call.row_stride, query_of<A>(call, unit.segment, unit.query));
+        });
+      else if (real)
+        score = value_of<A>(call.scores, unit.segment, i, [](auto* p) { return widen(*p); });
+      stage_softmax(real ? score : Softmax<A>().exponent, e, shared);
+    } else if constexpr (std::is_same_v<S, QueryState>) {
+      const A* const query = query_of<A>(call, unit.segment, unit.query);
+      const int64_t at = unit.segment * call.queries.count + unit.query;
+      shared.weights[e * kLeaf + lane()] = of_each_token<A>(word, [&](int j) {
+        return share_of_product(call, plan.quads, prologue, at, tokens + j * call.row_stride, query).share;
+      });
+    } else if constexpr (S::weighted) {
       shared.weights[e * kLeaf + lane()] = real ? weight_of<A>(call, unit.segment, unit.first, i) : A{};
+    }
     if (lane() == 0) {
       shared.words[e] = word;
       if (count) atomicAdd(shared.count, __popc(word));
@@ -73,34 +129,41 @@ FASTPOOL_KERNEL_INLINE void stage(const PoolCall& call, const PoolPlan& plan, co
 }
 
 // Adds a leaf's real tokens one after another, from column p on. Holes are not read; their neutral value changes no
-// bit.
+// bit. Nor are tokens where weights alone are to be added up.
 template <class S, int V, class T, class A>
-FASTPOOL_KERNEL_INLINE void add_leaf(const T* p, int64_t stride, uint32_t word, const A* weights,
-                                     Columns<A, S, V>& state) {
+FASTPOOL_KERNEL_INLINE void add_leaf(const T* p, int64_t stride, uint32_t word, bool weights_alone, int entry,
+                                     const Shared<A>& shared, Columns<A, S, V>& state) {
+  const A *const weights = shared.weights + entry * kLeaf, *const scales = shared.scales + entry * kLeaf;
 #pragma unroll 1
   for (int j = 0; j < kLeaf && word >> j != 0; j += kLoads) {
     Word<T, V> token[kLoads];
 #pragma unroll
     for (int r = 0; r < kLoads; ++r, p += stride) {
       token[r] = neutral<S, T, V>();
-      if (word >> (j + r) & 1) token[r] = load_word<V>(p);
+      if (word >> (j + r) & 1 && !(S::softmax && weights_alone)) token[r] = load_word<V>(p);
     }
 #pragma unroll
     for (int r = 0; r < kLoads; ++r) {
       const Pack<T, V> x = bit_cast<Pack<T, V>>(token[r]);
       A w{};
       if constexpr (S::weighted) w = weights[j + r];
+      if constexpr (S::softmax) {
+        const A scale = scales[j + r];
+#pragma unroll
+        for (int i = 0; i <= V; ++i) state.x[i] *= scale;
+      }
 #pragma unroll
       for (int i = 0; i < V; ++i) state.x[i] = S::template update<A, A>(state.x[i], widen(x.x[i]), w);
       if constexpr (S::weighted) state.x[V] += w;
     }
   }
+  if constexpr (S::softmax) state.x[V + 1] = shared.exponents[entry];
 }
 
 // The unit's sums into shared.row, and its totals.
 template <class S, int V, class T, class A>
-FASTPOOL_KERNEL_INLINE Totals reduce_unit(const PoolCall& call, const PoolPlan& plan, const BlockUnit& unit,
-                                          const T* rows, int dim, const Shared<A>& shared) {
+FASTPOOL_KERNEL_INLINE UnitTotals reduce_unit(const PoolCall& call, const PoolPlan& plan, const Prologue& prologue,
+                                              const BlockUnit& unit, const T* rows, int dim, const Shared<A>& shared) {
   using C = Columns<A, S, V>;
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   const int group = thread / plan.columns, column = thread - group * plan.columns;
@@ -116,7 +179,7 @@ FASTPOOL_KERNEL_INLINE Totals reduce_unit(const PoolCall& call, const PoolPlan& 
   }
   A* const slot = shared.slots + thread;  // element i of slot k stands at (k * C::size + i) * threads
 
-  A weight{};
+  A weight{}, exponent{};
   for (int pass = 0; pass * plan.columns * V < dim; ++pass) {
     const int c = (pass * plan.columns + column) * V;
     C state;
@@ -124,7 +187,7 @@ FASTPOOL_KERNEL_INLINE Totals reduce_unit(const PoolCall& call, const PoolPlan& 
     for (int at = 0; at < walked; at += per) {
       if (staged && (pass == 0 || walked > per)) {
         if (pass + at > 0) __syncthreads();  // what was staged before has been walked
-        stage<A, S>(call, plan, unit, per, at, pass == 0, shared);
+        stage<S, T>(call, plan, prologue, unit, per, at, pass == 0, shared);
         __syncthreads();
       }
       if (c >= dim) continue;
@@ -134,7 +197,8 @@ FASTPOOL_KERNEL_INLINE Totals reduce_unit(const PoolCall& call, const PoolPlan& 
         uint32_t word = unit.to - i >= kLeaf ? kAll : (1u << (unit.to - i)) - 1;
         if (staged) word = shared.words[entry];
         state.clear();
-        add_leaf<S, V>(rows + i * call.row_stride + c, call.row_stride, word, shared.weights + entry * kLeaf, state);
+        add_leaf<S, V>(rows + i * call.row_stride + c, call.row_stride, word, prologue.totals != nullptr, entry, shared,
+                       state);
         int k = 0;
 #pragma unroll 1
         for (; leaf >> k & 1; ++k) state.merge_after(slot + k * C::size * threads, threads);
@@ -164,14 +228,16 @@ FASTPOOL_KERNEL_INLINE Totals reduce_unit(const PoolCall& call, const PoolPlan& 
       for (int i = 0; i < V; ++i) shared.row[c + i] = state.x[i];
     }
     if constexpr (S::weighted) weight = state.x[V];
+    if constexpr (S::softmax) exponent = state.x[V + 1];
   }
-  Totals totals;
+  UnitTotals totals;
   // Thread 0 has the first columns; it writes what the block as a whole has to know.
   if constexpr (S::weighted)
-    if (thread == 0) shared.sums[0] = weight;
+    if (thread == 0) shared.sums[0] = weight, shared.sums[1] = exponent;
   __syncthreads();
   totals.count = staged ? *shared.count : unit.to - unit.from;
   if constexpr (S::weighted) totals.weight = static_cast<double>(shared.sums[0]);
+  if constexpr (S::softmax) totals.exponent = static_cast<double>(shared.sums[1]);
   return totals;
 }
 

@@ -37,8 +37,15 @@ bool aligned(const PoolCall& call, int64_t bytes, int64_t more) {
   return (address(call.hidden) | call.row_stride * size | call.batch_stride * size | more) % bytes == 0;
 }
 
+Quads quads_of(const PoolCall& call) {
+  const Queries& queries = call.queries;
+  const int64_t a = accumulator_size(call.dtype);
+  return {aligned(call, std::min<int64_t>(kQuad * size_of(call.dtype), 16), 0),
+          (address(queries.data) | queries.stride * a | queries.batch_stride * a) % 16 == 0};
+}
+
 SharedLayout shared_layout(const PoolCall& call, const PoolPlan& plan) {
-  const bool one_token = call.mode.one_token(), weighted = call.mode.takes_weights();
+  const bool one_token = call.mode.one_token(), weighted = call.mode.weighted(), softmax = call.mode.softmax();
   const int64_t a = accumulator_size(call.dtype);
   SharedLayout at;
   const auto take = [&](int64_t bytes) {
@@ -48,8 +55,8 @@ SharedLayout shared_layout(const PoolCall& call, const PoolPlan& plan) {
   };
   take((plan.strip + 3) / 4 * 4 * a);
   const int64_t slots = one_token ? 0 : std::max(plan.levels, plan.groups > 1 ? 1 : 0);
-  at.slots = take(slots * (plan.vector + weighted) * plan.threads * a);
-  at.weights = take(weighted ? kStage * kLeaf * a : 0);
+  at.slots = take(slots * (plan.vector + weighted + softmax) * plan.threads * a);
+  at.weights = take(softmax ? kStage * (2 * kLeaf + 1) * a : weighted ? kStage * kLeaf * a : 0);
   at.sums = take((kBlockSums + kCounterLevels) * a);
   at.found = take((kThreads / 32) * 8);
   at.words = take((kStage + 2) * 4);
@@ -60,9 +67,11 @@ SharedLayout shared_layout(const PoolCall& call, const PoolPlan& plan) {
 
 PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device) {
   const bool one_token = call.mode.one_token();
+  const bool multiplies = call.queries.data != nullptr;  // whole tokens, a warp each
   const int64_t a = accumulator_size(call.dtype);
   const int64_t rows = std::max<int64_t>(call.rows, 1);
   PoolPlan plan;
+  plan.quads = quads_of(call);
   const int64_t size = size_of(call.dtype);
   plan.vector = aligned(call, 16, call.dim * size) ? static_cast<int>(16 / size) : 1;
   plan.strip = std::min(call.dim, std::max<int64_t>(tuning.strip_bytes / a / 8 * 8, 8));
@@ -81,15 +90,16 @@ PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device
     const bool single = one_token || rows <= split;
     plan.search = cu && !single;
     plan.units = single || cu ? 1 : ceil_div(rows, split);
-    plan.programs = plan.search ? rows / split + call.batch : call.batch * plan.units;
+    plan.programs = (plan.search ? rows / split + call.batch : call.batch * plan.units) * call.queries.count;
     const int64_t leaves = ceil_div(std::min(split, rows), kLeaf);
     plan.groups = static_cast<int>(std::min(groups, power_of_two(2 * leaves - 1)));
     plan.levels = 0;
     for (int64_t run = plan.groups; run < leaves; run *= 2) ++plan.levels;
-    plan.threads = static_cast<int>(ceil_div(plan.columns * plan.groups, 32) * 32);
+    plan.threads = multiplies ? tuning.threads : static_cast<int>(ceil_div(plan.columns * plan.groups, 32) * 32);
     plan.shared = shared_layout(call, plan);
     plan.totals = plan.partial() ? ceil_div(plan.programs * call.dim * a, 16) * 16 : 0;
-    plan.bytes = plan.partial() ? plan.totals + plan.programs * plan.strips * static_cast<int64_t>(sizeof(Totals)) : 0;
+    plan.bytes =
+        plan.partial() ? plan.totals + plan.programs * plan.strips * static_cast<int64_t>(sizeof(UnitTotals)) : 0;
   };
 
   int64_t split = tuning.split;
@@ -98,7 +108,7 @@ PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device
     const bool packed = cu || (call.batch_stride == 0 && call.starts.data != nullptr && call.ends.data != nullptr);
     const int64_t tokens = packed ? rows : call.batch * rows;
     const int64_t likely = cu ? std::min(rows, kLikelyMeans * mean) : rows;
-    const int64_t row_bytes = call.dim * size;
+    const int64_t row_bytes = (multiplies ? call.width : call.dim) * size;
     const bool whole =
         likely * row_bytes <= kShortBytes && rows * row_bytes <= kLongestWalkBytes && tokens * row_bytes < kSmallBytes;
     split = kLeaf * groups;
@@ -110,7 +120,7 @@ PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device
     int64_t widest = plan.split;  // the arrival tree's reach
     for (int depth = 0; depth < kDepths && widest < rows; ++depth) widest *= kFanIn;
     return plan.partial() && (widest < rows || plan.programs > INT32_MAX ||
-                              (plan.programs - call.batch) * call.dim * a > tuning.partial_bytes);
+                              (plan.programs - call.batch * call.queries.count) * call.dim * a > tuning.partial_bytes);
   };
   while (too_many() && plan.split < kLargestSplit) {
     const int64_t before = plan.split;
@@ -131,9 +141,10 @@ BackwardPlan make_plan(const PoolBackwardCall& call, const DeviceProperties& dev
   const bool whole = (address(call.out) | call.pool.width * size | pool.dim * size) % 16 == 0 &&
                      (!max || (aligned(pool, 16, 0) && address(call.result) % 16 == 0));
   plan.vector = whole ? static_cast<int>(16 / size) : 1;
-  plan.quads = aligned(pool, std::min<int64_t>(kQuad * size, 16), 0);
-  if (call.per_token()) {  // a warp takes a row
+  plan.quads = quads_of(pool);
+  if (call.per_token() || pool.mode.takes_query()) {  // a warp takes a row
     plan.threads = tuning.threads;
+    plan.strips = call.per_token() ? 1 : static_cast<int>(ceil_div(pool.width * a, kChunkBytes));
   } else {
     const int64_t vectors = ceil_div(call.pool.width, plan.vector);
     plan.columns = static_cast<int>(ceil_div(vectors, ceil_div(vectors, tuning.threads)));
@@ -160,10 +171,12 @@ BackwardPlan make_plan(const PoolBackwardCall& call, const DeviceProperties& dev
     return start;
   };
   take(call.padded ? 0 : plan.tiles * 8);
-  plan.maxima = take(max ? pool.batch * pool.dim * 8 : 0);
-  plan.gradient = take(pool.batch * pool.dim * a);
+  const int64_t results = pool.batch * pool.queries.count;
+  plan.maxima = take(max ? results * pool.dim * 8 : 0);
+  plan.gradient = take(results * pool.dim * a);
   plan.segments = take(pool.batch * static_cast<int64_t>(sizeof(Segment)));
-  plan.products = take(call.per_token() ? pool.batch * a : 0);
+  plan.products = take(call.needs_result() && !max ? results * a : 0);
+  plan.totals = take(pool.mode.softmax() ? results * static_cast<int64_t>(sizeof(UnitTotals)) : 0);
   return plan;
 }
 

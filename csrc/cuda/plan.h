@@ -21,24 +21,36 @@ struct DeviceProperties {
   int64_t shared = 0;  // bytes of shared memory that one block may have
 };
 
+// What a unit carries besides its columns. A softmax's sums are relative to 2^exponent.
+struct UnitTotals : Totals {
+  double exponent = 0;
+};
+
+// Whether rows of hidden, and queries, begin where four values may be loaded at once.
+struct Quads {
+  bool hidden = false, query = false;
+};
+
 // Where a block keeps what in its shared memory, in bytes. Its row of sums comes first.
 struct SharedLayout {
   int slots = 0, weights = 0, sums = 0, found = 0, words = 0, bytes = 0;
 };
 
-// A unit is a run of `split` tokens of one segment, counted from its first real token; a block reduces one. Its threads
+// A unit is a run of `split` tokens of one segment, counted from its first real token; a block reduces one for one of
+// the segment's queries, or for all there is where the mode takes none. Its threads
 // stand in `groups` of `columns`: side by side along a row (or a piece of it, and then the next piece), `vector`
 // columns each; a group has its own aligned run of leaves.
 struct PoolPlan {
   int64_t split = kLeaf;  // kLeaf * 2^k
   int split_shift = 5;    // 2^split_shift is split
   int64_t units = 1;      // of a segment at most, where every segment has as many slots; see `search`
-  int64_t programs = 0;   // blocks for each strip of columns; also slots for partial states
+  int64_t programs = 0;   // blocks for each strip of columns, the queries of a unit side by side; also partial states
   bool search = false;    // cu_seqlens cut in several units: a block finds its segment
   int64_t strip = 0;      // columns that one block owns
   int strips = 1;         // more than one: the norm needs a second launch
   int vector = 1;         // columns that a thread loads at once
   int columns = 1, groups = 1, levels = 0, threads = 32;
+  Quads quads;
   SharedLayout shared;
   bool partial() const { return search || units > 1; }
   // Where that is so, partial states in memory, in bytes: sums come first.
@@ -47,6 +59,7 @@ struct PoolPlan {
 
 // A gradient is written in tiles: rows of one sequence, or of packed input, by a strip of columns.
 constexpr int kTile = 64;               // rows, at most
+constexpr int kChunkBytes = 2048;       // of accumulators that a warp has in registers, where it takes a row
 constexpr int kListedOverlaps = 64;     // segments that overlap a tile and are listed; where there are more, none is
 constexpr int kPrologueThreads = 1024;  // of a block that has a segment's mask to read, at most
 
@@ -57,9 +70,9 @@ struct BackwardPlan {
   int strips = 1;
   int vector = 1, columns = 1, groups = 1, threads = 32;
   int prologue_threads = 32;  // of a block that takes a segment
-  bool quads = false;         // rows of hidden begin where four values may be loaded at once
+  Quads quads;
   // Where Prologue stands in its memory, in bytes; ranges come first. All bits before `gradient` are set beforehand.
-  int64_t maxima = 0, gradient = 0, segments = 0, products = 0, bytes = 0;
+  int64_t maxima = 0, gradient = 0, segments = 0, products = 0, totals = 0, bytes = 0;
 };
 
 // The constants behind a plan; tests set others.

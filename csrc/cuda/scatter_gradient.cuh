@@ -2,7 +2,7 @@
 // their order. Rows of no segment get zeros in the same pass, so that the gradient is written once.
 #pragma once
 #include "finish.cuh"
-#include "kernels.h"
+#include "scores.cuh"
 
 namespace fastpool::cuda {
 
@@ -16,6 +16,7 @@ template <class A>
 struct TileMemory {
   Overlap overlaps[kListedOverlaps];
   A weights[kTile];
+  A exponents[kTile];          // of weights that are e^score
   uint32_t words[kTile / 32];  // a bit for each row: whether it is real
   int overlaps_found;
 };
@@ -48,7 +49,16 @@ struct Tile {
       const int r = from + lane();
       const bool real = r < rows && is_real(pool.mask, b, begin + r);
       const unsigned word = __ballot_sync(kAll, real);
-      if (r < rows) memory.weights[r] = real && weighted ? weight_of<A>(pool, b, 0, begin + r) : A{1};
+      if (r < rows) {
+        A weight = 1, exponent = 0;
+        if (real && weighted) weight = weight_of<A>(pool, b, 0, begin + r);
+        if (real && pool.mode.takes_scores()) {
+          const auto score = value_of<A>(pool.scores, b, begin + r, [](auto* p) { return widen(*p); });
+          const Exponential<A> of_score = exponential(score);
+          weight = of_score.p, exponent = of_score.n;
+        }
+        memory.weights[r] = weight, memory.exponents[r] = exponent;
+      }
       if (lane() == 0) memory.words[from / 32] = word;
     }
     if (warp() == 0) list();
@@ -85,6 +95,9 @@ struct Tile {
   }
   __device__ __forceinline__ Overlap operator[](int k) const {
     return memory.overlaps_found <= kListedOverlaps ? memory.overlaps[k] : overlap_with(first + k);
+  }
+  __device__ __forceinline__ A softmax_weight(int r, const UnitTotals& totals) const {
+    return cuda::softmax_weight(Exponential<A>{memory.weights[r], memory.exponents[r]}, totals);
   }
   __device__ __forceinline__ bool real(int r) const { return memory.words[r / 32] >> (r % 32) & 1; }
 };
@@ -187,7 +200,8 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll
           for (int i = 0; i < V; ++i) sum[i] += maximum[i] == r ? gradient[i] : A{};
         } else {
-          const A weight = by_position ? static_cast<A>(tile.begin + r - overlap.first + 1) : tile.memory.weights[r];
+          A weight = by_position ? static_cast<A>(tile.begin + r - overlap.first + 1) : tile.memory.weights[r];
+          if (pool.mode.softmax()) weight = tile.softmax_weight(r, prologue.totals[overlap.segment]);
 #pragma unroll
           for (int i = 0; i < V; ++i) sum[i] += gradient[i] * weight;
         }
@@ -197,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-// The gradient of weights: a warp takes a row.
+// The gradient of weights or scores: a warp takes a row.
 template <class T>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
     scatter_weight_gradient_kernel(const __grid_constant__ PoolBackwardCall call,
@@ -216,20 +230,63 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
       for (int k = 0; k < tile.overlaps; ++k) {
         const Overlap overlap = tile[k];
         if (r < overlap.from || r >= overlap.to) continue;
-        const A* const gradient = static_cast<const A*>(prologue.gradient) + overlap.segment * pool.dim;
-        const auto product = [&](int64_t c, A(&y)[kQuad]) {
-          A g[kQuad];
-          read_quad(x, c, pool.dim, plan.quads, y);
-          read_quad(gradient, c, pool.dim, pool.dim % kQuad == 0, g);
-#pragma unroll
-          for (int i = 0; i < kQuad; ++i) y[i] *= g[i];
-        };
-        sum += add_columns_of_warp<A>(product, pool.dim) - static_cast<const A*>(prologue.products)[overlap.segment];
+        A share = share_of_weight<T, A>(prologue, overlap.segment, x, plan.quads.hidden);
+        if (pool.mode.softmax()) share *= tile.softmax_weight(r, prologue.totals[overlap.segment]);
+        sum += share;
       }
     }
     const A one[kQuad] = {sum};
     if (lane() == 0)
       store_quad(call.out, call.token_values().dtype, tile.b * pool.rows + tile.begin + r, 0, 1, false, one);
+  }
+}
+
+// The gradient of hidden where its products with queries weigh it: a warp takes a piece of a row.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    scatter_attention_gradient_kernel(const __grid_constant__ PoolBackwardCall call,
+                                      const __grid_constant__ BackwardPlan plan,
+                                      const __grid_constant__ Prologue prologue) {
+  using A = typename AccumulatorOf<T>::type;
+  constexpr int kQuads = kChunkBytes / static_cast<int>(sizeof(A)) / kWarpColumns;
+  const Tile<A> tile(call, plan, prologue);
+  const PoolCall& pool = call.pool;
+  const int64_t begin = int64_t{blockIdx.y} * kQuads * kWarpColumns + lane() * kQuad;
+#pragma unroll 1
+  for (int r = warp(); r < tile.rows; r += warps()) {
+    const int64_t row = tile.begin + r;
+    const T* const x = static_cast<const T*>(pool.hidden) + tile.b * pool.batch_stride + row * pool.row_stride;
+    A sum[kQuads][kQuad] = {};
+#pragma unroll 1
+    for (int k = 0; tile.real(r) && k < tile.overlaps; ++k) {
+      const Overlap overlap = tile[k];
+      if (r < overlap.from || r >= overlap.to) continue;
+#pragma unroll 1
+      for (int64_t i = 0; i < pool.queries.count; ++i) {
+        const int64_t at = overlap.segment * pool.queries.count + i;
+        const A* const query = query_of<A>(pool, overlap.segment, i);
+        const A* const gradient = static_cast<const A*>(prologue.gradient) + at * pool.dim;
+        const auto [weight, share] = share_of_product(pool, plan.quads, prologue, at, x, query);
+#pragma unroll
+        for (int j = 0; j < kQuads; ++j) {
+          const int64_t c = begin + j * kWarpColumns;
+          A g[kQuad], q[kQuad];
+          read_quad(gradient, c, pool.dim, pool.dim % kQuad == 0, g);
+          read_quad(query, c, pool.width, plan.quads.query, q);
+#pragma unroll
+          for (int n = 0; n < kQuad; ++n) {
+            sum[j][n] += c + n < pool.dim ? g[n] * weight : A{};
+            sum[j][n] += q[n] * share;
+          }
+        }
+      }
+    }
+    T* const out = static_cast<T*>(call.out) + (tile.b * pool.rows + row) * pool.width;
+#pragma unroll
+    for (int j = 0; j < kQuads; ++j) {
+      const int64_t c = begin + j * kWarpColumns;
+      if (c < pool.width) store_quad(out, c, pool.width, pool.width % kQuad == 0, sum[j]);
+    }
   }
 }
 

@@ -51,7 +51,8 @@ struct Case {
             : layout == Layout::cu   ? ", cu_seqlens"
                                      : ", starts and ends") +
            ", batch " + n(call.batch) + ", rows " + n(call.rows) + ", dim " + n(call.dim) + ", row stride " +
-           n(call.row_stride) + ", sm_count " + n(device.sm_count) + ", shared " + n(device.shared);
+           n(call.row_stride) + ", queries " + n(call.queries.count) + ", sm_count " + n(device.sm_count) +
+           ", shared " + n(device.shared);
   }
 };
 
@@ -71,7 +72,8 @@ Case draw_case() {
   call.dtype = static_cast<DType>(draw(0, 3));
   call.out_dtype = static_cast<DType>(draw(0, 3));
   call.dim = coin() ? draw_size(40000) : 8 * draw_size(5000);
-  call.row_stride = call.dim + one_of<int64_t>({0, 0, 0, 1, 8, 100});
+  call.width = call.dim + one_of<int64_t>({0, 0, 1, 8});
+  call.row_stride = call.width + one_of<int64_t>({0, 0, 0, 1, 8, 100});
   const int64_t row_bytes = call.row_stride * size_of(call.dtype);
   call.batch = draw_size(std::min<int64_t>(kMaxHiddenBytes / row_bytes, 4000000));
   call.rows = draw_size(kMaxHiddenBytes / row_bytes / (padded ? call.batch : 1)) - (draw(0, 20) == 0);
@@ -80,6 +82,12 @@ Case draw_case() {
   if (!padded || draw(0, 3) == 0) call.starts.data = something;
   if (drawn.layout == Layout::starts_ends || (padded && coin())) call.ends.data = something;
   if (coin()) call.mask.data = something;
+  if (call.mode.takes_query()) {
+    call.queries.data = something;
+    call.queries.count = std::min(draw_size(64), std::max<int64_t>(1, kMaxHiddenBytes / row_bytes / call.batch));
+    call.queries.stride = call.width + one_of<int64_t>({0, 1});
+    call.queries.batch_stride = coin() ? 0 : call.queries.count * call.queries.stride;
+  }
   drawn.device = {static_cast<int>(draw(1, 200)), one_of<int64_t>({99 << 10, 163 << 10, 227 << 10})};
   return drawn;
 }
@@ -97,7 +105,7 @@ void check_slots(const PoolPlan& plan, const Case& at) {
     demand(first >= next, "two segments share a slot", at);
     next = first + std::max<int64_t>(1, ceil_div(end - begin, plan.split));
   }
-  demand(next <= plan.programs, "a unit's slot lies outside", at);
+  demand(next <= plan.programs / at.call.queries.count, "a unit's slot lies outside", at);
 }
 
 void check_plan(const Case& at) {
@@ -105,6 +113,7 @@ void check_plan(const Case& at) {
   const bool one_token = call.mode.one_token();
   const PoolPlan plan = make_plan(call, at.layout == Layout::cu, at.device);
   const int64_t rows = std::max<int64_t>(call.rows, 1), accumulator = accumulator_size(call.dtype);
+  const int64_t slots = plan.programs / call.queries.count;
 
   demand(plan.threads >= kWarp && plan.threads <= kThreads && plan.threads % kWarp == 0, "threads", at);
   demand(power_of_two(plan.groups) && plan.groups <= kStage, "groups", at);
@@ -119,11 +128,11 @@ void check_plan(const Case& at) {
   demand(one_token || int64_t{plan.groups} << plan.levels >= leaves, "levels of the binary counter", at);
   demand(!plan.search || at.layout == Layout::cu, "only cu_seqlens are searched", at);
   demand(one_token || plan.search || plan.units * plan.split >= rows, "units do not reach all rows", at);
-  const bool slots_for_all =
-      plan.search ? plan.programs >= rows / plan.split + call.batch : plan.programs == call.batch * plan.units;
+  demand(plan.programs == slots * call.queries.count, "a program for each query", at);
+  const bool slots_for_all = plan.search ? slots >= rows / plan.split + call.batch : slots == call.batch * plan.units;
   demand(slots_for_all, "programs", at);
   const int64_t tokens = at.layout == Layout::cu ? rows : call.batch * rows;
-  demand(plan.programs <= tokens / kLeaf + call.batch, "more programs than leaves", at);
+  demand(slots <= tokens / kLeaf + call.batch, "more programs than leaves", at);
   if (!plan.partial()) return;
 
   int64_t reach = plan.split;
@@ -131,9 +140,10 @@ void check_plan(const Case& at) {
   demand(reach >= rows, "the arrival tree does not reach all units", at);
   // Beside a state for each segment. With cu_seqlens, or padded, more is not worth counting beside hidden; where
   // segments may overlap, each of them may hold all rows.
-  const int64_t extra = (plan.programs - call.batch) * call.dim * accumulator;
-  const int64_t held = tokens * call.dim * accumulator;
-  demand(extra <= std::max(tuning.partial_bytes, held >> 11), "memory for partial states", at);
+  const int64_t extra = (slots - call.batch) * call.queries.count * call.dim * accumulator;
+  const int64_t held = tokens * call.queries.count * call.dim * accumulator;
+  const int most = call.mode.softmax() ? 10 : 11;  // a softmax needs more shared memory, so its units are smaller
+  demand(extra <= std::max(tuning.partial_bytes, held >> most), "memory for partial states", at);
   // What exceeds the grid is an error of the op; only overlapping segments of far more rows than a GPU holds may.
   demand(plan.programs <= INT32_MAX || held > 16 * kMaxHiddenBytes, "grid", at);
   if (plan.search && call.batch <= 300) check_slots(plan, at);
@@ -143,8 +153,9 @@ void check_backward_plan(const Case& at) {
   PoolBackwardCall call;
   call.pool = at.call;
   call.padded = at.layout == Layout::padded;
-  call.width = at.call.dim + one_of<int64_t>({0, 0, 1, 8});
-  call.of_weights = at.call.mode.takes_weights() && coin();
+  const Mode& mode = at.call.mode;
+  const Of own = mode.takes_query() ? Of::query : mode.takes_scores() ? Of::scores : Of::weights;
+  call.of = mode.weighted() && coin() ? own : Of::hidden;
   call.gradient = call.result = at.call.hidden;
   call.out = const_cast<void*>(at.call.hidden);
   const PoolCall& pool = call.pool;
@@ -155,27 +166,33 @@ void check_backward_plan(const Case& at) {
          "threads of the prologue", at);
   demand(plan.columns * plan.groups <= plan.threads, "groups have no room in the block", at);
   demand(plan.strips >= 1 && plan.strips <= kMaxStrips, "strips", at);
-  if (!call.of_weights) {
-    const int64_t strip = int64_t{plan.columns} * plan.vector;
-    demand(plan.strips * strip >= call.width && (plan.strips - 1) * strip < call.width, "strips and columns", at);
-    demand(call.width % plan.vector == 0 && pool.dim % plan.vector == 0, "vector", at);
+  const int64_t accumulator = accumulator_size(pool.dtype), results = pool.batch * pool.queries.count;
+  if (call.of == Of::hidden) {
+    const bool by_warps = mode.takes_query();
+    const int64_t strip = by_warps ? kChunkBytes / accumulator : int64_t{plan.columns} * plan.vector;
+    demand(plan.strips * strip >= pool.width && (plan.strips - 1) * strip < pool.width, "strips and columns", at);
+    demand(by_warps || (pool.width % plan.vector == 0 && pool.dim % plan.vector == 0), "vector", at);
   }
   demand(plan.tile >= 1 && plan.tile <= kTile, "tile", at);
   demand(plan.tiles * plan.tile >= pool.rows && (plan.tiles - 1) * plan.tile < pool.rows, "tiles and rows", at);
   demand(plan.blocks == (call.padded ? pool.batch * plan.tiles : plan.tiles), "blocks", at);
   demand(plan.blocks <= INT32_MAX, "grid", at);
 
-  const int64_t accumulator = accumulator_size(pool.dtype), columns = pool.batch * pool.dim;
-  const int64_t sizes[] = {call.padded ? 0 : plan.tiles * 8, call.finds_maximum() ? columns * 8 : 0,
-                           columns * accumulator, pool.batch * static_cast<int64_t>(sizeof(Segment)),
-                           call.of_weights ? pool.batch * accumulator : 0};
-  const int64_t places[] = {0, plan.maxima, plan.gradient, plan.segments, plan.products, plan.bytes};
+  const bool multiplied = call.of != Of::hidden || mode.takes_query();
+  const int64_t columns = results * pool.dim;
+  const int64_t sizes[] = {call.padded ? 0 : plan.tiles * 8,
+                           call.finds_maximum() ? columns * 8 : 0,
+                           columns * accumulator,
+                           pool.batch * static_cast<int64_t>(sizeof(Segment)),
+                           multiplied ? results * accumulator : 0,
+                           mode.softmax() ? results * static_cast<int64_t>(sizeof(UnitTotals)) : 0};
+  const int64_t places[] = {0, plan.maxima, plan.gradient, plan.segments, plan.products, plan.totals, plan.bytes};
   int64_t needed = 0;
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < 6; ++i) {
     demand(places[i] % 16 == 0 && places[i] + sizes[i] <= places[i + 1], "memory of the prologue", at);
     needed += sizes[i];
   }
-  demand(plan.bytes < needed + 5 * 16, "more memory than the prologue needs", at);
+  demand(plan.bytes < needed + 6 * 16, "more memory than the prologue needs", at);
 }
 
 }  // namespace

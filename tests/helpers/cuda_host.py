@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastpool.arguments import OPS, codes, given, schema
+from fastpool.arguments import OPS, POOL_TENSORS, codes, given, schema
 from fastpool.calls import Call
+from fastpool.testing import own_arguments
 from helpers import cmake
 
 NATIVE = torch.ops.fastpool
@@ -122,10 +123,18 @@ class Backend:
 def backward(
     ops: Any, mode: str, arguments: dict[str, Any], gradient: Tensor, result: Tensor | None, of: str
 ) -> Tensor:
-    """The gradient of hidden, or of weights, by such ops as autograd calls."""
-    names = ("hidden", "mask", "cu_seqlens", "weights", "starts", "ends")
-    made: Tensor = ops._pool_backward(*codes(mode, of), gradient, *(raw(arguments).get(name) for name in names), result)
+    """The gradient of an argument, by such ops as autograd calls."""
+    code, of_code = codes(mode, of)
+    none = dict.fromkeys(argument.name for argument in POOL_TENSORS)
+    values = {**none, "scale": 1.0, **raw(arguments), "mode": code, "of": of_code}
+    made: Tensor = ops._pool_backward(*given("_pool_backward", {**values, "gradient": gradient, "result": result})[0])
     return made
+
+
+def own(given: str | None, hidden: Tensor, seed: int = 0) -> dict[str, Tensor]:
+    """What a mode gets by itself, for these tokens."""
+    weights = torch.rand(hidden.shape[:-1], generator=torch.Generator().manual_seed(seed))
+    return own_arguments(given, weights, hidden.shape[-1])
 
 
 def raw(arguments: dict[str, Any]) -> dict[str, Any]:

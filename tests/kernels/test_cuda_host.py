@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 import torch
 from helpers.cmake import ROOT
-from helpers.cuda_host import DEVICES, HOSTILE, NATIVE, NEVER, Host, hostile_calls, native
+from helpers.cuda_host import DEVICES, HOSTILE, NATIVE, NEVER, Host, hostile_calls, native, own
 from torch import Tensor
 
 import fastpool
 from fastpool import dispatch
 from fastpool.backends.native import LIBRARY
-from fastpool.modes import MODES
 from fastpool.testing import DTYPES, LAYOUTS, same_bits, sequences, special_values, variants
 
 LENGTHS = [1, 40, 0, 33, 300, 64, 31]
@@ -50,36 +49,39 @@ def test_layouts(host: Host, mode: str, given: str | None, dtype: torch.dtype) -
                 assert same_bits(host(mode, arguments, **more), expected), (name, width, more, tuning)
 
 
-@pytest.mark.parametrize("mode", ["mean", "max", "weighted_mean"])
-def test_arrival_in_any_order(host: Host, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "given"),
+    [("mean", None), ("max", None), ("weighted_mean", None), ("softmax_mean", "scores"), ("attention", "query")],
+)
+def test_arrival_in_any_order(host: Host, mode: str, given: str | None) -> None:
     """Three levels, nodes of one child, of some and of all eight; blocks come in another order each time."""
     for units in (2, 8, 9, 17, 64, 65, 73, 130):
         hidden = torch.randn(2, units * 32 - 5, 8)
         mask = torch.rand(hidden.shape[:2]) > 0.3
         mask[:, 100:300] = False  # units without any real token
         mask[1, :40] = False  # units are counted from the first real one
-        expected = native(mode, {"hidden": hidden, "mask": mask})
-        packed = {
-            "hidden": hidden.flatten(0, 1),
-            "mask": mask.flatten(),
-            "cu_seqlens": torch.tensor([0, hidden.shape[1], 2 * hidden.shape[1]]),
-        }
+        padded = {"hidden": hidden, "mask": mask, **own(given, hidden)}
+        expected = native(mode, padded)
+        packed = {name: value if name == "query" else value.flatten(0, 1) for name, value in padded.items()}
+        packed["cu_seqlens"] = torch.tensor([0, hidden.shape[1], 2 * hidden.shape[1]])
         for _ in range(4):
             host.tune(split=32)
-            assert same_bits(host(mode, {"hidden": hidden, "mask": mask}), expected), units
+            assert same_bits(host(mode, padded), expected), units
             assert same_bits(host(mode, packed), expected), units
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_special_values(host: Host, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_special_values(host: Host, mode: str, given: str | None) -> None:
     hidden = special_values(6, 200, 72)
+    of_mode = own(given, hidden)
     for dtype in DTYPES:
         for normalize in (False, True):
             for out_dtype in (None, torch.float16, torch.bfloat16):
                 more = {"normalize": normalize, "out_dtype": out_dtype}
-                expected = native(mode, {"hidden": hidden.to(dtype)}, **more)
+                arguments = {"hidden": hidden.to(dtype), **of_mode}
+                expected = native(mode, arguments, **more)
                 host.tune(split=32)
-                assert same_bits(host(mode, {"hidden": hidden.to(dtype)}, **more), expected), (dtype, more)
+                assert same_bits(host(mode, arguments, **more), expected), (dtype, more)
 
 
 def test_16_bits(host: Host) -> None:
@@ -97,10 +99,10 @@ def test_16_bits(host: Host) -> None:
                 assert same_bits(host("cls", {"hidden": source}, out_dtype=dtype), expected)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_empty(host: Host, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_empty(host: Host, mode: str, given: str | None) -> None:
     none = torch.zeros(0, dtype=torch.int64)
-    for arguments in (
+    cases: tuple[dict[str, Any], ...] = (
         {"hidden": torch.ones(0, 5, 8)},
         {"hidden": torch.ones(3, 0, 8)},
         {"hidden": torch.ones(3, 5, 0)},
@@ -109,7 +111,9 @@ def test_empty(host: Host, mode: str) -> None:
         {"hidden": torch.ones(100, 8), "cu_seqlens": torch.tensor([7])},
         {"hidden": torch.ones(0, 8), "cu_seqlens": torch.tensor([0, 0, 0])},
         {"hidden": torch.ones(9, 8), "starts": none, "ends": none},
-    ):
+    )
+    for arguments in cases:
+        arguments |= own(given, arguments["hidden"])
         for split in (0, 32):
             host.tune(split)
             assert same_bits(host(mode, arguments, normalize=True), native(mode, arguments, normalize=True))
@@ -122,8 +126,7 @@ def test_overlapping_segments(host: Host, mode: str, given: str | None) -> None:
     starts = torch.randint(0, 600, (25,), generator=generator)
     ends = (starts + torch.randint(0, 400, (25,), generator=generator)).clamp(max=700)
     arguments: dict[str, Any] = {"hidden": hidden, "starts": starts.int(), "ends": ends}
-    if given:
-        arguments["weights"] = torch.rand(700, generator=generator)
+    arguments |= own(given, hidden)
     expected = native(mode, arguments)
     # The last: slots for 25 x 22 units are too many, so units grow.
     for split, partial in ((0, 0), (32, 0), (128, 0), (32, 40 * 4 * 60)):
@@ -133,11 +136,13 @@ def test_overlapping_segments(host: Host, mode: str, given: str | None) -> None:
 
 def test_hostile_bounds(host: Host) -> None:
     for i, (arguments, clamped) in enumerate(hostile_calls(300)):
-        mode = list(MODES)[i % len(MODES)]
+        mode, given = variants()[i % len(variants())]
         host.tune(split=(32, 64, 0)[i % 3])
+        of_mode = own(given, arguments["hidden"])
+        arguments |= of_mode
         result = host(mode, arguments)
         if clamped is not None:
-            assert same_bits(result, native(mode, clamped)), (mode, arguments)
+            assert same_bits(result, native(mode, clamped | of_mode)), (mode, arguments)
         else:  # nothing is promised, but memory that nobody wrote is not handed out
             assert not result.isnan().any(), (mode, arguments)
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.cuda_host import NATIVE, Host, backward, hostile_calls, native, raw
+from helpers.cuda_host import NATIVE, Host, backward, hostile_calls, native, own, raw
 from torch import Tensor
 
 import fastpool
 from fastpool import backends
-from fastpool.arguments import codes
+from fastpool.arguments import GRADIENTS_OF, codes
 from fastpool.calls import accumulator
 from fastpool.modes import MODES
 from fastpool.testing import DTYPES, LAYOUTS, bits, same_bits, sequences, special_values, variants
@@ -25,7 +25,7 @@ def of_shape(hidden: Tensor) -> Tensor:
     return hidden.new_full(hidden.shape[-1:], float("nan")).expand(hidden.shape)
 
 
-def given(mode: str, arguments: dict[str, Any], truncate_dim: int | None = None) -> tuple[Tensor, Tensor]:
+def of_result(mode: str, arguments: dict[str, Any], truncate_dim: int | None = None) -> tuple[Tensor, Tensor]:
     """A gradient of the result, and the unrounded result."""
     result = native(mode, arguments, truncate_dim=truncate_dim, out_dtype=accumulator(arguments["hidden"].dtype))
     return torch.randn_like(result, generator=torch.Generator().manual_seed(3)), result
@@ -39,8 +39,8 @@ def check(
     result: Tensor,
     clamped: dict[str, Any] | None = None,
 ) -> None:
-    """Of hidden, and of weights where there are some; `clamped`: the same call, for the reference."""
-    for of in ("hidden", "weights") if "weights" in arguments else ("hidden",):
+    """Of every argument that has one; `clamped`: the same call, for the reference."""
+    for of in [name for name in GRADIENTS_OF if name in arguments]:
         with fastpool.backend("reference"):
             expected = backward(NATIVE, mode, clamped or arguments, gradient, result, of)
         taken = raw(arguments)
@@ -63,10 +63,10 @@ def test_layouts(host: Host, mode: str, given: str | None, dtype: torch.dtype) -
                     continue
                 arguments = layout.make(batch, given)
                 if given:
-                    arguments["weights"] = arguments["weights"].to(chosen.choice(DTYPES))
+                    arguments[given] = arguments[given].to(chosen.choice(DTYPES))
                 truncate_dim = chosen.choice((None, None, 1, 8, 16, 20))
                 host.tune(tile=chosen.choice(TILES), threads=chosen.choice(THREADS))
-                check(host, mode, arguments, *given(mode, arguments, truncate_dim))
+                check(host, mode, arguments, *of_result(mode, arguments, truncate_dim))
 
 
 @pytest.mark.parametrize(("mode", "given"), variants())
@@ -82,11 +82,10 @@ def test_overlapping_segments(host: Host, mode: str, given: str | None) -> None:
             "starts": starts.int(),
             "ends": ends,
         }
-        if given:
-            arguments["weights"] = torch.rand(rows, generator=generator)
+        arguments |= own(given, arguments["hidden"])
         for tile in (0, 64):
             host.tune(tile=tile)
-            check(host, mode, arguments, *given(mode, arguments))
+            check(host, mode, arguments, *of_result(mode, arguments))
 
 
 @pytest.mark.parametrize(("mode", "given"), variants())
@@ -94,12 +93,11 @@ def test_special_values(host: Host, mode: str, given: str | None) -> None:
     """NaN, infinities and zeros of either sign, in tokens and in gradients, stay where they belong."""
     for dtype in DTYPES:
         hidden = special_values(6, 50, 24).to(dtype)
-        arguments = {"hidden": hidden, "ends": torch.tensor([50, 3, 20, 0, 47, 50])}
-        gradient, result = given(mode, arguments)
+        arguments = {"hidden": hidden, "ends": torch.tensor([50, 3, 20, 0, 47, 50]), **own(given, hidden)}
+        if given in ("weights", "scores"):
+            arguments[given] = special_values(6, 1, 50)[:, 0]
+        gradient, result = of_result(mode, arguments)
         gradient[:, 3:] = special_values(6, 1, 21)[:, 0]
-        if given:
-            arguments["weights"] = special_values(6, 1, 50)[:, 0]
-            result = given(mode, arguments)[1]
         for threads in (0, 32):
             host.tune(threads=threads)
             check(host, mode, arguments, gradient, result)
@@ -113,7 +111,7 @@ def test_the_first_of_equal_maxima(host: Host, dtype: torch.dtype) -> None:
     arguments = {"hidden": hidden, "starts": torch.tensor([0, 33])}
     for threads, tile in ((32, 0), (32, 64), (64, 16), (0, 64)):
         host.tune(threads=threads, tile=tile)
-        check(host, "max", arguments, *given("max", arguments))
+        check(host, "max", arguments, *of_result("max", arguments))
 
 
 def test_a_result_that_no_token_has(host: Host) -> None:
@@ -126,20 +124,24 @@ def test_a_result_that_no_token_has(host: Host) -> None:
 def test_weights_that_cancel(host: Host) -> None:
     hidden, weights = torch.randn(2, 6, 8), torch.tensor([[1.0, -1, 2, -2, 0, 0], [1, 2, 3, 4, 5, 6]])
     arguments = {"hidden": hidden, "weights": weights}
-    gradient, result = given("weighted_mean", arguments)
+    gradient, result = of_result("weighted_mean", arguments)
     check(host, "weighted_mean", arguments, gradient, result)
     assert (host.backward("weighted_mean", arguments, gradient)[0] == 0).all()
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_hostile_bounds(host: Host, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_hostile_bounds(host: Host, mode: str, given: str | None) -> None:
     for i, (arguments, clamped) in enumerate(hostile_calls(60, seed=list(MODES).index(mode))):
+        of_mode = own(given, arguments["hidden"])
+        if clamped is None and MODES[mode].softmax:
+            continue
         if clamped is None:  # gradients of what a backwards cu_seqlens says are well-defined
             cu = arguments["cu_seqlens"].clamp(0, 300)
             bounds = {"starts": cu[:-1], "ends": torch.maximum(cu[:-1], cu[1:])}
             clamped = {"hidden": arguments["hidden"], **bounds}
         host.tune(tile=TILES[i % len(TILES)])
-        check(host, mode, arguments, *given(mode, clamped), clamped)
+        clamped |= of_mode
+        check(host, mode, arguments | of_mode, *of_result(mode, clamped), clamped)
 
 
 @pytest.mark.parametrize(("mode", "given"), variants())
@@ -156,10 +158,9 @@ def test_empty(host: Host, mode: str, given: str | None) -> None:
         {"hidden": torch.ones(9, 8), "starts": none, "ends": none},
     )
     for arguments in cases:
-        if given:
-            arguments["weights"] = torch.ones(arguments["hidden"].shape[:-1])
+        arguments |= own(given, arguments["hidden"])
         host.tune()
-        check(host, mode, arguments, *given(mode, arguments))
+        check(host, mode, arguments, *of_result(mode, arguments))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -177,7 +178,7 @@ def test_any_alignment(host: Host, dtype: torch.dtype) -> None:
         for mode, more in (("max", {}), ("weighted_mean", {"weights": torch.rand(3, 20)})):
             for truncate_dim in (64, 40, 33):
                 arguments = {"hidden": hidden, **more}
-                gradient, result = given(mode, arguments, truncate_dim)
+                gradient, result = of_result(mode, arguments, truncate_dim)
                 moved = [torch.cat([x.new_zeros(shift), x.flatten()])[shift:].view_as(x) for x in (gradient, result)]
                 host.tune()
                 check(host, mode, arguments, *moved)
@@ -190,7 +191,7 @@ def test_wide(host: Host, dtype: torch.dtype) -> None:
         for width, truncate_dim in ((3000, None), (5001, 5000), (9000, 8192)):
             arguments = {"hidden": torch.randn(2, 5, width, dtype=torch.float64).to(dtype), **more}
             host.tune(threads=random.Random(width).choice(THREADS))
-            check(host, mode, arguments, *given(mode, arguments, truncate_dim))
+            check(host, mode, arguments, *of_result(mode, arguments, truncate_dim))
 
 
 def test_long(host: Host) -> None:
@@ -200,7 +201,7 @@ def test_long(host: Host) -> None:
     hidden = torch.randn(2, 40_000, 4)
     for mode, more in (("mean", {}), ("weighted_mean", {}), ("weighted_mean", {"weights": torch.rand(2, 40_000)})):
         arguments = {"hidden": hidden, "mask": real, **more}
-        gradient, result = given(mode, arguments)
+        gradient, result = of_result(mode, arguments)
         found = host.backward(mode, arguments, gradient, result)
         with fastpool.backend("reference"):
             assert same_bits(found, backward(NATIVE, mode, arguments, gradient, result, "hidden")), mode
