@@ -98,13 +98,13 @@ FASTPOOL_KERNEL_INLINE bool merge_last_block(const PoolCall& call, const Workspa
       const int64_t count = k < children ? __ldcg(reinterpret_cast<const long long*>(&child->count)) : 0;
       totals.count += count;
       there |= static_cast<unsigned>(count > 0) << k;
-      if constexpr (S::weighted)
+      if constexpr (sums_weights<S>)
         if (k < children) of_child[k].weight = static_cast<A>(__ldcg(&child->weight));
       if constexpr (S::softmax)
         if (k < children) of_child[k].exponent = static_cast<A>(__ldcg(&child->exponent));
     }
     Children<S, A> merging;
-    if constexpr (S::weighted) {
+    if constexpr (sums_weights<S>) {
       const Softmax<A> all = merging.merge(of_child);
       totals.weight = static_cast<double>(all.weight), totals.exponent = static_cast<double>(all.exponent);
     }

@@ -32,8 +32,12 @@ FASTPOOL_KERNEL_INLINE void clear_around(const PoolCall& call, int64_t b, void* 
   for (int64_t i = begin * row + threadIdx.x; i < end * row; i += blockDim.x) out[i] = 0;
 }
 
+// Blocks that a multiprocessor has registers for: products with queries take many in float64.
+template <class T, class S>
+constexpr int kBlocks = sizeof(T) == 8 && (S::softmax || std::is_same_v<S, QueryState>) ? 1 : 2;
+
 template <class T, class S, int V>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocks<T, S>)
     reduce_kernel(const __grid_constant__ PoolCall call, const __grid_constant__ PoolPlan plan,
                   const __grid_constant__ Workspace workspace) {
   using A = typename AccumulatorOf<T>::type;
@@ -143,13 +147,14 @@ template <class T>
 cudaError_t pool_backward(const PoolBackwardCall& call, const BackwardPlan& plan, const Prologue& prologue,
                           cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.strips));
-  const auto scatter = [&](auto kernel) {
-    constexpr int shared = sizeof(TileMemory<typename AccumulatorOf<T>::type>);
-    return launch(kernel, grid, plan.threads, shared, stream, call, plan, prologue);
+  const auto scatter = [&](auto kernel, int more_shared = 0) {
+    constexpr int shared = kTileBytes<typename AccumulatorOf<T>::type>;
+    return launch(kernel, grid, plan.threads, shared + more_shared, stream, call, plan, prologue);
   };
   constexpr int V = 16 / sizeof(T);
   if (call.per_token()) return scatter(scatter_weight_gradient_kernel<T>);
-  if (call.pool.mode.takes_query()) return scatter(scatter_attention_gradient_kernel<T>);
+  if (call.pool.mode.takes_query())
+    return scatter(scatter_attention_gradient_kernel<T>, plan.threads / 32 * kChunkBytes);
   if (call.finds_maximum()) {
     const cudaError_t error = scatter(plan.vector == 1 ? find_maxima_kernel<T, 1> : find_maxima_kernel<T, V>);
     if (error != cudaSuccess) return error;

@@ -6,22 +6,17 @@
 // multiprocessors). Leaves meet in a binary counter: slot k holds a sum of 2^k leaves. The slots are in shared memory,
 // each thread's own: one read and one write for every 32 rows, and their registers are free for loads.
 #pragma once
-#include <type_traits>
-
 #include "scores.cuh"
 
 namespace fastpool::cuda {
 
 constexpr int kLoads = 8;
 
-// Of the gradient of a query: its tokens are added up, each times what its product with it gets.
-struct QueryState : WeightedState {};
-
-// What a thread carries for its columns: their sums, and behind them, where states are weighted, the sum of weights,
+// What a thread carries for its columns: their sums, and behind them, where weights are added up too, that sum,
 // and of a softmax the exponent of all these. Every thread has the latter two for itself.
 template <class A, class S, int V>
 struct Columns {
-  static constexpr int size = V + S::weighted + S::softmax;
+  static constexpr int size = V + sums_weights<S> + S::softmax;
   A x[size];
 
   __device__ __forceinline__ void clear() {
@@ -57,8 +52,8 @@ struct Columns {
 
 // A unit: rows [from, to) of a segment, its leaves dealt to the groups in runs of a power of two; and a query.
 struct BlockUnit {
-  int64_t segment, query, first, from, to;
-  int leaves, run;
+  int segment, query, leaves, run;
+  int64_t first, from, to;
 
   __device__ __forceinline__ BlockUnit(const PoolPlan& plan, const Program& program, int64_t first_real, int64_t end)
       : segment(program.segment),
@@ -101,22 +96,20 @@ FASTPOOL_KERNEL_INLINE void stage(const PoolCall& call, const PoolPlan& plan, co
     const int64_t i = unit.from + static_cast<int64_t>(e / per * unit.run + of_run) * kLeaf + lane();
     const bool real = of_run < unit.run && i < unit.to && is_real(call.mask, unit.segment, i);
     const unsigned word = __ballot_sync(kAll, real);
-    const T* const tokens =
-        static_cast<const T*>(call.hidden) + unit.segment * call.batch_stride + (i - lane()) * call.row_stride;
+    const auto token = [&](int j) {
+      return static_cast<const T*>(call.hidden) + unit.segment * call.batch_stride + (i - lane() + j) * call.row_stride;
+    };
     if constexpr (S::softmax) {
       A score{};
       if (call.mode.takes_query())
-        score = of_each_token<A>(word, [&](int j) {
-          return score_of(call, plan.quads, tokens + j * call.row_stride, query_of<A>(call, unit.segment, unit.query));
-        });
+        score = of_each_token<A>(
+            word, [&](int j) { return score_of<A>(call, plan.quads, unit.segment, unit.query, token(j)); });
       else if (real)
         score = value_of<A>(call.scores, unit.segment, i, [](auto* p) { return widen(*p); });
       stage_softmax(real ? score : Softmax<A>().exponent, e, shared);
     } else if constexpr (std::is_same_v<S, QueryState>) {
-      const A* const query = query_of<A>(call, unit.segment, unit.query);
-      const int64_t at = unit.segment * call.queries.count + unit.query;
       shared.weights[e * kLeaf + lane()] = of_each_token<A>(word, [&](int j) {
-        return share_of_product(call, plan.quads, prologue, at, tokens + j * call.row_stride, query).share;
+        return share_of_product<A>(call, plan.quads, prologue, unit.segment, unit.query, token(j)).share;
       });
     } else if constexpr (S::weighted) {
       shared.weights[e * kLeaf + lane()] = real ? weight_of<A>(call, unit.segment, unit.first, i) : A{};
@@ -149,12 +142,14 @@ FASTPOOL_KERNEL_INLINE void add_leaf(const T* p, int64_t stride, uint32_t word, 
       if constexpr (S::weighted) w = weights[j + r];
       if constexpr (S::softmax) {
         const A scale = scales[j + r];
+        if (scale != 1) {  // rarely: the largest score so far
 #pragma unroll
-        for (int i = 0; i <= V; ++i) state.x[i] *= scale;
+          for (int i = 0; i <= V; ++i) state.x[i] *= scale;
+        }
       }
 #pragma unroll
       for (int i = 0; i < V; ++i) state.x[i] = S::template update<A, A>(state.x[i], widen(x.x[i]), w);
-      if constexpr (S::weighted) state.x[V] += w;
+      if constexpr (sums_weights<S>) state.x[V] += w;
     }
   }
   if constexpr (S::softmax) state.x[V + 1] = shared.exponents[entry];
@@ -227,16 +222,16 @@ FASTPOOL_KERNEL_INLINE UnitTotals reduce_unit(const PoolCall& call, const PoolPl
 #pragma unroll
       for (int i = 0; i < V; ++i) shared.row[c + i] = state.x[i];
     }
-    if constexpr (S::weighted) weight = state.x[V];
+    if constexpr (sums_weights<S>) weight = state.x[V];
     if constexpr (S::softmax) exponent = state.x[V + 1];
   }
   UnitTotals totals;
   // Thread 0 has the first columns; it writes what the block as a whole has to know.
-  if constexpr (S::weighted)
+  if constexpr (sums_weights<S>)
     if (thread == 0) shared.sums[0] = weight, shared.sums[1] = exponent;
   __syncthreads();
   totals.count = staged ? *shared.count : unit.to - unit.from;
-  if constexpr (S::weighted) totals.weight = static_cast<double>(shared.sums[0]);
+  if constexpr (sums_weights<S>) totals.weight = static_cast<double>(shared.sums[0]);
   if constexpr (S::softmax) totals.exponent = static_cast<double>(shared.sums[1]);
   return totals;
 }

@@ -59,7 +59,7 @@ struct PoolPlan {
 
 // A gradient is written in tiles: rows of one sequence, or of packed input, by a strip of columns.
 constexpr int kTile = 64;               // rows, at most
-constexpr int kChunkBytes = 2048;       // of accumulators that a warp has in registers, where it takes a row
+constexpr int kChunkBytes = 4096;       // of a row's sums that a warp has in shared memory, where it takes a row
 constexpr int kListedOverlaps = 64;     // segments that overlap a tile and are listed; where there are more, none is
 constexpr int kPrologueThreads = 1024;  // of a block that has a segment's mask to read, at most
 

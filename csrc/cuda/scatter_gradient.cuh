@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
       for (int k = 0; k < tile.overlaps; ++k) {
         const Overlap overlap = tile[k];
         if (r < overlap.from || r >= overlap.to) continue;
-        A share = share_of_weight<T, A>(prologue, overlap.segment, x, plan.quads.hidden);
+        A share = share_of_weight<A>(prologue, overlap.segment, x, plan.quads.hidden);
         if (pool.mode.softmax()) share *= tile.softmax_weight(r, prologue.totals[overlap.segment]);
         sum += share;
       }
@@ -241,52 +241,56 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
   }
 }
 
-// The gradient of hidden where its products with queries weigh it: a warp takes a piece of a row.
+// The gradient of hidden where its products with queries weigh it: a warp takes a piece of a row, whose sums it has in
+// shared memory, behind what the block knows of its tile.
+template <class A>
+constexpr int kTileBytes = static_cast<int>((sizeof(TileMemory<A>) + 31) / 32 * 32);
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
     scatter_attention_gradient_kernel(const __grid_constant__ PoolBackwardCall call,
                                       const __grid_constant__ BackwardPlan plan,
                                       const __grid_constant__ Prologue prologue) {
   using A = typename AccumulatorOf<T>::type;
-  constexpr int kQuads = kChunkBytes / static_cast<int>(sizeof(A)) / kWarpColumns;
   const Tile<A> tile(call, plan, prologue);
   const PoolCall& pool = call.pool;
-  const int64_t begin = int64_t{blockIdx.y} * kQuads * kWarpColumns + lane() * kQuad;
+  constexpr int chunk = kChunkBytes / static_cast<int>(sizeof(A));
+  const int64_t begin = int64_t{blockIdx.y} * chunk, left = pool.width - begin, columns = left < chunk ? left : chunk;
+  auto* const sums =
+      reinterpret_cast<Pack<A, kQuad>*>(reinterpret_cast<char*>(shared_memory) + kTileBytes<A> + warp() * kChunkBytes);
 #pragma unroll 1
   for (int r = warp(); r < tile.rows; r += warps()) {
     const int64_t row = tile.begin + r;
     const T* const x = static_cast<const T*>(pool.hidden) + tile.b * pool.batch_stride + row * pool.row_stride;
-    A sum[kQuads][kQuad] = {};
+    for (int i = lane(); i < chunk / kQuad; i += 32) sums[i] = {};
 #pragma unroll 1
     for (int k = 0; tile.real(r) && k < tile.overlaps; ++k) {
       const Overlap overlap = tile[k];
       if (r < overlap.from || r >= overlap.to) continue;
 #pragma unroll 1
-      for (int64_t i = 0; i < pool.queries.count; ++i) {
-        const int64_t at = overlap.segment * pool.queries.count + i;
-        const A* const query = query_of<A>(pool, overlap.segment, i);
+      for (int64_t query = 0; query < pool.queries.count; ++query) {
+        const int64_t at = overlap.segment * pool.queries.count + query;
         const A* const gradient = static_cast<const A*>(prologue.gradient) + at * pool.dim;
-        const auto [weight, share] = share_of_product(pool, plan.quads, prologue, at, x, query);
-#pragma unroll
-        for (int j = 0; j < kQuads; ++j) {
-          const int64_t c = begin + j * kWarpColumns;
+        const auto [weight, share] = share_of_product<A>(pool, plan.quads, prologue, overlap.segment, query, x);
+#pragma unroll 1
+        for (int i = lane(); i * kQuad < columns; i += 32) {
+          const int64_t c = begin + i * kQuad;
           A g[kQuad], q[kQuad];
           read_quad(gradient, c, pool.dim, pool.dim % kQuad == 0, g);
-          read_quad(query, c, pool.width, plan.quads.query, q);
+          read_quad(query_of<A>(pool, overlap.segment, query), c, pool.width, plan.quads.query, q);
+          Pack<A, kQuad> sum = sums[i];
 #pragma unroll
           for (int n = 0; n < kQuad; ++n) {
-            sum[j][n] += c + n < pool.dim ? g[n] * weight : A{};
-            sum[j][n] += q[n] * share;
+            if (c + n < pool.dim) sum.x[n] += g[n] * weight;
+            sum.x[n] += q[n] * share;
           }
+          sums[i] = sum;
         }
       }
     }
     T* const out = static_cast<T*>(call.out) + (tile.b * pool.rows + row) * pool.width;
-#pragma unroll
-    for (int j = 0; j < kQuads; ++j) {
-      const int64_t c = begin + j * kWarpColumns;
-      if (c < pool.width) store_quad(out, c, pool.width, pool.width % kQuad == 0, sum[j]);
-    }
+#pragma unroll 1
+    for (int i = lane(); i * kQuad < columns; i += 32)
+      store_quad(out, begin + i * kQuad, pool.width, pool.width % kQuad == 0, sums[i].x);
   }
 }
 

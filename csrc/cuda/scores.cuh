@@ -23,9 +23,11 @@ FASTPOOL_KERNEL_INLINE const A* query_of(const PoolCall& call, int64_t segment, 
   return static_cast<const A*>(call.queries.data) + segment * call.queries.batch_stride + query * call.queries.stride;
 }
 
-template <class T, class A>
-FASTPOOL_KERNEL_INLINE A score_of(const PoolCall& call, const Quads& quads, const T* token, const A* query) {
-  return static_cast<A>(call.queries.scale) * product(token, quads.hidden, query, quads.query, call.width);
+template <class A, class T>
+FASTPOOL_KERNEL_INLINE A score_of(const PoolCall& call, const Quads& quads, int64_t segment, int64_t query,
+                                  const T* token) {
+  return static_cast<A>(call.queries.scale) *
+         product(token, quads.hidden, query_of<A>(call, segment, query), quads.query, call.width);
 }
 
 // e^score, relative to the largest exponent of the segment that shares its totals.
@@ -35,7 +37,7 @@ FASTPOOL_KERNEL_INLINE A softmax_weight(const Exponential<A>& of_score, const Un
 }
 
 // What the weight of a token gets of the gradient of result number `at`.
-template <class T, class A>
+template <class A, class T>
 FASTPOOL_KERNEL_INLINE A share_of_weight(const Prologue& prologue, int64_t at, const T* token, bool quads) {
   const A* const gradient = static_cast<const A*>(prologue.gradient) + at * prologue.dim;
   return product(token, quads, gradient, prologue.dim % kQuad == 0, prologue.dim) -
@@ -47,12 +49,13 @@ template <class A>
 struct ProductShare {
   A weight, share;
 };
-template <class T, class A>
+template <class A, class T>
 FASTPOOL_KERNEL_INLINE ProductShare<A> share_of_product(const PoolCall& call, const Quads& quads,
-                                                        const Prologue& prologue, int64_t at, const T* token,
-                                                        const A* query) {
-  const A weight = softmax_weight(exponential(score_of(call, quads, token, query)), prologue.totals[at]);
-  const A of_score = share_of_weight<T, A>(prologue, at, token, quads.hidden) * weight;
+                                                        const Prologue& prologue, int64_t segment, int64_t query,
+                                                        const T* token) {
+  const int64_t at = segment * call.queries.count + query;
+  const A weight = softmax_weight(exponential(score_of<A>(call, quads, segment, query, token)), prologue.totals[at]);
+  const A of_score = share_of_weight<A>(prologue, at, token, quads.hidden) * weight;
   return {weight, of_score * static_cast<A>(call.queries.scale)};
 }
 
