@@ -13,6 +13,7 @@ ADDRESSES = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
 from helpers import cuda_host
+from fastpool.arguments import GRADIENTS_OF
 from fastpool.calls import accumulator
 from fastpool.testing import DTYPES, LAYOUTS, sequences, variants
 host = cuda_host.Host(cuda_host.Path(sys.argv[2]))
@@ -24,12 +25,13 @@ def run(i, mode, arguments):
     host.tune(split=(32, 64, 0)[i % 3], strip=128 if i % 2 else 0, tile=(0, 5, 64)[i % 3])
     host(mode, arguments, normalize=True)
     result = host(mode, arguments, out_dtype=accumulator(arguments["hidden"].dtype))
-    for of in ("hidden", "weights") if "weights" in arguments else ("hidden",):
+    for of in [name for name in GRADIENTS_OF if name in arguments]:
         host.backward(mode, arguments, torch.randn_like(result), result, of)
     calls += 1
 for i, (arguments, _) in enumerate(cuda_host.hostile_calls(150, seed=1)):
-    for mode in ("mean", "weighted_mean", "max", "last"):
-        run(i, mode, arguments)
+    for mode, given in (("mean", None), ("weighted_mean", None), ("max", None), ("last", None),
+                        ("softmax_mean", "scores"), ("attention", "query")):
+        run(i, mode, arguments | cuda_host.own(given, arguments["hidden"]))
 for dtype in DTYPES:
     for i, width in enumerate((1, 3, 8, 77, 300)):
         batch = sequences([1, 40, 0, 300, 33], width, dtype)

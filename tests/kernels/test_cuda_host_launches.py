@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.cuda_host import Host, native
+from helpers.cuda_host import Host, native, own
 from torch import Tensor
 
-from fastpool.modes import MODES
-from fastpool.testing import DTYPES, same_bits
+from fastpool.calls import accumulator
+from fastpool.testing import DTYPES, same_bits, variants
 
 KEPT_STREAMS, KEPT_COUNTERS = 64, 1 << 14  # as in csrc/cuda/kernels.h
 SKIPPED = 100  # a device where nothing runs, so that no counters are cleared either
@@ -54,23 +54,47 @@ def layouts(lengths: list[int], width: int, dtype: torch.dtype = torch.float32) 
     yield {"hidden": rows, "starts": starts, "ends": ends}
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_tiny_batches_are_one_kernel(host: Host, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_tiny_batches_are_one_kernel(host: Host, mode: str, given: str | None) -> None:
     """Without memory besides, unless texts may overlap: then each might be as long as all, and is split."""
     for lengths in ([16] * 32, [3, 0, 16, 9]):
         for arguments in layouts(lengths, 384, torch.bfloat16):
+            arguments |= own(given, arguments["hidden"])
             assert spent(host, mode, arguments, normalize=True) == (1, 0), arguments.keys()
             if "starts" not in arguments:
                 assert temporaries(host, mode, arguments, normalize=True) == 0, arguments.keys()
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_split_batches_are_one_kernel(host: Host, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_split_batches_are_one_kernel(host: Host, mode: str, given: str | None) -> None:
     """From a stream's first call on. cls and last are never split."""
     for arguments in layouts([500, 2000, 0, 33], 64):
+        arguments |= own(given, arguments["hidden"])
         for split in (32, 0):
             host.tune(split)
             assert spent(host, mode, arguments, normalize=True) == (1, 0), arguments.keys()
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "of", "kernels"),
+    [
+        ("mean", None, "hidden", 2),
+        ("weighted_mean", "weights", "weights", 2),
+        ("softmax_mean", "scores", "scores", 3),
+        ("attention", "query", "hidden", 3),
+        ("attention", "query", "query", 3),
+    ],
+)
+def test_kernels_of_a_gradient(host: Host, mode: str, given: str | None, of: str, kernels: int) -> None:
+    """What segments share, and who gets it; of a softmax its totals come before, added up as in pooling."""
+    for arguments in layouts([100, 70], 72):
+        arguments |= own(given, arguments["hidden"])
+        for split in (32, 0):
+            host.tune(split=split)
+            result = host(mode, arguments, out_dtype=accumulator(arguments["hidden"].dtype))
+            before = host.control.launches
+            host.backward(mode, arguments, torch.ones_like(result), result, of)
+            assert host.control.launches - before == kernels
 
 
 def test_a_norm_over_strips_is_a_second_kernel(host: Host) -> None:
