@@ -32,7 +32,8 @@ from ..constants import NORM_EPS
 from ..text import shown, told
 from .launch import Launch, settle_cache_keys
 from .machine_code import Report, read_amd, read_nvidia
-from .plan import DeviceProperties, plan_normalize, plan_normalize_backward, plan_pool, plan_pool_backward
+from .plan import DeviceProperties, plan_normalize, plan_normalize_backward, plan_pool
+from .plan_backward import plan_pool_backward
 
 DIMS = (8, 16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 3584, 4096, 5120, 8192, 16384)
 SM_COUNTS = (108, 132, 148, 304)  # of an A100, an H100 or H200, a B200, an MI300X
@@ -111,8 +112,17 @@ LAYOUTS = (BOOL_MASK,) + tuple(
 USUAL = tuple(
     one for one in LAYOUTS if not one.padded or (one.bounds, one.mask is None) in (((), False), (("ends",), True))
 )
-# A mode of every family, one that reads one token, and weights, which are one more argument.
-FAMILY_MODES = (("mean", False), ("max", False), ("last", False), ("weighted_mean", False), ("weighted_mean", True))
+# A mode of every family, one that reads one token, and what each is given by itself, which is one more argument.
+FAMILY_MODES: tuple[tuple[str, str | None], ...] = (
+    ("mean", None),
+    ("max", None),
+    ("last", None),
+    ("weighted_mean", None),
+    ("weighted_mean", "weights"),
+    ("softmax_mean", "scores"),
+    ("attention", "query"),
+)
+REQUIRED = ("scores", "query")  # without which there is no call
 
 
 def make_call(
@@ -122,7 +132,7 @@ def make_call(
     shape: tuple[int, float],
     layout: Layout,
     normalize: bool = False,
-    weighted: bool = False,
+    given: str | None = None,
 ) -> PoolCall:
     """A call of `shape`, (batch, rows), without data: programs depend on what is given, not on strides and lengths."""
     batch, rows = shape
@@ -133,13 +143,16 @@ def make_call(
     }
     if layout.mask is not None:
         arguments["mask"] = _empty(*per_token, dtype=layout.mask)
-    if weighted:
-        arguments["weights"] = _empty(*per_token, dtype=torch.float32)
+    if given == "query":
+        arguments["query"] = _empty(dim, dtype=dtype)
+    elif given is not None:
+        arguments[given] = _empty(*per_token, dtype=torch.float32)
     return PoolCall(mode, _empty(*per_token, dim, dtype=dtype), normalize=normalize, **arguments)
 
 
 def _layout_of(call: PoolCall) -> str:
-    given = [name for name in ("weights", "cu_seqlens", "starts", "ends") if getattr(call, name) is not None]
+    names = ("weights", "scores", "query", "cu_seqlens", "starts", "ends")
+    given = [name for name in names if getattr(call, name) is not None]
     if call.mask is not None:
         given.insert(0, f"{str(call.mask.dtype).removeprefix('torch.')} mask")
     return ", ".join(["padded" if call.padded else "packed", *given])
@@ -147,37 +160,58 @@ def _layout_of(call: PoolCall) -> str:
 
 @cache
 def _choices(
-    mode: str, dtype: torch.dtype, dim: int, layout: Layout, normalize: bool, warp_size: int, splits: bool
+    mode: str,
+    dtype: torch.dtype,
+    dim: int,
+    layout: Layout,
+    normalize: bool,
+    given: str | None,
+    of_query: bool,
+    warp_size: int,
+    splits: bool,
 ) -> list[tuple[tuple[int, float], int]]:
     """Shapes and numbers of processors, one of each for every configuration that the heuristic chooses. It does not
     look at more than the layout."""
     found: dict[tuple[object, ...], tuple[tuple[int, float], int]] = {}
     for shape in SHAPES:
-        call = make_call(mode, dtype, dim, shape, layout, normalize)
+        call = make_call(mode, dtype, dim, shape, layout, normalize, given)
         for count in SM_COUNTS:
-            found.setdefault(key_of(plan_pool(call, DeviceProperties("aot", count, warp_size, splits))), (shape, count))
+            device = DeviceProperties("aot", count, warp_size, splits)
+            launch = _gradient(call, "query", device)[-1] if of_query else plan_pool(call, device)
+            found.setdefault(key_of(launch), (shape, count))
     return list(found.values())
+
+
+def _gradient(call: PoolCall, of: str, device: DeviceProperties) -> list[Launch]:
+    gradient = _empty(*call.shape, dtype=accumulator(call.hidden.dtype))
+    return plan_pool_backward(PoolBackwardCall(call, gradient, gradient, of), device)
 
 
 def _launches(dtype: torch.dtype, dim: int, warp_size: int, splits: bool, every: bool) -> Iterator[tuple[str, Launch]]:
     """What calls of this dtype and width come to, and from what."""
     layouts = LAYOUTS if every else USUAL
-    for mode, weighted in FAMILY_MODES:
+    for mode, given in FAMILY_MODES:
         for normalize in (False, True):
             for layout in layouts if every or normalize else (BOOL_MASK,):
-                for shape, count in _choices(mode, dtype, dim, layout.plain, normalize, warp_size, splits):
-                    call = make_call(mode, dtype, dim, shape, layout, normalize, weighted)
+                for shape, count in _choices(
+                    mode, dtype, dim, layout.plain, normalize, given if given in REQUIRED else None, False, warp_size,
+                    splits,
+                ):  # fmt: skip
+                    call = make_call(mode, dtype, dim, shape, layout, normalize, given)
                     yield (
                         f"{mode}({_layout_of(call)})",
                         plan_pool(call, DeviceProperties("aot", count, warp_size, splits)),
                     )
         for shape, layout in product(GRADIENT_SHAPES, layouts):
-            call = make_call(mode, dtype, dim, shape, layout, weighted=weighted)
-            gradient = _empty(call.batch, dim, dtype=accumulator(dtype))
-            for of in ("hidden", "weights") if weighted else ("hidden",):
-                backward = PoolBackwardCall(call, gradient, gradient, of)
-                for launch in plan_pool_backward(backward, DeviceProperties("aot", 1, warp_size)):
+            call = make_call(mode, dtype, dim, shape, layout, given=given)
+            for of in ("hidden", given) if given and given != "query" else ("hidden",):
+                for launch in _gradient(call, of, DeviceProperties("aot", 1, warp_size)):
                     yield f"gradient of {of} {kernel_name(launch)} {mode}({_layout_of(call)})", launch
+        for layout in layouts if given == "query" else ():
+            for shape, count in _choices(mode, dtype, dim, layout.plain, False, given, True, warp_size, splits):
+                call = make_call(mode, dtype, dim, shape, layout, given=given)
+                for launch in _gradient(call, "query", DeviceProperties("aot", count, warp_size, splits)):
+                    yield f"gradient of query {kernel_name(launch)} {mode}({_layout_of(call)})", launch
     x, one = _empty(1, dim, dtype=dtype), DeviceProperties("aot", 1, warp_size)
     for given, cut in (("", None), ("(truncate_dims)", _empty(1, dtype=torch.int32))):
         yield f"l2_normalize{given}", plan_normalize(x, NORM_EPS, x, one, cut)

@@ -8,13 +8,13 @@ program waits for another, and only integers are counted, so bits do not depend 
 import triton
 import triton.language as tl
 
-from .state import SUM, empty_counters, neutral, push
+from .state import counter, neutral, push
 
 FAN = tl.constexpr(8)
 CLEARED = tl.constexpr(128)  # counters that a program clears in one go
-# Of a strip, behind the columns of each row of the workspace: its count and its weight. Strips do not wait for each
-# other, so each has its own; and rows stay aligned.
-TOTALS_BYTES = tl.constexpr(16)
+# Of a strip, behind the columns of each row of the workspace: its count, the sum of its weights, its exponent. Strips
+# do not wait for each other, so each has its own; and rows stay aligned.
+TOTALS = tl.constexpr(4)
 
 
 @triton.jit
@@ -44,52 +44,57 @@ def from_bits(x):
 
 
 @triton.jit
-def leave(states, totals, at, stride, width, columns, x, count, weight):
-    """Stores a node's state in row `at` of the workspace. Where its count is 0, `x` is neither stored nor read."""
-    tl.store(states + at * stride + columns, x, mask=(columns < width) & (count > 0))
-    tl.store(totals + at * stride, as_bits(count, x.dtype))
-    tl.store(totals + at * stride + 1, weight)
+def leave(states, totals, at, stride, width, columns, state, count):
+    """Stores a node's state in row `at` of the workspace. Where its count is 0, columns are neither stored nor read."""
+    tl.store(states + at * stride + columns, state[0], mask=(columns < width) & (count > 0))
+    tl.store(totals + at * stride, as_bits(count, state[0].dtype))
+    for i in tl.static_range(1, len(state)):
+        tl.store(totals + at * stride + i, state[i])
 
 
 @triton.jit
-def child(states, totals, at, there, stride, width, columns, REDUCE: tl.constexpr, ACC: tl.constexpr):
-    """A child's state; what is not there is neutral. Past the L1 cache: another program has just written it."""
+def child(states, totals, at, there, stride, width, columns, nothing, MERGE: tl.constexpr):
+    """A child's state, and its count; `nothing` where it is not there. Past the L1 cache: another program has just
+    written it."""
     count = from_bits(tl.load(totals + at * stride, mask=there, other=0.0, cache_modifier=".cg"))
     there &= count > 0
     x = tl.load(
-        states + at * stride + columns, mask=(columns < width) & there, other=neutral(REDUCE), cache_modifier=".cg"
+        states + at * stride + columns, mask=(columns < width) & there, other=neutral(MERGE), cache_modifier=".cg"
     )
-    weight = tl.load(totals + at * stride + 1, mask=there, other=0.0, cache_modifier=".cg")
-    return x, count, weight
+    state = (x,)
+    for i in tl.static_range(1, len(nothing)):
+        kept = tl.load(totals + at * stride + i, mask=there, other=0.0, cache_modifier=".cg")
+        state = state + (tl.where(there, kept, nothing[i]),)
+    return state, count
 
 
 @triton.jit
-def merge_children(states, totals, at, step, children, stride, width, columns, REDUCE: tl.constexpr, ACC: tl.constexpr):
+def merge_children(states, totals, at, step, children, stride, width, columns, nothing, MERGE: tl.constexpr):
     """The states of a node's children, `step` rows of the workspace apart, merged in pairs, and pairs of them. 2^SOME
     of them are read together: eight wide ones would not fit the registers."""
     SOME: tl.constexpr = 2
-    upper, upper_weights = empty_counters(columns, 4 - SOME, REDUCE, ACC)
+    upper = counter(nothing, 4 - SOME)
     count = tl.zeros((), tl.int64)
     for part in range(FAN >> SOME):
-        lower, lower_weights = empty_counters(columns, SOME + 1, REDUCE, ACC)
+        lower = counter(nothing, SOME + 1)
         for i in tl.static_range(1 << SOME):
             which = (part << SOME) + i
-            x, n, w = child(states, totals, at + which * step, which < children, stride, width, columns, REDUCE, ACC)
-            lower = push(lower, x, i, REDUCE)
-            lower_weights = push(lower_weights, w, i, SUM)
+            there = which < children
+            state, n = child(states, totals, at + which * step, there, stride, width, columns, nothing, MERGE)
+            lower = push(lower, state, i, MERGE)
             count += n
-        upper = push(upper, lower[SOME], part, REDUCE)
-        upper_weights = push(upper_weights, lower_weights[SOME], part, SUM)
-    return upper[3 - SOME], count, upper_weights[3 - SOME]
+        upper = push(upper, lower[SOME], part, MERGE)
+    return upper[3 - SOME], count
 
 
 @triton.jit
 def merge_last_block(
-    states, totals, stride, arrivals, arrivals_stride, base, unit, units, width, columns, x, count, weight,
-    REDUCE: tl.constexpr,
+    states, totals, stride, arrivals, arrivals_stride, base, unit, units, width, columns, state, count, nothing,
+    MERGE: tl.constexpr,
 ):  # fmt: skip
     """Brings unit `unit` of a segment with `units` of them, whose rows of the workspace, `stride` elements apart, begin
-    at `base`. Returns the state of all of them and True to the last to arrive; to all others anything and False."""
+    at `base`. Returns the state of all of them and True to the last to arrive; to all others anything and False.
+    `nothing`: the neutral state."""
     node = unit
     nodes = units  # of this depth
     step = tl.full((), 1, tl.int64)  # units under a node
@@ -99,7 +104,7 @@ def merge_last_block(
         parent = node // FAN
         children = tl.minimum(nodes - parent * FAN, FAN)
         if children > 1:
-            leave(states, totals, base + node * step, stride, width, columns, x, count, weight)
+            leave(states, totals, base + node * step, stride, width, columns, state, count)
             tl.debug_barrier()  # what every thread has stored, before one of them counts
             # No two nodes of a segment count at the same place: those of depth d at multiples of FAN^d, plus d, up to
             # FAN^FAN units.
@@ -107,12 +112,12 @@ def merge_last_block(
             last = tl.atomic_add(arrivals + place * arrivals_stride, 1, sem="acq_rel") == children - 1
             if last:
                 tl.debug_barrier()
-                x, count, weight = merge_children(
-                    states, totals, base + parent * FAN * step, step, children, stride, width, columns, REDUCE, x.dtype
+                state, count = merge_children(
+                    states, totals, base + parent * FAN * step, step, children, stride, width, columns, nothing, MERGE
                 )
                 tl.debug_barrier()  # every thread has read, before this program leaves its next state in the same place
         node = parent
         nodes = tl.cdiv(nodes, FAN)
         step *= FAN
         depth += 1
-    return x, count, weight, last
+    return state, count, last

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .elementary import divide
 from .finish import norm_divisor, norm_scale, normalize, round_to, scaled_norm, square_root
-from .state import SUM, accumulator_of, add_columns, empty_scalars, push, total, widen
+from .state import SUM, accumulator_of, add_columns, counter, push, total, widen
 
 
 @triton.jit
@@ -41,13 +41,14 @@ def sum_of_squares(
     x, used, truncate_dims, scale, VECTOR: tl.constexpr, ACC: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr
 ):
     """The sum of the squares of a row, times `scale`, in the canonical order; the row has up to 2^LEVELS tiles."""
-    levels = empty_scalars(LEVELS + 1, ACC)
+    nothing = (tl.zeros((), ACC),)
+    levels = counter(nothing, LEVELS + 1)
     tiles = tl.cdiv(used, COLUMNS)
     for tile in range(tiles):
         columns = tile * COLUMNS + tl.arange(0, COLUMNS)
         part = load_used(x, columns, used, truncate_dims, VECTOR, ACC) * scale
-        levels = push(levels, add_columns(part * part), tile, SUM)
-    return total(levels, tl.zeros((), ACC), tiles, SUM)
+        levels = push(levels, (add_columns(part * part),), tile, SUM)
+    return total(levels, nothing, tiles, SUM)[0]
 
 
 @triton.jit
@@ -125,14 +126,15 @@ def normalize_backward_kernel(
         tl.store(out + columns, round_to(tl.where(inside, result, 0.0), out.dtype.element_ty), mask=columns < width)
     else:
         divisor, is_norm, scale = wide_norm(x, used, truncate_dims, eps, VECTOR, COLUMNS, LEVELS)
-        levels = empty_scalars(LEVELS + 1, ACC)
+        nothing = (tl.zeros((), ACC),)
+        levels = counter(nothing, LEVELS + 1)
         tiles = tl.cdiv(used, COLUMNS)
         for tile in range(tiles):
             at = tile * COLUMNS + columns
             g = load_used(gradient, at, used, truncate_dims, VECTOR, ACC)
             z = divide(load_used(x, at, used, truncate_dims, VECTOR, ACC) * scale, divisor)
-            levels = push(levels, add_columns(tl.where(at < used, z * g, 0.0)), tile, SUM)
-        along = total(levels, tl.zeros((), ACC), tiles, SUM)
+            levels = push(levels, (add_columns(tl.where(at < used, z * g, 0.0)),), tile, SUM)
+        along = total(levels, nothing, tiles, SUM)[0]
         for tile in range(tl.cdiv(width, COLUMNS)):
             at = tile * COLUMNS + columns
             g = load_used(gradient, at, used, truncate_dims, VECTOR, ACC)

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..calls import NormalizeBackwardCall, PoolBackwardCall, PoolCall, accumulator
-from ..modes import MODES
-from . import backward, config
-from .arrival_tree import TOTALS_BYTES
+from ..calls import NormalizeBackwardCall, PoolCall, accumulator
+from ..modes import MODES, Divisor
+from .arrival_tree import TOTALS
 from .config import (
     LOAD_BYTES,
     Config,
@@ -30,6 +29,7 @@ from .config import (
 from .launch import Launch, options
 from .normalize import normalize_backward_kernel, normalize_kernel
 from .pool import pool_kernel
+from .state import OF_QUERY
 
 MAX_PROGRAMS = 65536
 # Of a processor, where segments may overlap, and so each may be as long as all rows: programs without a unit cost
@@ -69,6 +69,32 @@ def vector(element_size: int, *lengths: int) -> int:
     return elements if all(n % elements == 0 for n in lengths) else 1
 
 
+def query_strides(call: PoolCall) -> tuple[int, ...]:
+    """Of a query: between segments, between those of one, and its width; nothing where there is none."""
+    query = call.query
+    if query is None:
+        return ()
+    return query.stride(0) if query.dim() == 3 else 0, query.stride(-2) if query.dim() > 1 else 0, query.shape[-1]
+
+
+def of_query(call: PoolCall, vector_width: int) -> dict[str, int | None]:
+    """What kernels take beside a query; None where there is none."""
+    names = "query_batch_stride", "query_stride", "width", "queries"
+    if call.query is None:
+        return dict.fromkeys(names)
+    return dict(zip(names, (*(n // vector_width for n in query_strides(call)), call.queries), strict=True))
+
+
+def pieces(width: int, columns: int) -> int:
+    """Levels for the pieces, of so many columns, of rows of this width."""
+    return (-(-width // columns) - 1).bit_length()
+
+
+def per_token(call: PoolCall) -> Tensor | None:
+    """Weights or scores."""
+    return call.weights if call.scores is None else call.scores
+
+
 def shape_of(call: PoolCall, width: int, device: DeviceProperties) -> Shape:
     """What the choice of a configuration may depend on; `width` columns are used."""
     mean = call.rows if call.padded else -(-call.rows // call.batch)
@@ -77,8 +103,8 @@ def shape_of(call: PoolCall, width: int, device: DeviceProperties) -> Shape:
     columns = row_columns(width, element_size, device.warp_size)
     mode = MODES[call.mode]
     return Shape(
-        call.batch, call.rows, mean, columns, element_size, mode.takes_weights, device.sm_count, device.warp_size,
-        may_overlap, mode.only_adds,
+        call.batch * call.queries, call.rows, mean, columns, element_size, mode.weighted, device.sm_count,
+        device.warp_size, may_overlap, mode.only_adds,
     )  # fmt: skip
 
 
@@ -108,8 +134,8 @@ def cut(call: PoolCall, width: int, device: DeviceProperties) -> tuple[int, Conf
 
 def _workspace(shape: Shape, config: Config, width: int) -> int:
     """Bytes of the states of units, where every segment has slots for the longest."""
-    row: int = width * max(4, shape.element_size) + -(-width // shape.columns) * TOTALS_BYTES.value
-    return shape.batch * -(-shape.longest // config.split) * row
+    row: int = width + -(-width // shape.columns) * TOTALS.value
+    return shape.batch * -(-shape.longest // config.split) * row * max(4, shape.element_size)
 
 
 @dataclass(frozen=True)
@@ -117,7 +143,7 @@ class PoolPlan:
     """A pooling launch but for what a call brings: it follows from shapes, strides, dtypes and alignment alone."""
 
     grid: tuple[int, int, int]
-    shape: tuple[int, int]  # of the result
+    shape: tuple[int, ...]  # of the result
     dtype: torch.dtype
     accumulator: torch.dtype
     states: tuple[int, int] | None  # shape of what units leave each other; None: every segment is one
@@ -126,9 +152,9 @@ class PoolPlan:
     options: dict[str, Any]
     programs: dict[torch.device, Any] = field(default_factory=dict)
 
-    def launch(self, call: PoolCall) -> Launch:
+    def launch(self, call: PoolCall, **more: Tensor) -> Launch:
         """The launch of a call that looks like the planned one, with memory for its result and for what programs leave
-        each other. (Sizes one by one: torch takes half a microsecond more to read a tuple.)"""
+        each other. (Sizes one by one: torch takes half a microsecond more to read a tuple.) `more`: of its gradient."""
         hidden, starts = call.hidden, call.starts if call.cu_seqlens is None else call.cu_seqlens
         states = counter = None
         if self.states is not None:
@@ -136,10 +162,11 @@ class PoolPlan:
             counter = _COUNTER  # counters come with the launch
         brought = {
             "hidden": hidden, "out": hidden.new_empty(*self.shape, dtype=self.dtype),
-            "mask": call.mask, "weights": call.weights,
+            "mask": call.mask, "weights": per_token(call), "query": call.query,
             "starts": None if starts is None else starts.contiguous(),
             "ends": None if call.ends is None else call.ends.contiguous(),
-            "states": states, "arrivals": counter, "stale": counter, "stale_count": 0,
+            "gradient": None, "divisors": None, "products": None, "exponents": None,
+            "states": states, "arrivals": counter, "stale": counter, "stale_count": 0, "scale": call.scale, **more,
         }  # fmt: skip
         return Launch(pool_kernel, self.grid, brought, self.fixed, self.options, self.counters, self.programs)
 
@@ -147,42 +174,49 @@ class PoolPlan:
 _COUNTER = torch.empty(0, dtype=torch.int32)  # what counters look like to the compiler
 
 
-def make_pool_plan(call: PoolCall, device: DeviceProperties) -> PoolPlan:
-    """The plan of a pooling call with at least one segment and one column."""
+def make_pool_plan(call: PoolCall, device: DeviceProperties, gradient_dim: int | None = None) -> PoolPlan:
+    """The plan of a pooling call with at least one segment, query and column; or of the gradient of its queries, given
+    one of so many columns, where the call's result looks like that."""
     mode = MODES[call.mode]
-    hidden, mask, weights = call.hidden, call.mask, call.weights
-    element_size, width = hidden.element_size(), hidden.shape[-1] if call.truncate_dim is None else call.truncate_dim
-    batch, rows, cu = call.batch, call.rows, call.cu_seqlens is not None
+    weight, divisor = mode.weight.value, mode.divisor.value
+    if gradient_dim is not None:
+        weight, divisor = OF_QUERY.value, Divisor.ONE.value
+    hidden, mask, weights = call.hidden, call.mask, per_token(call)
+    element_size, dim = hidden.element_size(), call.shape[-1]
+    batch, rows, cu, queries = call.batch, call.rows, call.cu_seqlens is not None, call.queries
     row_stride, batch_stride = hidden.stride(-2), hidden.stride(0) if call.padded else 0
-    columns, config = cut(call, width, device)
-    strips = -(-width // columns)
+    columns, config = cut(call, dim, device)
+    strips = -(-dim // columns)
 
     units = -(-rows // config.split)  # of a segment, at most
     whole = mode.one_token or units <= 1
     most = MAX_PROGRAMS if call.padded else GUESSED_PROGRAMS * device.sm_count
-    programs = 1 if whole else min(units, max(1, most // batch))
+    programs = 1 if whole else min(units, max(1, most // (batch * queries)))
     slots = 0 if whole else rows // config.split + batch if cu else batch * units
     summed = accumulator(hidden.dtype)
     dtype = summed if call.normalize and strips > 1 else call.out_dtype or hidden.dtype
 
-    vector_width = vector(element_size, width, row_stride, batch_stride)
+    vector_width = vector(element_size, dim, row_stride, batch_stride, *query_strides(call), gradient_dim or 0)
     fixed = {
-        "select": mode.select.value, "divisor": mode.divisor.value, "batch": batch, "rows": rows,
-        "dim": width // vector_width, "programs": programs,
+        "select": mode.select.value, "divisor": divisor, "batch": batch, "rows": rows,
+        "dim": dim // vector_width, "programs": programs,
         "batch_stride": batch_stride // vector_width, "row_stride": row_stride // vector_width,
         "mask_batch_stride": _batch_stride(mask), "token_stride": 0 if mask is None else mask.stride(-1),
         "weight_batch_stride": _batch_stride(weights), "weight_stride": 0 if weights is None else weights.stride(-1),
-        "REDUCE": mode.reduce.value, "WEIGHTED": mode.takes_weights,
+        **of_query(call, vector_width), "gradient_dim": None if gradient_dim is None else gradient_dim // vector_width,
+        "REDUCE": mode.reduce.value, "WEIGHT": weight,
         "NORMALIZE": call.normalize and strips == 1, "CU": cu, "WHOLE": whole,
         "VECTOR": vector_width, "COLUMNS": columns, "LEAVES": config.leaves, "LEVELS": config.levels,
+        "PIECES": 0 if call.query is None else pieces(hidden.shape[-1], columns),
         "LOADS": config.loads, "STAGES": config.stages,
         "SCAN": min(MOST_SCAN, (16 if mode.one_token else 8) * device.warp_size * config.warps),
     }  # fmt: skip
-    grid = (slots if cu and not whole else batch * programs, strips, 1)
-    states = None if whole else (slots, width + strips * (TOTALS_BYTES.value // summed.itemsize))
-    shared = element_size < 8  # float64 needs what there is
+    grid = ((slots if cu and not whole else batch * programs) * queries, strips, 1)
+    states = None if whole else (slots * queries, dim + strips * TOTALS.value)
+    shared = element_size < 8 and not mode.softmax  # float64 and exponentials need what there is
     chosen = options(config.warps, config.registers or registers(config.warps, shared))
-    return PoolPlan(grid, (batch, width), dtype, summed, states, slots * strips, fixed, chosen)
+    shape = call.shape if gradient_dim is None else (batch, queries, dim)
+    return PoolPlan(grid, shape, dtype, summed, states, slots * queries * strips, fixed, chosen)
 
 
 def plan_pool(call: PoolCall, device: DeviceProperties) -> Launch:
@@ -216,7 +250,7 @@ def make_normalize_plan(x: Tensor, eps: float, width: int, device: DevicePropert
     fixed = {
         "eps": eps, "dim": width // vector_width, "inner": inner,
         "outer_stride": outer_stride // vector_width, "inner_stride": inner_stride // vector_width,
-        "VECTOR": vector_width, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
+        "VECTOR": vector_width, "COLUMNS": columns, "LEVELS": pieces(width, columns),
     }  # fmt: skip
     num_warps = warps(1, columns, element_size, device.warp_size)
     grid = (x.numel() // x.shape[-1], 1, 1)
@@ -250,7 +284,7 @@ def make_normalize_backward_plan(call: NormalizeBackwardCall, device: DeviceProp
     fixed = {
         "eps": call.normalize.eps, "dim": dim // vector_width, "width": width // vector_width, "inner": inner,
         "outer_stride": outer_stride // vector_width, "inner_stride": inner_stride // vector_width,
-        "VECTOR": vector_width, "COLUMNS": columns, "LEVELS": (-(-width // columns) - 1).bit_length(),
+        "VECTOR": vector_width, "COLUMNS": columns, "LEVELS": pieces(width, columns),
     }  # fmt: skip
     num_warps = warps(1, columns, element_size, device.warp_size)
     grid, names = (x.numel() // width, 1, 1), ("gradient", "x", "out", "truncate_dims")
@@ -261,104 +295,6 @@ def plan_normalize_backward(call: NormalizeBackwardCall, device: DevicePropertie
     """The launch that writes the gradient of an x that is not empty."""
     part, normalize = make_normalize_backward_plan(call, device), call.normalize
     return launch_normalize(part, normalize.x, call.output(), normalize.truncate_dims, gradient=call.gradient)
-
-
-def make_pool_backward_plan(call: PoolBackwardCall, device: DeviceProperties) -> list[Part]:
-    """The plans of the launches, in their order, of a call with at least one segment, row and column."""
-    pool, gradient, hidden = call.pool, call.gradient, call.pool.hidden
-    element_size, dim, width = hidden.element_size(), gradient.shape[1], hidden.shape[-1]
-    padded, cu, rows, batch = pool.padded, pool.cu_seqlens is not None, pool.rows, pool.batch
-    skew, mask_skew, weight_skew = (_skew(x, rows, padded) for x in (hidden.select(-1, 0), pool.mask, pool.weights))
-    mode = MODES[pool.mode]
-    finds_maxima = call.needs_result and call.of == "hidden"
-    several = not padded and not cu  # segments may hold a row
-    shared = {
-        "select": mode.select.value, "divisor": mode.divisor.value, "batch": batch, "rows": rows,
-        "mask_skew": mask_skew, "weight_skew": weight_skew,
-        "token_stride": 0 if pool.mask is None else pool.mask.stride(-1),
-        "weight_stride": 0 if pool.weights is None else pool.weights.stride(-1), "PADDED": padded, "CU": cu,
-    }  # fmt: skip
-
-    def planned(kernel: Any, grid: tuple[int, int, int], threads: int, **more: Any) -> Part:
-        values = {**shared, **more}
-        num_warps = threads // device.warp_size
-        most = registers(num_warps, shared=False)
-        if kernel is backward.scatter_gradient_kernel and not several:
-            many = finds_maxima or values["COLUMNS"] * element_size <= LOAD_BYTES
-            most = registers(num_warps) if many else config.SCATTER_REGISTERS
-        names = tuple(name for name in kernel.arg_names if name in _TENSORS)
-        fixed = {name: values[name] for name in kernel.arg_names if name not in _TENSORS}
-        return Part(kernel, grid, names, fixed, options(num_warps, most))
-
-    def over_chunks(kernel: Any, width: int, vector_width: int, **more: Any) -> Part:
-        columns, tile_rows = config.tile(width, element_size)
-        if several:
-            one_load = config.TILE_THREADS * LOAD_BYTES // (columns * element_size)
-            tile_rows = min(tile_rows, max(config.SEVERAL_ROWS, one_load))
-        strips = 1 if call.of == "weights" else -(-width // columns)
-        total = batch * rows if padded else rows
-        each = config.chunk(total, strips, tile_rows, device.sm_count)
-        return planned(
-            kernel, (-(-total // each), strips, 1), config.TILE_THREADS,
-            dim=dim // vector_width, width=width // vector_width, chunk=each, WEIGHTED=mode.takes_weights,
-            VECTOR=vector_width, COLUMNS=columns, TILE_ROWS=tile_rows, **more,
-        )  # fmt: skip
-
-    columns, _ = config.tile(dim, element_size)
-    levels = (-(-dim // columns) - 1).bit_length()
-    size, threads = config.scan(rows if padded else -(-rows // batch), mode.takes_weights)
-    parts = [
-        planned(
-            backward.segment_prologue_kernel, (batch, 1, 1), threads, dim=dim, COLUMNS=columns, LEVELS=levels,
-            SCAN=size, WEIGHTED=mode.takes_weights,
-        )
-    ]  # fmt: skip
-    read = vector(element_size, dim, hidden.stride(-2), skew)
-    strides = {"skew": skew // read, "row_stride": hidden.stride(-2) // read}
-    if call.of == "weights":
-        return [*parts, over_chunks(backward.scatter_weight_gradient_kernel, dim, read, LEVELS=levels, **strides)]
-    if finds_maxima:
-        parts.append(over_chunks(backward.first_maximum_kernel, dim, read, **strides))
-    return [*parts, over_chunks(backward.scatter_gradient_kernel, width, vector(element_size, dim, width))]
-
-
-def launch_parts(parts: list[Part], call: PoolBackwardCall) -> list[Launch]:
-    """The launches planned for such a call, with memory for the result, the `out` of the last, and for what they leave
-    each other."""
-    pool, gradient, batch = call.pool, call.gradient, call.pool.batch
-    starts = pool.starts if pool.cu_seqlens is None else pool.cu_seqlens
-    finds_maxima = any(part.kernel is backward.first_maximum_kernel for part in parts)
-    tensors = {
-        "gradient": gradient, "result": call.result, "hidden": pool.hidden, "out": call.output(),
-        "mask": pool.mask, "weights": pool.weights,
-        "starts": None if starts is None else starts.contiguous(),
-        "ends": None if pool.ends is None else pool.ends.contiguous(),
-        "segments": gradient.new_empty(batch, 2, dtype=torch.int64), "divisors": gradient.new_empty(batch),
-        "products": gradient.new_empty(batch) if call.of == "weights" else None,
-        "maxima": gradient.new_full(gradient.shape, backward.NEVER.value, dtype=torch.int32) if finds_maxima else None,
-    }  # fmt: skip
-    launches = []
-    for part in parts:
-        launch = part.launch(tensors)
-        if part.kernel is backward.segment_prologue_kernel and call.of != "weights":
-            launch.brought["result"] = None  # without it the kernel writes no products
-        launches.append(launch)
-    return launches
-
-
-def plan_pool_backward(call: PoolBackwardCall, device: DeviceProperties) -> list[Launch]:
-    """The launches, one after another, of a call with at least one segment, row and column. The last has the gradient
-    as its `out`."""
-    return launch_parts(make_pool_backward_plan(call, device), call)
-
-
-_TENSORS = {"gradient", "result", "hidden", "out", "mask", "weights", "starts", "ends"}
-_TENSORS |= {"segments", "divisors", "products", "maxima"}
-
-
-def _skew(per_token: Tensor | None, rows: int, padded: bool) -> int:
-    """What there is between sequences beside their rows."""
-    return per_token.stride(0) - rows * per_token.stride(1) if per_token is not None and padded else 0
 
 
 def _batch_stride(per_token: Tensor | None) -> int:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ..constants import NORM_EPS as _NORM_EPS
-from .arrival_tree import TOTALS_BYTES, clear, merge_last_block
+from .arrival_tree import TOTALS, clear, merge_last_block
 from .finish import divisor_of, normalize, quotient, round_to
 from .segment import (
     LAST,
@@ -25,28 +25,44 @@ from .segment import (
     is_real,
     selected,
 )
-from .state import LEAF, MAX, SUM, accumulator_of, empty_counters, merge, merge_rows, neutral, push, total, widen
-from .weight import weight_of
+from .state import (
+    LEAF,
+    MAX,
+    ONE,
+    SCALED,
+    accumulator_of,
+    counter,
+    merge,
+    merge_rows,
+    merging,
+    neutral,
+    neutral_state,
+    push,
+    sums_weights,
+    total,
+    widen,
+)
+from .weight import load_share, score_of, softmax_weight, weight_of
 
 NORM_EPS = tl.constexpr(_NORM_EPS)
 
 
 @triton.jit
 def add_tokens(
-    hidden, mask, weights, row_stride, token_stride, weight_stride, first, begin, tokens, columns, inside,
-    ACC: tl.constexpr, REDUCE: tl.constexpr, WEIGHTED: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr,
-    LOADS: tl.constexpr, STAGES: tl.constexpr,
+    hidden, mask, source, share, row_stride, token_stride, first, begin, tokens, columns, inside,
+    ACC: tl.constexpr, MERGE: tl.constexpr, WEIGHT: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr,
+    PIECES: tl.constexpr, LOADS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The state of `tokens` rows from `begin` on, whose segment's first real token is `first`, and the sum of their
-    weights. LOADS loads of a thread are in flight together; with STAGES > 1 those of the next steps too, on their way
-    through shared memory."""
+    """The state of `tokens` rows from `begin` on, whose segment's first real token is `first`. LOADS loads of a thread
+    are in flight together; with STAGES > 1 those of the next steps too, on their way through shared memory."""
+    COLUMNS: tl.constexpr = columns.shape[0]
     leaf = tl.arange(0, LEAVES)
     steps = tl.minimum(tokens, LEAF)
     groups = tl.cdiv(tokens, LEAF * LEAVES)
-    levels, weight_levels = empty_counters(columns, LEVELS + 1, REDUCE, ACC)
+    nothing = neutral_state((COLUMNS,), (), MERGE, sums_weights(WEIGHT), ACC)
+    levels = counter(nothing, LEVELS + 1)
     for group in range(groups):
-        x = tl.full((LEAVES, columns.shape[0]), neutral(REDUCE), ACC)
-        weight = tl.zeros((LEAVES, 1), ACC)
+        state = neutral_state((LEAVES, COLUMNS), (LEAVES, 1), MERGE, sums_weights(WEIGHT), ACC)
         for some in tl.range(0, steps, LOADS, num_stages=STAGES):
             for one in tl.static_range(LOADS):
                 token = (group * LEAVES + leaf) * LEAF + some + one
@@ -54,86 +70,104 @@ def add_tokens(
                 if mask is not None:
                     real = is_real(mask, begin, token, token_stride, real)
                 row = begin + token
-                at = hidden + row[:, None] * row_stride + columns[None, :]
-                state = widen(tl.load(at, mask=real[:, None] & inside[None, :], other=neutral(REDUCE)), ACC)
-                if WEIGHTED:
-                    w = weight_of(weights, row, weight_stride, first, real, ACC)
-                    x += state * w[:, None]
-                    weight += w[:, None]
+                at = hidden + row[:, None] * row_stride
+                there = real[:, None] & inside[None, :]
+                x = widen(tl.load(at + columns[None, :], mask=there, other=neutral(MERGE)), ACC)
+                if WEIGHT == ONE:
+                    state = merge(state, (x,), MERGE)
+                elif MERGE == SCALED:
+                    score = score_of(source, at, row, real, ACC, COLUMNS, PIECES)[:, None]
+                    w, of_sums, exponent = softmax_weight(score, state[2])
+                    state = (state[0] * of_sums + x * w, state[1] * of_sums + w, exponent)
                 else:
-                    x = merge(x, state, REDUCE)
-        levels = push(levels, merge_rows(x, REDUCE), group, REDUCE)
-        if WEIGHTED:
-            weight_levels = push(weight_levels, tl.sum(merge_rows(weight, SUM), axis=0), group, SUM)
-    nothing = tl.full((columns.shape[0],), neutral(REDUCE), ACC)
-    return total(levels, nothing, groups, REDUCE), total(weight_levels, tl.zeros((), ACC), groups, SUM)
+                    w = weight_of(source, share, at, row, first, real, WEIGHT, ACC, COLUMNS, PIECES)[:, None]
+                    weighted = (x * w, w)
+                    state = merge(state, weighted[: len(state)], MERGE)
+        levels = push(levels, merge_rows(state, MERGE), group, MERGE)
+    return total(levels, nothing, groups, MERGE)
 
 
 @triton.jit
 def reduce_unit(
-    hidden, mask, weights, row_stride, token_stride, weight_stride, first, begin, end, columns, inside,
-    ACC: tl.constexpr, REDUCE: tl.constexpr, WEIGHTED: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr,
-    LOADS: tl.constexpr, STAGES: tl.constexpr, SCAN: tl.constexpr,
+    hidden, mask, source, share, row_stride, token_stride, first, begin, end, columns, inside,
+    ACC: tl.constexpr, MERGE: tl.constexpr, WEIGHT: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr,
+    PIECES: tl.constexpr, LOADS: tl.constexpr, STAGES: tl.constexpr, SCAN: tl.constexpr,
 ):  # fmt: skip
-    """The state of the tokens [begin, end), the number of real ones, the sum of their weights. Pointers are those of
-    the sequence."""
+    """The state of the tokens [begin, end), and the number of real ones. Pointers are those of the sequence."""
     count = end - begin
     tokens = count.to(tl.int32)
     if mask is not None:  # padding behind the last real token is no hole
         count, end = count_real(mask, token_stride, begin, end, SCAN)
         tokens = (end - begin).to(tl.int32)
     if mask is None or count == tokens:
-        x, weight = add_tokens(
-            hidden, None, weights, row_stride, token_stride, weight_stride, first, begin, tokens, columns, inside,
-            ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, LOADS, STAGES,
+        state = add_tokens(
+            hidden, None, source, share, row_stride, token_stride, first, begin, tokens, columns, inside,
+            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES,
         )  # fmt: skip
     else:
-        x, weight = add_tokens(
-            hidden, mask, weights, row_stride, token_stride, weight_stride, first, begin, tokens, columns, inside,
-            ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, LOADS, 1,
+        state = add_tokens(
+            hidden, mask, source, share, row_stride, token_stride, first, begin, tokens, columns, inside,
+            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, 1,
         )  # fmt: skip
-    return x, count, weight
+    return state, count
 
 
 # Nothing is compiled anew for a batch's numbers, not even for a 1 or a multiple of 16.
 _RUNTIME = ["stale_count", "select", "divisor", "batch", "rows", "dim", "programs", "batch_stride", "row_stride"]
 _RUNTIME += ["mask_batch_stride", "token_stride", "weight_batch_stride", "weight_stride"]
+_RUNTIME += ["width", "queries", "query_batch_stride", "query_stride", "gradient_dim"]
 
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def pool_kernel(
-    hidden, out, mask, weights, starts, ends, states, arrivals, stale,
-    stale_count, select, divisor, batch, rows, dim, programs, batch_stride, row_stride,
+    hidden, out, mask, weights, query, starts, ends, gradient, divisors, products, exponents, states, arrivals, stale,
+    stale_count, scale: tl.float64, select, divisor, batch, rows, dim, programs, batch_stride, row_stride,
     mask_batch_stride, token_stride, weight_batch_stride, weight_stride,
-    REDUCE: tl.constexpr, WEIGHTED: tl.constexpr,
+    query_batch_stride, query_stride, width, queries, gradient_dim,
+    REDUCE: tl.constexpr, WEIGHT: tl.constexpr,
     NORMALIZE: tl.constexpr, CU: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr,
-    COLUMNS: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, LOADS: tl.constexpr, STAGES: tl.constexpr,
-    SCAN: tl.constexpr,
+    COLUMNS: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, PIECES: tl.constexpr, LOADS: tl.constexpr,
+    STAGES: tl.constexpr, SCAN: tl.constexpr,
 ):  # fmt: skip
-    """out [batch, dim]. `dim` and hidden's strides count VECTOR elements, which is how the compiler learns that rows
-    are aligned. `programs`: of each segment, where they cannot be found by number (CU). WHOLE: every segment is one
-    unit. Else units meet in `arrivals`, whose counters are zero; those of `stale` are cleared for the next launch."""
+    """out [batch, dim], or [batch, queries, dim] where there is a query, as wide as hidden, `width`: programs of the
+    same tokens stand side by side. `weights` are scores where the mode takes those. dim, width and strides of hidden
+    and of queries count VECTOR elements, which is how the compiler learns that rows are aligned. `programs`: of each
+    segment, where they cannot be found by number (CU). WHOLE: every segment is one unit. Else units meet in `arrivals`,
+    whose counters are zero; those of `stale` are cleared for the next launch. With a gradient: tokens are multiplied by
+    that of their product with the query, and the rest is as backward.py has it."""
     SPLIT: tl.constexpr = LEAF * LEAVES * (1 << LEVELS)
     ACC: tl.constexpr = accumulator_of(hidden.dtype.element_ty)
+    MERGE: tl.constexpr = merging(REDUCE, WEIGHT)
     rows = rows.to(tl.int64)
     program = tl.program_id(0).to(tl.int64)
     strip = tl.program_id(1)
     strips = tl.num_programs(1)
-    width = dim.to(tl.int64) * VECTOR
+    dim = dim.to(tl.int64) * VECTOR
     columns = strip * COLUMNS + tl.arange(0, COLUMNS)
-    inside = columns < width
-
+    inside = columns < dim
     if not WHOLE:
-        TOTALS: tl.constexpr = TOTALS_BYTES * 8 // ACC.primitive_bitwidth
-        stride = width + strips * TOTALS
-        totals = states + width + strip * TOTALS
         clear(stale, stale_count, program * strips + strip, tl.num_programs(0).to(tl.int64) * strips)
+    k = 0  # which query
+    each = 1  # vectors of a segment
+    if query is not None:
+        each = queries.to(tl.int64)
+        k = program % each
+        program = program // each
+        query += k * (query_stride.to(tl.int64) * VECTOR)
+        width = width.to(tl.int64) * VECTOR
+    if not WHOLE:
+        stride = dim + strips * TOTALS
+        states += k * stride
+        totals = states + dim + strip * TOTALS
+        stride = stride * each
+        arrivals += k * strips + strip
     if CU and not WHOLE:
         if decreases(starts, program, batch, rows):
             # Some segment may be found by no program. Its result is zeros then, not what the memory held before.
             begin, end = around(starts, program, batch, rows)
             for row in range(begin, end):
-                tl.store(out + row * width + columns, tl.zeros((COLUMNS,), out.dtype.element_ty), mask=inside)
+                at = out + (row * each + k) * dim + columns
+                tl.store(at, tl.zeros((COLUMNS,), out.dtype.element_ty), mask=inside)
         segment = find(starts, program, batch, rows, SPLIT)
         base = first_slot(starts, segment, rows, SPLIT)
         unit = program - base
@@ -141,6 +175,7 @@ def pool_kernel(
         segment = program // programs
         base = segment * tl.cdiv(rows, SPLIT)
         unit = program % programs
+    vector = segment * each + k
     hidden += segment * (batch_stride.to(tl.int64) * VECTOR)
     row_step = row_stride.to(tl.int64) * VECTOR
     first, last = bounds(starts, ends, segment, rows, CU)
@@ -149,21 +184,28 @@ def pool_kernel(
         first = first_real(mask, token_stride, first, last, SCAN)
     if weights is not None:
         weights += segment * weight_batch_stride
-    if REDUCE == MAX:  # modes of one token are of this kind
+    if query is not None:
+        query += segment * (query_batch_stride.to(tl.int64) * VECTOR)
+    share = None
+    if gradient is not None:
+        shares = (gradient, gradient_dim.to(tl.int64) * VECTOR, divisors, products, exponents)
+        share = load_share(shares, vector, True)
+    source = (weights, weight_stride, query, width, tl.full((), scale, ACC))
+    if MERGE == MAX:  # modes of one token are of this kind
         if mask is not None:  # noqa: SIM102  # this is decided by the compiler, what follows by the call
             if select == LAST:
                 last = behind_last_real(mask, token_stride, first, last, SCAN)
         first, last = selected(first, last, select)
-    out += segment * width
+    out += vector * dim
 
-    x = tl.full((COLUMNS,), neutral(REDUCE), ACC)
-    weight = tl.zeros((), ACC)
+    nothing = neutral_state((COLUMNS,), (), MERGE, sums_weights(WEIGHT), ACC)
+    state = nothing
     count = tl.zeros((), tl.int64)
     complete = unit >= 0
     if WHOLE:
-        x, count, weight = reduce_unit(
-            hidden, mask, weights, row_step, token_stride, weight_stride, first, first, last, columns, inside,
-            ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, LOADS, STAGES, SCAN,
+        state, count = reduce_unit(
+            hidden, mask, source, share, row_step, token_stride, first, first, last, columns, inside,
+            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES, SCAN,
         )  # fmt: skip
     else:
         units = tl.maximum(tl.cdiv(last - first, SPLIT), 1)  # a segment without tokens has one too, to write zeros
@@ -173,18 +215,22 @@ def pool_kernel(
             complete = units < 0
         while unit < units:
             begin = first + unit * SPLIT
-            x, count, weight = reduce_unit(
-                hidden, mask, weights, row_step, token_stride, weight_stride,
+            state, count = reduce_unit(
+                hidden, mask, source, share, row_step, token_stride,
                 first, begin, tl.minimum(begin + SPLIT, last), columns, inside,
-                ACC, REDUCE, WEIGHTED, LEAVES, LEVELS, LOADS, STAGES, SCAN,
+                ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES, SCAN,
             )  # fmt: skip
-            x, count, weight, complete = merge_last_block(
-                states, totals, stride, arrivals + strip, strips, base, unit, units, width, columns, x, count, weight,
-                REDUCE,
+            state, count, complete = merge_last_block(
+                states, totals, stride, arrivals, strips * each, base, unit, units, dim, columns, state, count, nothing,
+                MERGE,
             )  # fmt: skip
             unit += units if CU else programs
     # Behind the loop, since a segment is complete with a program's last unit: little is alive across the divisions.
     if complete:
+        x = state[0]
+        if MERGE == SCALED:
+            x = x + 0.0  # of a sum that underflows -0 may be left
+        weight = state[1] if len(state) > 1 else tl.zeros((), ACC)
         x = quotient(x, divisor_of(count, weight, divisor, ACC))
         if NORMALIZE:
             x = normalize(tl.where(inside, x, 0.0), tl.full((), NORM_EPS, ACC))

@@ -8,13 +8,12 @@ from .plan import (
     PoolPlan,
     device_of,
     launch_normalize,
-    launch_parts,
     make_normalize_backward_plan,
     make_normalize_plan,
-    make_pool_backward_plan,
     make_pool_plan,
     plan_normalize,
 )
+from .plan_backward import launch_parts, make_pool_backward_plan
 from .pool import NORM_EPS
 
 
@@ -36,16 +35,16 @@ def pool(call: PoolCall) -> Tensor:
 def _plan(call: PoolCall) -> PoolPlan | None:
     """None where there is nothing to pool. Made once for all calls that look alike."""
     plan: PoolPlan | None = call.known.get("plan")
-    if plan is None and call.batch > 0 and call.hidden.shape[-1] > 0:
+    if plan is None and 0 not in call.shape:
         plan = call.known["plan"] = make_pool_plan(call, device_of(call.hidden.device))
     return plan
 
 
 def pool_backward(call: PoolBackwardCall) -> Tensor:
     """Runs a PoolBackwardCall."""
-    if call.pool.batch == 0 or call.pool.hidden.numel() == 0:
+    if call.gradient.numel() == 0 or call.pool.hidden.numel() == 0:
         return call.output().zero_()
-    parts: list[Part] | None = call.known.get("plan")
+    parts: list[Part | PoolPlan] | None = call.known.get("plan")
     if parts is None:
         parts = call.known["plan"] = make_pool_backward_plan(call, device_of(call.gradient.device))
     launches = launch_parts(parts, call)

@@ -5,17 +5,52 @@ import triton
 import triton.language as tl
 
 from ..constants import LEAF as _LEAF
-from ..modes import Reduce
+from ..modes import Reduce, Weight
+from .elementary import power_between
 
 LEAF = tl.constexpr(_LEAF)  # tokens that are added one after another
 SUM = tl.constexpr(Reduce.SUM.value)
 MAX = tl.constexpr(Reduce.MAX.value)
+SCALED = tl.constexpr(len(Reduce))  # a sum but for a power of two
+ONE = tl.constexpr(Weight.ONE.value)
+TOKEN = tl.constexpr(Weight.TOKEN.value)
+SCORE = tl.constexpr(Weight.SCORE.value)
+QUERY = tl.constexpr(Weight.QUERY.value)
+OF_QUERY = tl.constexpr(len(Weight))  # the gradient of a product with a query, as the sums of its own gradient have it
+
+# A state is a tuple: a value for each column; the sum of weights, where a mode divides by it; and of a SCALED one, as
+# last, the exponent: the sums before it are to be multiplied by 2 to its power. That is the largest exponent of a token
+# so far, so that where it grows sums are scaled by powers of two, and have the bits that they would have if the largest
+# were known from the start.
 
 
 @triton.constexpr_function
-def neutral(reduce):
+def sums_weights(weight):
+    """Whether a mode divides by the sum of its weights."""
+    return weight in (TOKEN, SCORE, QUERY)
+
+
+@triton.constexpr_function
+def merging(reduce, weight):
+    """How states merge: SUM, MAX or SCALED."""
+    return SCALED if weight in (SCORE, QUERY) else reduce
+
+
+@triton.constexpr_function
+def neutral(merge):
     """What an absent token counts as. A sum starts from +0, so that no partial sum is ever -0."""
-    return float("-inf") if reduce == MAX else 0.0
+    return float("-inf") if merge == MAX else 0.0
+
+
+@triton.jit
+def neutral_state(shape, totals_shape, MERGE: tl.constexpr, WEIGHTED: tl.constexpr, ACC: tl.constexpr):
+    """Of no token. WEIGHTED: with a sum of weights."""
+    state = (tl.full(shape, neutral(MERGE), ACC),)
+    if WEIGHTED:
+        state = state + (tl.zeros(totals_shape, ACC),)
+    if MERGE == SCALED:
+        state = state + (tl.full(totals_shape, float("-inf"), ACC),)
+    return state
 
 
 @triton.constexpr_function
@@ -35,23 +70,66 @@ def widen(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def merge(left, right, REDUCE: tl.constexpr):
-    """`left` stands before `right` in the sequence. The first of equals stays, and the first NaN."""
-    if REDUCE == MAX:
+def relative(left, right):
+    """The larger of two exponents, and what sums of either are multiplied by to be relative to it."""
+    grows = left < right
+    larger = tl.where(grows, right, left)
+    power = power_between(tl.where(grows, left, right), larger)
+    return larger, tl.where(grows, power, 1.0), tl.where(grows, 1.0, power)
+
+
+@triton.jit
+def merge_values(left, right, MERGE: tl.constexpr):
+    """The first of equals stays, and the first NaN."""
+    if MERGE == MAX:
         return tl.where((left == left) & ((right <= left) == 0), right, left)
     else:
         return left + right
 
 
 @triton.jit
-def merge_rows(x, REDUCE: tl.constexpr):
-    """[N, M] -> [M], N a power of two: rows meet in an aligned binary tree, whatever threads hold them."""
+def merge(left, right, MERGE: tl.constexpr):
+    """`left` stands before `right` in the sequence."""
+    merged = ()
+    if MERGE == SCALED:
+        exponent, of_left, of_right = relative(left[-1], right[-1])
+        for i in tl.static_range(len(left) - 1):
+            merged = merged + (left[i] * of_left + right[i] * of_right,)
+        merged = merged + (exponent,)
+    else:
+        for i in tl.static_range(len(left)):
+            merged = merged + (merge_values(left[i], right[i], MERGE),)
+    return merged
+
+
+@triton.jit
+def where(condition, one, other):
+    """One state or another."""
+    chosen = ()
+    for i in tl.static_range(len(one)):
+        chosen = chosen + (tl.where(condition, one[i], other[i]),)
+    return chosen
+
+
+@triton.jit
+def merge_rows(state, MERGE: tl.constexpr):
+    """Of [N, M], and [N, 1] of totals, N a power of two, to [M] and scalars: rows meet in an aligned binary tree,
+    whatever threads hold them."""
     for _ in tl.static_range(16):
-        if x.shape[0] > 1:
-            pairs = tl.permute(tl.reshape(x, (x.shape[0] // 2, 2, x.shape[1])), (0, 2, 1))
-            left, right = tl.split(pairs)
-            x = merge(left, right, REDUCE)
-    return tl.reshape(x, (x.shape[1],))
+        if state[0].shape[0] > 1:
+            left = ()
+            right = ()
+            for i in tl.static_range(len(state)):
+                x = state[i]
+                pairs = tl.permute(tl.reshape(x, (x.shape[0] // 2, 2, x.shape[1])), (0, 2, 1))
+                even, odd = tl.split(pairs)
+                left = left + (even,)
+                right = right + (odd,)
+            state = merge(left, right, MERGE)
+    merged = (tl.reshape(state[0], (state[0].shape[1],)),)
+    for i in tl.static_range(1, len(state)):
+        merged = merged + (tl.sum(tl.reshape(state[i], (1,)), axis=0),)  # of one element
+    return merged
 
 
 @triton.constexpr_function
@@ -76,39 +154,31 @@ def add_columns(x):
 
 
 @triton.jit
-def empty_counters(columns, COUNT: tl.constexpr, REDUCE: tl.constexpr, ACC: tl.constexpr):
-    """Two binary counters of COUNT levels each: one of states, one of sums of weights."""
-    states = ()
+def counter(nothing, COUNT: tl.constexpr):
+    """A binary counter of COUNT levels, which hold `nothing`, the neutral state."""
+    levels = ()
     for _ in tl.static_range(COUNT):
-        states = states + (tl.full((columns.shape[0],), neutral(REDUCE), ACC),)
-    return states, empty_scalars(COUNT, ACC)
+        levels = levels + (nothing,)
+    return levels
 
 
 @triton.jit
-def empty_scalars(COUNT: tl.constexpr, ACC: tl.constexpr):
-    """A binary counter of COUNT levels, of sums."""
-    sums = ()
-    for _ in tl.static_range(COUNT):
-        sums = sums + (tl.zeros((), ACC),)
-    return sums
-
-
-@triton.jit
-def push(levels, x, index, REDUCE: tl.constexpr):
-    """The counter after group `index`, whose state is `x`."""
+def push(levels, state, index, MERGE: tl.constexpr):
+    """The counter after group `index`, whose state this is."""
     grown = ()
     carrying = True
     for k in tl.static_range(len(levels)):
         taken = ((index >> k) & 1) != 0
-        grown = grown + (tl.where(carrying & (taken == 0), x, levels[k]),)
-        x = tl.where(carrying & taken, merge(levels[k], x, REDUCE), x)
+        grown = grown + (where(carrying & (taken == 0), state, levels[k]),)
+        state = where(carrying & taken, merge(levels[k], state, MERGE), state)
         carrying = carrying & taken
     return grown
 
 
 @triton.jit
-def total(levels, x, count, REDUCE: tl.constexpr):
-    """The state of all `count` groups, smallest subtree first: missing right siblings (`x`: neutral) change nothing."""
+def total(levels, nothing, count, MERGE: tl.constexpr):
+    """The state of all `count` groups, smallest subtree first: missing right siblings (`nothing`) change nothing."""
+    state = nothing
     for k in tl.static_range(len(levels)):
-        x = tl.where(((count >> k) & 1) != 0, merge(levels[k], x, REDUCE), x)
-    return x
+        state = where(((count >> k) & 1) != 0, merge(levels[k], state, MERGE), state)
+    return state

@@ -17,6 +17,7 @@ import torch
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
 from fastpool import cli
+from fastpool.arguments import GRADIENTS_OF
 from fastpool.backends import triton as triton_backend
 from fastpool.calls import PoolBackwardCall, PoolCall, accumulator  # after the skip
 from fastpool.modes import MODES
@@ -95,7 +96,8 @@ def drawn_calls(dtype: torch.dtype, dim: int, count: int) -> Iterator[PoolCall]:
     for _ in range(count):
         batch, rows = int(2 ** drawn.uniform(0, 12)), 2 ** drawn.uniform(-12, 16)
         mode, layout = drawn.choice(list(MODES.values())), drawn.choice(aot.LAYOUTS)
-        normalize, given = drawn.random() < 0.5, mode.takes_weights and drawn.random() < 0.5
+        normalize, own = drawn.random() < 0.5, [one.name for one in mode.arguments if one.differentiable]
+        given = own[0] if mode.softmax or (own and drawn.random() < 0.5) else None
         yield aot.make_call(mode.name, dtype, dim, (batch, rows), layout, normalize, given)
 
 
@@ -119,9 +121,9 @@ def test_every_choice_of_the_heuristic_is_compiled(dtype: torch.dtype, dim: int)
         launch = aot.plan_pool(call, aot.DeviceProperties("test", drawn.choice(aot.SM_COUNTS)))
         assert aot.key_of(launch) in compiled, call
         call.normalize = False  # gradients are those of a result that is not
-        gradient = torch.empty(call.batch, dim, dtype=accumulator(dtype), device="meta")
-        of = "weights" if call.weights is not None and drawn.random() < 0.5 else "hidden"
-        backward = PoolBackwardCall(call, gradient, gradient, of)
+        gradient = torch.empty(call.shape, dtype=accumulator(dtype), device="meta")
+        given = [name for name in GRADIENTS_OF if getattr(call, name) is not None]
+        backward = PoolBackwardCall(call, gradient, gradient, drawn.choice(given))
         for launch in aot.plan_pool_backward(backward, aot.DeviceProperties("test", drawn.choice(aot.SM_COUNTS))):
             assert aot.key_of(launch) in compiled, call
 

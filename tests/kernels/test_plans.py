@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastpool.arguments import GRADIENTS_OF
 from fastpool.calls import PoolBackwardCall, PoolCall, accumulator
 from fastpool.modes import MODES
 from fastpool.testing import DTYPES
@@ -50,8 +51,11 @@ def draw_call(drawn: random.Random) -> PoolCall:
         given |= {"starts": meta(batch, dtype=torch.int64), "ends": meta(batch, dtype=torch.int64)}
     if drawn.random() < 0.5:
         given["mask"] = meta(*per_token, dtype=torch.bool)
-    if MODES[mode].takes_weights and drawn.random() < 0.5:
-        given["weights"] = meta(*per_token, dtype=torch.float32)
+    if MODES[mode].takes_scores or (MODES[mode].takes_weights and drawn.random() < 0.5):
+        given["scores" if MODES[mode].softmax else "weights"] = meta(*per_token, dtype=torch.float32)
+    if MODES[mode].takes_query:
+        of_segment = drawn.choice([(), (drawn.randint(1, 9),), (batch, drawn.randint(1, 9))])
+        given["query"] = meta(*of_segment, width, dtype=drawn.choice(DTYPES))
     hidden = meta(*per_token, width + drawn.choice([0, 0, 1, 8]), dtype=dtype)[..., :width]
     return PoolCall(mode, hidden, normalize=drawn.random() < 0.5, **given)
 
@@ -108,26 +112,30 @@ def test_pooling_plans_are_sound(seed: int) -> None:
             if states is None:
                 assert constants["WHOLE"]
                 assert units <= 1 or call.mode in ("cls", "last")  # which read one token
-                assert launch.grid[0] == batch
+                assert launch.grid[0] == batch * call.queries
                 continue
             assert not constants["WHOLE"]
             assert device.splits
             assert units <= FAN**DEPTHS
-            slots = states.shape[0]
-            # Behind the columns each strip has 16 bytes of its own.
-            assert (states.shape[1] - width) * states.itemsize == 16 * launch.grid[1]
+            slots, queries = states.shape[0] // call.queries, call.queries
+            assert states.shape[0] == slots * queries
+            assert launch.counters == slots * queries * launch.grid[1]
+            # Behind the columns each strip has four elements of its own.
+            assert states.shape[1] - width == 4 * launch.grid[1]
             if cu:
-                assert launch.grid[0] == slots
+                assert launch.grid[0] == slots * queries
                 assert slots <= rows // LEAF + batch
                 if batch <= 2000:
                     ends = sorted(drawn.choice([drawn.randint(0, rows), rows // 3, rows]) for _ in range(batch))
                     check_slots([drawn.randint(0, ends[0]), *ends], split, slots)
             else:
-                assert launch.grid[0] == batch * constants["programs"] <= max(batch, 65536)
+                assert launch.grid[0] == batch * queries * constants["programs"] <= max(batch * queries, 65536)
                 assert slots >= batch * units
             # Beside a state for each segment: half a byte for each of bfloat16 token states.
-            extra = (slots - batch) * (width * 4 + 16 * launch.grid[1])  # float64 twice, and so are its token states
-            assert extra <= max(WORKSPACE, rows * width * (batch if call.padded else 1))
+            extra = (
+                (slots - batch) * queries * (width * 4 + 16 * launch.grid[1])
+            )  # float64 twice, and so are its token states
+            assert extra <= max(WORKSPACE, rows * width * (batch * queries if call.padded else queries))
         except AssertionError as error:
             raise AssertionError(f"{described(call)} on {device}") from error
 
@@ -137,22 +145,27 @@ def test_gradient_plans_are_sound(seed: int) -> None:
     for call, device, drawn in drawn_calls(seed):
         width = call.hidden.shape[-1]
         dim = width if call.truncate_dim is None else call.truncate_dim
-        gradient = meta(call.batch, dim, dtype=accumulator(call.hidden.dtype))
-        of = "weights" if call.weights is not None and drawn.random() < 0.5 else "hidden"
+        gradient = meta(*call.shape, dtype=accumulator(call.hidden.dtype))
+        of = drawn.choice([name for name in GRADIENTS_OF if getattr(call, name) is not None])
         try:
             prologue, *others = aot.plan_pool_backward(PoolBackwardCall(call, gradient, gradient, of), device)
-            assert prologue.grid == (call.batch, 1, 1)
+            assert prologue.grid == (call.batch * call.queries, 1, 1)
             assert others
             total = call.batch * call.rows if call.padded else call.rows
             for launch in (prologue, *others):
                 check_launch(launch, dim)
+            if of == "query":  # which is pooled
+                (launch,) = others
+                assert launch.arguments["COLUMNS"] * launch.grid[1] >= width
+                assert launch.arguments["out"].shape == (call.batch, call.queries, width)
+                continue
             for launch in others:
                 columns, chunk = launch.arguments["COLUMNS"], launch.arguments["chunk"]
                 assert launch.grid[0] * chunk >= total > (launch.grid[0] - 1) * chunk
                 assert chunk % launch.arguments["TILE_ROWS"] == 0
-                written = dim if of == "weights" or launch is not others[-1] else width
+                written = dim if of != "hidden" or launch is not others[-1] else width
                 strips = launch.grid[1]
-                assert strips == 1 if of == "weights" else columns * strips >= written > columns * (strips - 1)
+                assert strips == 1 if of != "hidden" else columns * strips >= written > columns * (strips - 1)
                 assert launch.grid[0] * strips <= max(16 * device.sm_count, strips)
             assert others[-1].arguments["out"].shape == getattr(call, of).shape
         except AssertionError as error:

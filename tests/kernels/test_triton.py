@@ -1,5 +1,5 @@
-"""The Triton kernels give native's bits however the work is cut up and in whatever order programs arrive. Without a GPU
-they run in Triton's interpreter (conftest), on small shapes."""
+"""The Triton kernels give the reference's bits however the work is cut up and in whatever order programs arrive.
+Without a GPU they run in Triton's interpreter (conftest), on small shapes."""
 
 import os
 import random
@@ -13,8 +13,17 @@ import torch
 
 import fastpool
 from fastpool import known
-from fastpool.modes import MODES
-from fastpool.testing import DTYPES, LAYOUTS, Target, same_bits, sequences, special_values, taking_turns
+from fastpool.testing import (
+    DTYPES,
+    LAYOUTS,
+    Target,
+    own_arguments,
+    same_bits,
+    sequences,
+    special_values,
+    taking_turns,
+    variants,
+)
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
@@ -48,9 +57,9 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
     return to
 
 
-def assert_native_bits(mode: str, arguments: dict[str, Any], what: object = None, **more: Any) -> None:
+def assert_reference_bits(mode: str, arguments: dict[str, Any], what: object = None, **more: Any) -> None:
     function = getattr(fastpool, mode)
-    expected = Target("native", "cpu").run(function, **arguments, **more)
+    expected = Target("reference", "cpu").run(function, **arguments, **more)
     assert same_bits(TRITON.run(function, **arguments, **more), expected), what
 
 
@@ -59,27 +68,29 @@ def test_layouts(mode: str, given: str | None, layout: str, dtype: torch.dtype, 
     """Whole segments and split ones, with holes where the layout has them."""
     cut(1, 0)
     batch = sequences([40, 1, 0], 20, dtype, holes=LAYOUTS[layout].holes)
-    assert_native_bits(mode, LAYOUTS[layout].make(batch, given), normalize=True, truncate_dim=17)
+    assert_reference_bits(mode, LAYOUTS[layout].make(batch, given), normalize=True, truncate_dim=17)
 
 
 @pytest.mark.parametrize(
     ("mode", "given", "layout", "leaves", "levels"),
-    [("mean", False, "padded_left_mask", *cut) for cut in ((1, 0), (1, 2), (2, 0), (2, 1), (4, 0), (4, 3))]
-    + [("max", False, "packed_mask", *cut) for cut in ((1, 2), (4, 0))]
-    + [("weighted_mean", True, "packed_shuffled", *cut) for cut in ((1, 2), (4, 0))],
+    [("mean", None, "padded_left_mask", *cut) for cut in ((1, 0), (1, 2), (2, 0), (2, 1), (4, 0), (4, 3))]
+    + [("max", None, "packed_mask", *cut) for cut in ((1, 2), (4, 0))]
+    + [("weighted_mean", "weights", "packed_shuffled", *cut) for cut in ((1, 2), (4, 0))]
+    + [("softmax_mean", "scores", "packed_mask", *cut) for cut in ((1, 0), (1, 2), (4, 0), (4, 3))]
+    + [("attention", "query", "padded_left_mask", *cut) for cut in ((1, 0), (2, 1), (4, 0))],
 )
 def test_cuts(mode: str, given: str | None, layout: str, leaves: int, levels: int, cut: Cut) -> None:
     """Segments of one unit up to a dozen, so that nodes of the arrival tree have children in every number."""
     cut(leaves, levels)
     batch = sequences([1, 160, 32, 0, 300, 97], 24, torch.float32, holes=True)
-    assert_native_bits(mode, LAYOUTS[layout].make(batch, given))
+    assert_reference_bits(mode, LAYOUTS[layout].make(batch, given))
 
 
 def test_deep_tree(cut: Cut) -> None:
     """More units than one node's children have children: three depths of the tree."""
     cut(1, 0)
     batch = sequences([32 * 8 * 8 + 5], 16, torch.float32)
-    assert_native_bits("sum", LAYOUTS["padded_lengths"].make(batch, False))
+    assert_reference_bits("sum", LAYOUTS["padded_lengths"].make(batch, None))
 
 
 @triton.jit
@@ -118,8 +129,9 @@ def test_order_of_arrival(layout: str, seed: int, cut: Cut, monkeypatch: pytest.
     monkeypatch.setattr(builder, "set_grid_idx", shuffled)
     cut(1, 0)
     batch = sequences([260, 40, 3, 70], 8, torch.float32)
-    for mode in ("sum", "max") if seed == 0 else ("sum",):
-        assert_native_bits(mode, LAYOUTS[layout].make(batch, False))
+    pooled = [("sum", None), ("max", None), ("softmax_mean", "scores"), ("attention", "query")]
+    for mode, given in pooled if seed == 0 else pooled[:1]:
+        assert_reference_bits(mode, LAYOUTS[layout].make(batch, given))
     assert 14 < programs <= len(order)
 
 
@@ -127,35 +139,42 @@ def test_fewer_programs_than_units(cut: Cut) -> None:
     cut(1, 0, programs=5)
     batch = sequences([200, 90, 3], 8, torch.float32, holes=True)
     for layout in ("padded_right_mask", "packed_shuffled"):
-        assert_native_bits("mean", LAYOUTS[layout].make(batch, False))
+        assert_reference_bits("mean", LAYOUTS[layout].make(batch, None))
+        assert_reference_bits("attention", LAYOUTS[layout].make(batch, "query"))
 
 
 @pytest.mark.parametrize(
-    ("mode", "dtype", "more"),
+    ("mode", "given", "dtype", "more"),
     [
-        ("mean", torch.float32, {"normalize": True}),
-        ("mean", torch.bfloat16, {"normalize": True}),
-        ("mean", torch.float32, {"normalize": True, "truncate_dim": 64}),
-        ("max", torch.float32, {}),
-        ("weighted_mean", torch.float32, {"normalize": True}),
+        ("mean", None, torch.float32, {"normalize": True}),
+        ("mean", None, torch.bfloat16, {"normalize": True}),
+        ("mean", None, torch.float32, {"normalize": True, "truncate_dim": 64}),
+        ("max", None, torch.float32, {}),
+        ("weighted_mean", None, torch.float32, {"normalize": True}),
+        ("softmax_mean", "scores", torch.float64, {}),
+        ("attention", "query", torch.float32, {"normalize": True}),
+        ("attention", "query", torch.bfloat16, {"normalize": True, "truncate_dim": 64}),
     ],
     ids=str,
 )
-def test_rows_wider_than_a_program(mode: str, dtype: torch.dtype, more: dict[str, Any], cut: Cut) -> None:
+def test_rows_wider_than_a_program(
+    mode: str, given: str | None, dtype: torch.dtype, more: dict[str, Any], cut: Cut
+) -> None:
     """Columns in strips, each with a tree of its own, of two depths here; and a norm in a second launch, rounded once
     all the same. Where truncation leaves one strip, in one launch."""
     cut(1, 0, columns=64)
     batch = sequences([260, 0, 7], 100, dtype, holes=True)
-    assert_native_bits(mode, LAYOUTS["packed_mask"].make(batch, False), **more)
+    assert_reference_bits(mode, LAYOUTS["packed_mask"].make(batch, given), **more)
 
 
-@pytest.mark.parametrize("mode", ["mean", "max"])
-def test_overlapping_segments_in_one_piece(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("mode", "given"), [("mean", None), ("max", None), ("attention", "query")])
+def test_overlapping_segments_in_one_piece(mode: str, given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where states of units would take too much memory: strips of columns, and levels for any length."""
     monkeypatch.setattr(plan, "MIN_WORKSPACE", 0)
     hidden = sequences([600], 1040, torch.float32)[0].states
     starts, ends = torch.tensor([0, 500, 17, 3]), torch.tensor([600, 530, 17, 290])
-    assert_native_bits(mode, {"hidden": hidden, "starts": starts, "ends": ends}, normalize=True)
+    own = own_arguments(given, hidden[:, 0], 1040)
+    assert_reference_bits(mode, {"hidden": hidden, "starts": starts, "ends": ends, **own}, normalize=True)
 
 
 @needs_interpreter
@@ -163,7 +182,7 @@ def test_search_among_many_segments(cut: Cut, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(segment, "WAYS", tl.constexpr(4))
     cut(1, 0)
     batch = sequences([3, 0, 0, 40, 1, 65, 0, 32, 31, 33, 2, 0, 5, 0, 0, 0, 100, 0], 8, torch.float32)
-    assert_native_bits("mean", LAYOUTS["packed"].make(batch, False))
+    assert_reference_bits("mean", LAYOUTS["packed"].make(batch, None))
 
 
 @pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
@@ -185,16 +204,79 @@ def test_rounding(dtype: torch.dtype, out_dtype: torch.dtype) -> None:
         1e300,
     ]
     hidden = torch.tensor([values + [-v for v in values] + [0.0, -0.0, torch.inf, -torch.inf, torch.nan]]).double()
-    assert_native_bits("cls", {"hidden": hidden.to(dtype)[None]}, out_dtype=out_dtype)
+    assert_reference_bits("cls", {"hidden": hidden.to(dtype)[None]}, out_dtype=out_dtype)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_special_values(mode: str, cut: Cut) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_special_values(mode: str, given: str | None, cut: Cut) -> None:
     """Split, since which zero a maximum is depends on the order of the merges."""
     cut(1, 0)
     hidden = special_values(6, 40, 40)
+    own = own_arguments(given, torch.rand(6, 40, generator=torch.Generator().manual_seed(1)), 40)
     for normalize in (False, True):
-        assert_native_bits(mode, {"hidden": hidden}, normalize=normalize)
+        assert_reference_bits(mode, {"hidden": hidden, **own}, normalize=normalize)
+
+
+SCORES = {
+    "growing": torch.arange(300.0) * 3,
+    "falling": torch.arange(300.0) * -3,
+    "beyond exponents": torch.tensor([-1e6, 1e6, 88.0, -104.0, 3e38, -3e38]).repeat(50),
+    "a leaf of -inf": torch.where(torch.arange(300) // 32 == 3, -torch.inf, torch.arange(300.0)),
+    "nothing but -inf": torch.full((300,), -torch.inf),
+    "inf": torch.where(torch.arange(300) == 131, torch.inf, 0.0),
+    "NaN in the last leaf": torch.where(torch.arange(300) == 299, torch.nan, 0.0),
+    "NaN beside one that outweighs": torch.where(torch.arange(300) == 131, torch.nan, torch.arange(300.0) * 3),
+}
+
+
+@pytest.mark.parametrize("leaves", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("scores", SCORES)
+def test_scores(scores: str, dtype: torch.dtype, leaves: int, cut: Cut) -> None:
+    """The exponent grows within a leaf, across leaves, units and nodes of the arrival tree; tokens that weigh nothing,
+    and infinities of theirs, which are NaN then."""
+    cut(leaves, 0)
+    hidden = sequences([300], 8, dtype)[0].states
+    hidden[::7, 3], hidden[200, 4], hidden[5, 5] = 3e38, torch.inf, -torch.inf
+    for weigher in (SCORES[scores], SCORES[scores].double() / 3):
+        assert_reference_bits("softmax_mean", {"hidden": hidden[None], "scores": weigher[None]})
+    rows = torch.cat([SCORES[scores].to(dtype)[:, None], hidden[:, 1:3]], dim=1)
+    assert_reference_bits("attention", {"hidden": rows[None], "query": torch.tensor([1.0, 0.0, 0.0])})
+
+
+def queries(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["padded_starts_ends", "packed_mask", "packed_shuffled"])
+def test_queries(layout: str, dtype: torch.dtype, cut: Cut) -> None:
+    """Some of all segments, and some of each segment's own, whatever the strides; each as if it were alone."""
+    cut(1, 0)
+    batch = sequences([150, 0, 33], 24, torch.float32, holes=True)
+    arguments = LAYOUTS[layout].make(batch, None)
+    own = queries((3, 3, 24), dtype) / 3
+    more = {"scale": 0.7, "normalize": True, "truncate_dim": 17}
+    wide = queries((3, 4, 2, 24), dtype)[:, 1:, 1] / 3
+    strided = queries((24, 5, 3), dtype).permute(2, 1, 0)[:, ::2] / 3
+    for query in (own[0], own, wide, strided, strided[1], own[:, :1], own[:1, 0].expand(2, 24), own[:, :0], own[0, :0]):
+        assert_reference_bits("attention", {**arguments, "query": query}, query.shape, **more)
+    every = TRITON.run(fastpool.attention, **arguments, query=own, **more)
+    for k in range(3):
+        alone = TRITON.run(fastpool.attention, **arguments, query=own[:, k : k + 1], **more)
+        assert same_bits(every[:, k], alone[:, 0])
+
+
+def test_queries_of_a_cu_seqlens_that_runs_backwards(cut: Cut) -> None:
+    """No result is promised, but no row is left as the memory was."""
+    from fastpool.backends import triton as adapter
+    from fastpool.calls import PoolCall
+
+    cut(1, 0)
+    backwards = torch.tensor([0, 70, 3, 2**62, 100, -5, 40], device=TRITON.device)
+    hidden, query = torch.zeros(100, 16, device=TRITON.device), torch.ones(6, 3, 16, device=TRITON.device)
+    torch.full((6, 3, 16), float("nan"), device=TRITON.device)  # what an allocator would hand out next
+    assert not adapter.pool(PoolCall("attention", hidden, query=query, cu_seqlens=backwards)).isnan().any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -206,7 +288,7 @@ def test_l2_normalize(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(plan, "row_columns", lambda width, element_size, warp_size, columns=columns: columns)
         for view in (x, x.transpose(0, 1), x[0, 0], x[:, :, 3:50], huge, x.expand(2, 4, 3, 70).permute(2, 0, 1, 3)):
             for more in ({}, {"truncate_dim": 33, "eps": 20.0}):
-                expected = Target("native", "cpu").run(fastpool.l2_normalize, view, **more)
+                expected = Target("reference", "cpu").run(fastpool.l2_normalize, view, **more)
                 assert same_bits(TRITON.run(fastpool.l2_normalize, view, **more), expected)
 
 
@@ -227,7 +309,7 @@ def test_l2_normalize_dims(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) 
             (x[:0], truncate_dims[:0]),
         ):
             for more in ({"truncate_dim": 64}, {"truncate_dim": 65, "eps": 0.0}):
-                expected = Target("native", "cpu").run(fastpool.l2_normalize, view, truncate_dims=index, **more)
+                expected = Target("reference", "cpu").run(fastpool.l2_normalize, view, truncate_dims=index, **more)
                 assert same_bits(TRITON.run(fastpool.l2_normalize, view, truncate_dims=index, **more), expected), (
                     columns
                 )
@@ -255,8 +337,8 @@ def test_dims_are_clamped(index: torch.dtype) -> None:
     assert not got.isnan().any()
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_bounds_are_clamped(mode: str, cut: Cut) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_bounds_are_clamped(mode: str, given: str | None, cut: Cut) -> None:
     """Whatever index tensors hold, nothing outside hidden is read, and every row is written. The adapter is asked
     itself: before it, a CPU call's values are checked."""
     from fastpool.backends import triton as adapter
@@ -266,18 +348,18 @@ def test_bounds_are_clamped(mode: str, cut: Cut) -> None:
     guard = torch.full((300, 16), float("nan"), device=TRITON.device)
     hidden = guard[100:200]
     hidden[:] = torch.arange(100.0)[:, None]
+    own = {name: x.to(TRITON.device) for name, x in own_arguments(given, torch.rand(100), 16).items()}
     starts = torch.tensor([-5, 90, 50, 2**62, -(2**62), 200], device=TRITON.device)
     ends = torch.tensor([3, 120, 40, 2**62 + 5, 2**62, 100], device=TRITON.device)
-    got = adapter.pool(PoolCall(mode, hidden, starts=starts, ends=ends))
-    clean = PoolCall(
-        mode, hidden, starts=starts.clamp(0, 100), ends=torch.maximum(ends.clamp(0, 100), starts.clamp(0, 100))
-    )
+    got = adapter.pool(PoolCall(mode, hidden, starts=starts, ends=ends, **own))
+    first = starts.clamp(0, 100)
+    clean = PoolCall(mode, hidden, starts=first, ends=torch.maximum(ends.clamp(0, 100), first), **own)
     assert same_bits(got.cpu(), adapter.pool(clean).cpu())
     assert not got.isnan().any()
     # A cu_seqlens that runs backwards: no result is promised, but no row is left as the memory was.
     backwards = torch.tensor([0, 70, 3, 2**62, 100, -5, 40], device=TRITON.device)
     torch.full((6, 16), float("nan"), device=TRITON.device)  # what an allocator would hand out next
-    assert not adapter.pool(PoolCall(mode, hidden, cu_seqlens=backwards)).isnan().any()
+    assert not adapter.pool(PoolCall(mode, hidden, cu_seqlens=backwards, **own)).isnan().any()
 
 
 def test_padding_is_not_read(cut: Cut) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..calls import Call, NormalizeCall, PoolBackwardCall, PoolCall
-from ..modes import MODES
+from ..calls import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 
 _FOUND = importlib.util.find_spec("triton") is not None
 # Triton reads it as kernels are defined, so it must be set before they are imported.
@@ -34,8 +33,6 @@ def supports(call: Call) -> str | None:
     if not INTERPRETED and kind != "cuda":
         return f"Triton kernels are for CUDA and ROCm tensors, not {kind}"
     pool = call.pool if isinstance(call, PoolBackwardCall) else call
-    if isinstance(pool, PoolCall) and MODES[pool.mode].softmax:
-        return "Triton kernels have no softmax yet"
     if isinstance(pool, PoolCall) and pool.rows > MOST_ROWS:
         return f"Triton kernels take at most {MOST_ROWS} rows of a sequence, got {pool.rows}"
     return _why_not()
@@ -59,19 +56,21 @@ def _kernels() -> ModuleType:
     return module
 
 
-def _copied(call: Call) -> Any:
-    """The call on a copy of its tensor where kernels cannot read that: where its columns are not contiguous."""
-    x = call.tensor
-    if x.shape[-1] <= 1 or x.stride(-1) == 1:
-        return call
-    x = x.contiguous()
-    if isinstance(call, PoolCall):
-        return replace(call, hidden=x)
-    if isinstance(call, NormalizeCall):
-        return replace(call, x=x)
-    if isinstance(call, PoolBackwardCall):
-        return replace(call, pool=replace(call.pool, hidden=x))
-    return replace(call, normalize=replace(call.normalize, x=x))
+_READ = {  # what kernels read by rows, or what holds it
+    PoolCall: ("hidden", "query"),
+    PoolBackwardCall: ("pool",),
+    NormalizeCall: ("x",),
+    NormalizeBackwardCall: ("normalize",),
+}
+
+
+def _copied(value: Any) -> Any:
+    """A call on copies of tensors that kernels cannot read: whose columns are not contiguous."""
+    if isinstance(value, Tensor):
+        return value if value.shape[-1] <= 1 or value.stride(-1) == 1 else value.contiguous()
+    read = {name: getattr(value, name) for name in _READ.get(type(value), ())}
+    copies = {name: _copied(one) for name, one in read.items()}
+    return replace(value, **copies) if any(copies[name] is not read[name] for name in read) else value
 
 
 def _run(call: Call) -> Tensor:
