@@ -45,14 +45,16 @@ def records(*tensors: Tensor | None) -> bool:
     return False
 
 
-def skips_autograd(hidden: Any, weights: Any = None) -> bool:
+def skips_autograd(hidden: Any, *others: Any) -> bool:
     """Whether a call had better go `below_autograd`: nothing is to be recorded there, and this file's kernels cost
     2.5 us to say so (the guard costs 0.5). Not in inference mode, whose tensors skip them by themselves."""
+    for other in others:
+        if other is not None and getattr(other, "requires_grad", True):
+            return False
     return not (
         _is_compiling()  # first: a compiler cannot read the rest
         or _is_inference_mode()
         or getattr(hidden, "requires_grad", True)
-        or (weights is not None and getattr(weights, "requires_grad", True))
         or _is_transforming()  # a wrapper of torch.func's does not tell what it wraps
         or forward_ad._current_level >= 0
     )

@@ -1,127 +1,29 @@
 """The functions people call: `fastpool.mean(hidden, mask)`.
 
-Each hands its arguments to `torch.ops.fastpool.<mode>`, after putting the two forms of input that are Python's alone
-into the op's own: `lengths=` is another name for `ends=`, and a jagged nested tensor is packed rows with offsets.
+Each hands its arguments to `torch.ops.fastpool.<mode>`, in the op's own forms of input (layouts.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import dispatch, docstrings, several
 from .autograd import below_autograd, skips_autograd
 from .calls import Call, PoolCall
-from .checks import check_float, check_memory
+from .checks import check_float
 from .constants import NORM_EPS
+from .layouts import OWN, Names, to_op
 from .modes import MODES, Mode
 from .ops import call_of
-from .options import option
+from .options import mode_names, option
 from .signatures import AttentionPooling, Pooling, ScoredPooling, WeightedPooling
 
 __all__ = ["attention", "cls", "explain", "l2_normalize", "last", "max", "mean", "mean_sqrt_len", "softmax_mean"]
-__all__ += ["sum", "weighted_mean"]
+__all__ += ["pool", "sum", "weighted_mean"]
 
-_DOC = """{formula}, over the real tokens x_1..x_n of each segment: one vector per segment.
-
-    Input is padded or packed. Padded: hidden [B, S, H], real tokens told by any of mask [B, S], starts [B] and ends
-    [B] (positions in the row; lengths [B] is another name for ends); without them every token is real. Packed: hidden
-    [T, H] with cu_seqlens [B + 1], or with starts [B] and ends [B] (row numbers; segments may overlap, leave gaps,
-    stand in any order), and optionally mask [T]. A jagged nested tensor [B, *, H] is packed input too. No layout
-    copies tokens, and what stands outside a segment or behind a zero of the mask never reaches the result.
-
-    Args:
-        hidden: token states; float16, bfloat16, float32 or float64; any strides. Where the last dimension is not
-            contiguous, hidden is copied first, the one copy there is.{query}
-        mask: bool, or integers of 0 and 1; set where a token is real; holes and either padding side allowed. One that
-            numbers the texts of a row is for fastpool.segments, which gives their starts and ends.
-        cu_seqlens: int32 or int64; segment b is the rows [cu_seqlens[b], cu_seqlens[b + 1]).{weights}
-        lengths: the same as ends, for padded input.
-        starts: int32 or int64; the first row of each segment.
-        ends: int32 or int64; one behind its last row.{scale}
-        truncate_dim: use the first `truncate_dim` columns only (Matryoshka); truncation comes before normalisation.
-        normalize: divide each vector by max(its L2 norm, 1e-12).
-        out_dtype: of the result; hidden's dtype if not given.
-
-    Returns:
-        {shape}. Sums, divisions and norms are float32 (float64 for float64 input), in one canonical
-        order (fastpool.reference), so a sequence's result has the same bits in every batch and layout; it is rounded
-        once. A segment without real tokens gives zeros. Gradients flow to hidden{weights_too}; what is no real token
-        gets 0.
-
-    Raises:
-        TypeError: a wrong dtype, or something that is not a tensor; a floating-point mask above all; an option of
-            another type; an argument that there is not, such as dim, which in torch is an axis.
-        ValueError: a wrong shape, device or value; a tensor whose memory was freed or shrunk; of values in index
-            tensors, integer masks, weights and scores on a GPU, and of results that are not finite, where asked
-            (fastpool.validate).
-        RuntimeError: the backend asked for cannot serve the call.
-        torch.OutOfMemoryError: the result does not fit in memory.
-    """
-_PER_TOKEN_DOCS = {
-    "weights": """
-        weights: float16, bfloat16, float32 or float64, shaped like the mask; used where tokens are real. They are
-            float32 unless hidden is float64, so of float64 weights the largest of each text must be 0 or within
-            float32's normal numbers, 1.2e-38 to 3.4e38 in size; smaller ones beside it may become 0.""",
-    "scores": """
-        scores: float16, bfloat16, float32 or float64, shaped like the mask, and read where tokens are real; must be
-            given. They are float32 unless hidden is float64, so of float64 scores none must be greater than float32's
-            largest number, 3.4e38. A token with -inf weighs nothing, and where all have it the result is 0; inf and
-            NaN make it NaN.""",
-}
-_QUERY_DOC = """
-        query: float16, bfloat16, float32 or float64; [H] or [K, H] for all segments, or [B, K, H]. Its products are of
-            all columns, also where truncate_dim cuts the result. A bias would change nothing: it cancels."""
-_SCALE_DOC = """
-        scale: what the products are multiplied by."""
-_SHAPE_DOC = """[B, truncate_dim or H] with one query [H], else [B, K, truncate_dim or H]; each of K queries has
-        the bits that it has alone"""
-
-
-# What the op's arguments are in a call with a nested hidden, whose own parts they are.
-_OF_NESTED = {
-    "hidden": "hidden.values()",
-    "cu_seqlens": "hidden.offsets()",
-    "starts": "hidden.offsets()[:-1]",
-    "ends": "hidden.offsets()[:-1] + hidden.lengths()",
-}
 _WRONG = (RuntimeError, TypeError, ValueError)
-Names = Mapping[str, str]  # what the caller calls an argument of the op's; those of the same name are missing
-_OWN: Names = {}
-
-
-def _to_op(
-    op: str, hidden: Any, cu_seqlens: Any, starts: Any, ends: Any, lengths: Any
-) -> tuple[Any, Any, Any, Any, Names]:
-    """hidden, cu_seqlens, starts, ends as the op takes them, and their names. Raises TypeError or ValueError."""
-    names = _OWN
-    if lengths is not None:
-        if ends is not None:
-            raise ValueError(f"{op}: lengths is another name for ends, got both")
-        if isinstance(hidden, Tensor) and (hidden.is_nested or hidden.dim() != 3):
-            raise ValueError(f"{op}: lengths goes with padded [B, S, H] hidden")
-        ends, names = lengths, {"ends": "lengths"}
-    if isinstance(hidden, Tensor) and hidden.is_nested:
-        if hidden.layout != torch.jagged or hidden.dim() != 3:
-            raise TypeError(
-                f"{op}: a nested hidden must be jagged (layout=torch.jagged) with shape [B, *, H], "
-                f"got layout {hidden.layout} and {hidden.dim()} dimensions"
-            )
-        if cu_seqlens is not None or starts is not None or ends is not None:
-            raise ValueError(f"{op}: a nested hidden says itself where segments start and end, got bounds too")
-        if getattr(hidden, "_ragged_idx", 1) != 1:
-            raise ValueError(f"{op}: a nested hidden must be ragged in dimension 1, [B, *, H]")
-        jagged: Any = hidden  # torch's types do not know its methods
-        offsets, held = jagged.offsets(), jagged.lengths()
-        hidden, names = hidden.values(), _OF_NESTED
-        if held is None:
-            cu_seqlens = offsets
-        else:  # a view with gaps between its sequences
-            check_memory(op, "hidden.offsets()", offsets)
-            check_memory(op, "hidden.lengths()", held)
-            starts, ends = offsets[:-1], offsets[:-1] + held
-    return hidden, cu_seqlens, starts, ends, names
 
 
 def _raise_in_callers_words(op: str, error: Exception, names: Names, *args: Any, **kwargs: Any) -> NoReturn:
@@ -199,9 +101,9 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
         """With what the mode takes besides: `before` and `behind` what every batch may have, and by name."""
         if unknown:
             refuse(name, unknown)
-        names = _OWN
+        names = OWN
         if lengths is not None or getattr(hidden, "is_nested", False):
-            hidden, cu_seqlens, starts, ends, names = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
+            hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
         more = own | _given(name, starts, ends, truncate_dim, normalize, out_dtype)
         args = (hidden, *before, mask, cu_seqlens, *behind)
         try:
@@ -290,9 +192,9 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
         ) -> Tensor:
             if unknown:
                 refuse(name, unknown)
-            names = _OWN
+            names = OWN
             if lengths is not None or getattr(hidden, "is_nested", False):
-                hidden, cu_seqlens, starts, ends, names = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
+                hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
             more = _given(name, starts, ends, truncate_dim, normalize, out_dtype)
             try:
                 if skips_autograd(hidden):
@@ -303,16 +205,7 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
                 _raise_in_callers_words(mode.name, error, names, hidden, mask, cu_seqlens, **more)
 
     pool.__name__ = pool.__qualname__ = mode.name
-    formula = mode.formula[0].upper() + mode.formula[1:] if mode.formula.startswith("the ") else mode.formula
-    own = [argument.name for argument in mode.arguments]
-    pool.__doc__ = _DOC.format(
-        formula=formula,
-        query=_QUERY_DOC if mode.takes_query else "",
-        weights="".join(_PER_TOKEN_DOCS.get(one, "") for one in own),
-        scale=_SCALE_DOC if mode.takes_query else "",
-        shape=_SHAPE_DOC if mode.takes_query else "[B, truncate_dim or H]",
-        weights_too="".join(f" and {one.name}" for one in mode.arguments if one.differentiable),
-    )
+    pool.__doc__ = docstrings.of_pooling(mode)
     return pool
 
 
@@ -325,6 +218,76 @@ last: Pooling = _pooling_function(MODES["last"])
 weighted_mean: WeightedPooling = _pooling_function(MODES["weighted_mean"])
 softmax_mean: ScoredPooling = _pooling_function(MODES["softmax_mean"])
 attention: AttentionPooling = _pooling_function(MODES["attention"])
+
+
+def pool(
+    hidden: Tensor,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    weights: Tensor | None = None,
+    scores: Tensor | None = None,
+    *,
+    modes: str | Sequence[str],
+    lengths: Tensor | None = None,
+    starts: Tensor | None = None,
+    ends: Tensor | None = None,
+    truncate_dim: int | None = None,
+    normalize: bool = False,
+    out_dtype: torch.dtype | None = None,
+    **unknown: NoReturn,
+) -> Tensor:
+    """Several modes of one batch side by side, [B, len(modes) * H], each with the bits of its own function.
+
+    On CPUs hidden is read once for all of them but softmax_mean, where no gradient is recorded; else each mode is a
+    call of its own.
+
+    Args:
+        modes: functions' names, such as ("mean", "max"), 15 at most, or one of them; not "attention".
+        weights, scores: for those of the modes that take them.
+        truncate_dim: use the first `truncate_dim` columns of all together; modes that are cut off are not computed.
+        normalize: divide the whole by max(its L2 norm, 1e-12).
+
+        The others are those of every pooling function.
+
+    Returns:
+        [B, truncate_dim or len(modes) * H], rounded once. Gradients flow to hidden, weights and scores; where several
+        modes give one, each is rounded before they are added.
+
+    Raises:
+        TypeError, ValueError: what the functions raise; weights or scores that none of the modes takes, more columns
+            than all together have.
+        torch.OutOfMemoryError: the result does not fit in memory.
+
+    >>> fastpool.pool(hidden, mask, modes=("mean", "max"), normalize=True)
+    """
+    name = "fastpool.pool"
+    if unknown:
+        refuse(name, unknown)
+    chosen = mode_names(name, "modes", modes, without=("query",))
+    per_token = {"weights": weights, "scores": scores}
+    for argument, value in per_token.items():
+        if value is not None and not any(MODES[mode].takes(argument) for mode in chosen):
+            raise ValueError(f"{name}: {argument} go to none of the modes: {', '.join(chosen)}")
+    names = OWN
+    if lengths is not None or getattr(hidden, "is_nested", False):
+        hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
+    more = _given(name, starts, ends, truncate_dim, normalize, out_dtype)
+    if isinstance(hidden, Tensor) and hidden.dim() > 0 and len(chosen) > 1:
+        chosen = tuple(mode for mode, _ in several.columns_of(chosen, hidden.shape[-1], more.get("truncate_dim")))
+    first = {argument: value for argument, value in per_token.items() if MODES[chosen[0]].takes(argument)}
+    try:
+        if not isinstance(hidden, Tensor) or len(chosen) == 1:  # whose op says what is wrong with hidden
+            one: Callable[..., Tensor] = getattr(torch.ops.fastpool, chosen[0]).default
+            return one(hidden, mask, cu_seqlens, **first, **more)
+        op: Callable[..., Tensor] = torch.ops.fastpool._pool_several.default
+        args = (several.code_of(chosen), hidden, mask, cu_seqlens, weights, scores)
+        if skips_autograd(hidden, weights, scores):
+            with below_autograd():
+                return op(*args, **more)
+        return op(*args, **more)
+    except _WRONG as error:
+        more.pop("truncate_dim", None)
+        _raise_in_callers_words(chosen[0], error, names, hidden, mask, cu_seqlens, **first, **more)
 
 
 def l2_normalize(
@@ -381,7 +344,7 @@ def l2_normalize(
                 return op(x, **more)
         return op(x, **more)
     except RuntimeError as error:
-        _raise_in_callers_words("l2_normalize", error, _OWN, x, **more)
+        _raise_in_callers_words("l2_normalize", error, OWN, x, **more)
 
 
 def explain(
@@ -419,9 +382,9 @@ def explain(
     for argument, value in own.items():
         if value is not None and not MODES[mode].takes(argument):
             raise ValueError(f"fastpool.explain: {mode} takes no {argument}")
-    name, names = f"fastpool.{mode}", _OWN
+    name, names = f"fastpool.{mode}", OWN
     if lengths is not None or getattr(hidden, "is_nested", False):
-        hidden, cu_seqlens, starts, ends, names = _to_op(name, hidden, cu_seqlens, starts, ends, lengths)
+        hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
     more = own | _given(name, starts, ends, truncate_dim, normalize, out_dtype)
     more["scale"] = option(name, "scale", scale, float)
     return dispatch.explain_call(PoolCall(mode, hidden, mask, cu_seqlens, **more, names=names))

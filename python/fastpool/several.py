@@ -14,7 +14,10 @@ _PLACES = {name: place for place, name in enumerate(MODES, 1)}
 
 
 def code_of(modes: tuple[str, ...]) -> int:
-    """Their places in the table, counted from 1, four bits each: torch's stable ABI has no cheap list."""
+    """Their places in the table, counted from 1, four bits each: torch's stable ABI has no cheap list. Raises
+    ValueError for too many."""
+    if len(modes) > MOST:
+        raise ValueError(f"fastpool.pool: modes must name at most {MOST} modes, got {len(modes)}")
     return sum(_PLACES[mode] << 4 * i for i, mode in enumerate(modes))
 
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import given
-from ..calls import Call, PoolBackwardCall, PoolCall
-from ..modes import MODES
+from ..calls import Call
 
 _PACKAGE = Path(__file__).parent.parent
 LIBRARY = _PACKAGE / "libfastpool.so"
@@ -101,9 +100,6 @@ def cuda_unavailable() -> str | None:
 def supports(call: Call) -> str | None:
     """None where this backend can serve the call, else why not."""
     kind = call.tensor.device.type
-    pool = call.pool if isinstance(call, PoolBackwardCall) else call
-    if kind == "cuda" and isinstance(pool, PoolCall) and MODES[pool.mode].softmax:
-        return "native kernels have no softmax yet"
     if kind == "cuda":
         return _why_not_cuda
     if _why_not is None and kind != "cpu":

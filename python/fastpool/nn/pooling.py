@@ -1,16 +1,14 @@
 """Pooling by one mode or several, and normalising, as modules. Their state is what they were made with."""
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from .. import functional
-from ..calls import accumulator
 from ..checks import check_float
 from ..constants import NORM_EPS
-from ..modes import MODES
 from ..options import check_eps, mode_names, option, optional_count
 from .ending import Ending, given
 
@@ -77,41 +75,10 @@ class Pooling(Ending):
         starts: Tensor | None = None,
         ends: Tensor | None = None,
     ) -> Tensor:
-        own = {"weights": weights, "scores": scores}
-        for name, value in own.items():
-            if value is not None and not any(MODES[mode].takes(name) for mode in self.modes):
-                raise ValueError(f"fastpool.nn.Pooling: {name} go to none of the modes: {', '.join(self.modes)}")
-
-        def pool(mode: str, truncate_dim: int | None, normalize: bool, out_dtype: torch.dtype | None) -> Tensor:
-            more = {name: value for name, value in own.items() if MODES[mode].takes(name)}
-            result: Tensor = getattr(functional, mode)(
-                hidden, mask, cu_seqlens, **more, lengths=lengths, starts=starts, ends=ends, truncate_dim=truncate_dim,
-                normalize=normalize, out_dtype=out_dtype,
-            )  # fmt: skip
-            return result
-
-        parts = self._parts(hidden)
-        if len(parts) == 1:
-            return pool(*parts[0], self.normalize, self.out_dtype)
-        out_dtype = accumulator(hidden.dtype) if self.normalize else self.out_dtype
-        result = torch.cat([pool(*part, False, out_dtype) for part in parts], dim=-1)
-        return functional.l2_normalize(result, out_dtype=self.out_dtype or hidden.dtype) if self.normalize else result
-
-    def _parts(self, hidden: Any) -> list[tuple[str, int | None]]:
-        """The modes to compute, and the `truncate_dim` of each."""
-        if len(self.modes) == 1 or not isinstance(hidden, Tensor) or hidden.dim() == 0:
-            return [(self.modes[0], self.truncate_dim)]  # whose function says what is wrong with hidden
-        if self.truncate_dim is None:
-            return [(mode, None) for mode in self.modes]
-        width = hidden.shape[-1]
-        if self.truncate_dim > width * len(self.modes):
-            raise ValueError(
-                "fastpool.nn.Pooling: truncate_dim must lie between 1 and the columns of "
-                f"{', '.join(self.modes)} together, "
-                f"{width * len(self.modes)}, got {self.truncate_dim}"
-            )
-        left = [(mode, self.truncate_dim - i * width) for i, mode in enumerate(self.modes)]
-        return [(mode, min(columns, width)) for mode, columns in left if columns > 0]
+        return functional.pool(
+            hidden, mask, cu_seqlens, weights, scores, modes=self.modes, lengths=lengths, starts=starts, ends=ends,
+            truncate_dim=self.truncate_dim, normalize=self.normalize, out_dtype=self.out_dtype,
+        )  # fmt: skip
 
 
 class Normalize(torch.nn.Module):

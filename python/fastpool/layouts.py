@@ -1,0 +1,53 @@
+"""The forms of input that are Python's alone: `lengths=` is another name for `ends=`, and a jagged nested tensor is
+packed rows with offsets."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_memory
+
+# What the op's arguments are in a call with a nested hidden, whose own parts they are.
+_OF_NESTED = {
+    "hidden": "hidden.values()",
+    "cu_seqlens": "hidden.offsets()",
+    "starts": "hidden.offsets()[:-1]",
+    "ends": "hidden.offsets()[:-1] + hidden.lengths()",
+}
+Names = Mapping[str, str]  # what the caller calls an argument of the op's; those of the same name are missing
+OWN: Names = {}
+
+
+def to_op(
+    op: str, hidden: Any, cu_seqlens: Any, starts: Any, ends: Any, lengths: Any
+) -> tuple[Any, Any, Any, Any, Names]:
+    """hidden, cu_seqlens, starts, ends as the op takes them, and their names. Raises TypeError or ValueError."""
+    names = OWN
+    if lengths is not None:
+        if ends is not None:
+            raise ValueError(f"{op}: lengths is another name for ends, got both")
+        if isinstance(hidden, Tensor) and (hidden.is_nested or hidden.dim() != 3):
+            raise ValueError(f"{op}: lengths goes with padded [B, S, H] hidden")
+        ends, names = lengths, {"ends": "lengths"}
+    if isinstance(hidden, Tensor) and hidden.is_nested:
+        if hidden.layout != torch.jagged or hidden.dim() != 3:
+            raise TypeError(
+                f"{op}: a nested hidden must be jagged (layout=torch.jagged) with shape [B, *, H], "
+                f"got layout {hidden.layout} and {hidden.dim()} dimensions"
+            )
+        if cu_seqlens is not None or starts is not None or ends is not None:
+            raise ValueError(f"{op}: a nested hidden says itself where segments start and end, got bounds too")
+        if getattr(hidden, "_ragged_idx", 1) != 1:
+            raise ValueError(f"{op}: a nested hidden must be ragged in dimension 1, [B, *, H]")
+        jagged: Any = hidden  # torch's types do not know its methods
+        offsets, held = jagged.offsets(), jagged.lengths()
+        hidden, names = hidden.values(), _OF_NESTED
+        if held is None:
+            cu_seqlens = offsets
+        else:  # a view with gaps between its sequences
+            check_memory(op, "hidden.offsets()", offsets)
+            check_memory(op, "hidden.lengths()", held)
+            starts, ends = offsets[:-1], offsets[:-1] + held
+    return hidden, cu_seqlens, starts, ends, names
