@@ -29,6 +29,13 @@ struct Softmax {
   }
 };
 
+// The maximum: the first of equals (and the first NaN) stays, whatever the shape of the tree. Vectors of lanes may have
+// a shorter way (cpu/vec.h).
+template <class V>
+struct Maximum {
+  FASTPOOL_INLINE V of(V left, V right) { return (left == left) & !(right <= left) ? right : left; }
+};
+
 template <Weight W, Reduce R>
 struct State {
   static constexpr bool weighted = W != Weight::one;
@@ -47,8 +54,7 @@ struct State {
   template <class V>
   FASTPOOL_INLINE V merge(V left, V right) {
     if constexpr (R == Reduce::max)
-      // The first of equals (and the first NaN) stays, whatever the shape of the tree.
-      return (left == left) & !(right <= left) ? right : left;
+      return Maximum<V>::of(left, right);
     else
       return left + right;
   }

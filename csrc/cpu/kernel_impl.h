@@ -101,7 +101,7 @@ FASTPOOL_INLINE void add_group(const T* const* rows, const A* weight, const A* s
 // One leaf into acc[0..dim), a group of rows at a time.
 template <class S, bool ahead, class T, class A>
 FASTPOOL_INLINE void add_leaf(const Leaf<T, A>& leaf, int64_t dim, A* acc, Queue<T, A, S>& queue) {
-  constexpr int group = ahead ? kGroupRows : S::count;
+  constexpr int group = ahead ? kGroupRows : 1;
   int g = 0;
   do {
     const int k = leaf.count - g < group ? leaf.count - g : group;

@@ -6,6 +6,7 @@
 
 #include "../elementary.h"
 #include "../segment.h"
+#include "../state.h"
 #include "../storage.h"
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -54,6 +55,38 @@ struct Lanes<FASTPOOL_ISA::Vec<double>::type> {
   using element = double;
   using bits = FASTPOOL_ISA::Vec<double>::bits;
 };
+#if defined(__AVX512VL__) && defined(__AVX512DQ__)
+// Two comparisons, the second only where the first holds, which compilers do not find.
+template <>
+struct Maximum<FASTPOOL_ISA::Vec<float>::type> {
+  FASTPOOL_INLINE __m256 of(__m256 left, __m256 right) {
+    const __mmask8 number = _mm256_cmp_ps_mask(left, left, _CMP_ORD_Q);
+    return _mm256_mask_mov_ps(left, _mm256_mask_cmp_ps_mask(number, right, left, _CMP_NLE_UQ), right);
+  }
+};
+template <>
+struct Maximum<FASTPOOL_ISA::Vec<double>::type> {
+  FASTPOOL_INLINE __m256d of(__m256d left, __m256d right) {
+    const __mmask8 number = _mm256_cmp_pd_mask(left, left, _CMP_ORD_Q);
+    return _mm256_mask_mov_pd(left, _mm256_mask_cmp_pd_mask(number, right, left, _CMP_NLE_UQ), right);
+  }
+};
+#elif defined(__AVX2__)
+template <>
+struct Maximum<FASTPOOL_ISA::Vec<float>::type> {
+  FASTPOOL_INLINE __m256 of(__m256 left, __m256 right) {
+    const __m256 number = _mm256_cmp_ps(left, left, _CMP_ORD_Q);
+    return _mm256_blendv_ps(left, right, _mm256_and_ps(number, _mm256_cmp_ps(right, left, _CMP_NLE_UQ)));
+  }
+};
+template <>
+struct Maximum<FASTPOOL_ISA::Vec<double>::type> {
+  FASTPOOL_INLINE __m256d of(__m256d left, __m256d right) {
+    const __m256d number = _mm256_cmp_pd(left, left, _CMP_ORD_Q);
+    return _mm256_blendv_pd(left, right, _mm256_and_pd(number, _mm256_cmp_pd(right, left, _CMP_NLE_UQ)));
+  }
+};
+#endif
 }  // namespace fastpool
 namespace fastpool::FASTPOOL_ISA {
 
