@@ -144,7 +144,8 @@ def _have(tokens: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
     """Which segments have any of these tokens, [B, S] or [T]."""
     each = (torch.arange(len(starts), device=starts.device),) if tokens.dim() == 2 else ()
     before = torch.nn.functional.pad(tokens.cumsum(-1), (1, 0))
-    return before[(*each, ends)] > before[(*each, starts)]
+    first, behind = (*each, starts), (*each, ends)
+    return before[behind] > before[first]
 
 
 def check_weight_values(

@@ -255,8 +255,8 @@ def elsewhere(given: Given, random: Random) -> str | None:
 
 MISTAKES: tuple[Callable[[Given, Random], str | None], ...] = (
     mask_value, bound_value, bounds_cross, index_dtype, index_shape, index_length, no_cuts, leading_shape, mask_dtype,
-    float_dtype, query_shape, left_out, out_dtype, rank, columns, sizes_value, negative_eps, layout, gradient_shape, gradient_dtype,
-    gradient_strides, elsewhere,
+    float_dtype, query_shape, left_out, out_dtype, rank, columns, sizes_value, negative_eps, layout, gradient_shape,
+    gradient_dtype, gradient_strides, elsewhere,
 )  # fmt: skip
 
 
