@@ -1,5 +1,6 @@
 """torch.compile, torch.export and AOTInductor: whole graphs, any shape, no copies, the same bits."""
 
+import math
 import subprocess
 import sys
 import textwrap
@@ -46,6 +47,23 @@ def test_whole_graph_and_its_gradient(mode: str, given: str | None, layout: str,
             results.append(x.grad)
     half = len(results) // 2
     assert all(same_bits(a, b) for a, b in zip(results[:half], results[half:], strict=True))
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 12), (2, 3, 12)])
+def test_whole_graph_and_the_gradient_of_a_query(shape: tuple[int, ...]) -> None:
+    """What a module learns; a scale that is computed."""
+    hidden, mask = torch.randn(2, 40, 12), torch.rand(2, 40) > 0.3
+    compiled = torch.compile(
+        lambda q: fastpool.attention(hidden, q * 2, mask, scale=q.shape[-1] ** -0.5, normalize=True),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    found = []
+    for function in (compiled, lambda q: fastpool.attention(hidden, q * 2, mask, scale=12**-0.5, normalize=True)):
+        query = torch.linspace(-1, 1, math.prod(shape)).view(shape).requires_grad_()
+        result = function(query)
+        found.append((result.detach(), *torch.autograd.grad(result.pow(3).sum(), query)))
+    assert all(same_bits(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_whole_graph_of_dims_and_its_gradient() -> None:

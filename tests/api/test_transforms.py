@@ -1,6 +1,7 @@
 """Gradients where torch transforms the call: torch.func, and autograd that is compiled."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,38 @@ def test_torch_func(called: Callable[..., Tensor]) -> None:
     ):
         got, expected = (transform(lambda x, f=f: f(x, mask))(hidden) for f in (called, eager_mean))
         assert torch.allclose(got, expected, atol=1e-6)
+
+
+def eager_softmax_mean(hidden: Tensor, scores: Tensor) -> Tensor:
+    return (scores.softmax(-1)[..., None] * hidden).sum(-2)
+
+
+def eager_attention(hidden: Tensor, query: Tensor) -> Tensor:
+    return torch.nn.functional.softmax(query @ hidden.mT, -1) @ hidden
+
+
+@pytest.mark.parametrize("ops", [fastpool, torch.ops.fastpool])
+@pytest.mark.parametrize(
+    ("mode", "eager", "shape"),
+    [("softmax_mean", eager_softmax_mean, (4, 3, 7)), ("attention", eager_attention, (4, 3, 2, 5))],
+)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # as above
+def test_torch_func_of_scores_and_queries(
+    mode: str, eager: Callable[..., Tensor], shape: tuple[int, ...], ops: Any
+) -> None:
+    func, generator = torch.func, torch.Generator().manual_seed(0)
+    hidden, own = torch.randn(4, 3, 7, 5, generator=generator), torch.randn(shape, generator=generator)
+    name = "scores" if mode == "softmax_mean" else "query"
+    for transform in (
+        lambda f: f(hidden[0], own[0]),
+        lambda f: func.grad(lambda y: f(hidden[0], y).pow(2).sum())(own[0]),
+        lambda f: func.vmap(f)(hidden, own),
+        lambda f: func.vmap(f, in_dims=(0, None))(hidden, own[0]),
+        lambda f: func.vmap(func.grad(lambda x, y: f(x, y).pow(2).sum(), argnums=1))(hidden, own),
+        lambda f: func.jacrev(f, argnums=1)(hidden[0], own[0]),
+    ):
+        got = transform(lambda x, y: getattr(ops, mode)(x, **{name: y}))
+        assert torch.allclose(got, transform(eager), atol=1e-5)
 
 
 @pytest.mark.parametrize("called", [fastpool.mean, torch.ops.fastpool.mean, fastpool.nn.Pooling("mean")])

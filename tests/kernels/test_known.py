@@ -55,6 +55,10 @@ DIFFERENT: list[dict[str, Any]] = [
     {"starts": torch.tensor([0, 1])},
     {"ends": torch.tensor([0, 1])},
     {"weights": torch.ones(2, 5)},
+    {"scores": torch.ones(2, 5)},
+    {"query": torch.ones(96)},
+    {"query": torch.ones(3, 96)},
+    {"query": torch.ones(2, 3, 96)},
     {"hidden": PACKED, "mask": None, "cu_seqlens": CU},
     {"hidden": PACKED, "mask": None, "cu_seqlens": CU.int()},
     {"truncate_dim": 3},
@@ -66,7 +70,7 @@ DIFFERENT: list[dict[str, Any]] = [
 def test_what_differs_is_not_known() -> None:
     calls = [replace(CALL)] + [replace(CALL, **change) for change in DIFFERENT]
     calls.append(PoolBackwardCall(CALL, torch.zeros(2, 96)))
-    calls.append(PoolBackwardCall(CALL, torch.zeros(2, 96), of="weights"))
+    calls += [PoolBackwardCall(CALL, torch.zeros(2, 96), of=of) for of in ("weights", "scores", "query")]
     calls += [
         NormalizeCall(HIDDEN),
         NormalizeCall(HIDDEN, eps=1.0),
