@@ -51,14 +51,15 @@ def total_weight(
 ):  # fmt: skip
     """The state of the weights of the real tokens among [first, last): their sum, and the exponent of a softmax."""
     MERGE: tl.constexpr = merging(SUM, WEIGHT)
+    steps: tl.constexpr = 1 if WEIGHT == QUERY else STEPS  # a product takes long to compile
     leaf = tl.arange(0, LEAVES)
     nothing = neutral_state((1,), (), MERGE, False, ACC)
     levels = counter(nothing, counters(LEAVES))
     groups = tl.cdiv(last - first, LEAF * LEAVES)
     for group in range(groups):
         state = neutral_state((LEAVES, 1), (LEAVES, 1), MERGE, False, ACC)
-        for some in range(0, LEAF, STEPS):
-            for one in tl.static_range(STEPS):
+        for some in range(0, LEAF, steps):
+            for one in tl.static_range(steps):
                 token = (group * LEAVES + leaf) * LEAF + some + one
                 real = token < last - first
                 if mask is not None:

@@ -208,7 +208,8 @@ def make_pool_plan(call: PoolCall, device: DeviceProperties, gradient_dim: int |
         "NORMALIZE": call.normalize and strips == 1, "CU": cu, "WHOLE": whole,
         "VECTOR": vector_width, "COLUMNS": columns, "LEAVES": config.leaves, "LEVELS": config.levels,
         "PIECES": 0 if call.query is None else pieces(hidden.shape[-1], columns),
-        "LOADS": config.loads, "STAGES": config.stages,
+        # A product with a query takes long to compile: there is one of them, for a row of every leaf.
+        "LOADS": 1 if mode.takes_query else config.loads, "STAGES": 1 if mode.takes_query else config.stages,
         "SCAN": min(MOST_SCAN, (16 if mode.one_token else 8) * device.warp_size * config.warps),
     }  # fmt: skip
     grid = ((slots if cu and not whole else batch * programs) * queries, strips, 1)

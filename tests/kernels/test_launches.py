@@ -14,9 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
 from fastpool.calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
-from fastpool.modes import MODES
-from fastpool.testing import LAYOUTS, sequences
-from fastpool.triton_kernels import counters, plan, run  # after the skip
+from fastpool.testing import LAYOUTS, sequences, variants
+from fastpool.triton_kernels import counters, plan, plan_backward, run  # after the skip
 from fastpool.triton_kernels.launch import _MODULES, Launch  # likewise
 
 # What allocates or looks at memory and puts nothing on a device.
@@ -61,12 +60,12 @@ OP_LAYOUTS = [name for name in LAYOUTS if name != "nested"]
 
 
 @pytest.mark.parametrize("layout", OP_LAYOUTS)
-@pytest.mark.parametrize("mode", MODES)
-def test_a_small_call_is_one_launch(mode: str, layout: str, counted: Counted) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_a_small_call_is_one_launch(mode: str, given: str | None, layout: str, counted: Counted) -> None:
     """Queries, packed or padded: many, and some a little longer. Where they may overlap, each might be as long as all,
     and may be split."""
     for lengths in ([9] * 32, [1, 9, 0, 60, 33, 5, 64, 40]):
-        arguments = LAYOUTS[layout].make(sequences(lengths, 384, torch.bfloat16), False)
+        arguments = LAYOUTS[layout].make(sequences(lengths, 384, torch.bfloat16), given)
         counted.kernels.clear()
         counted.others.clear()
         run.pool(call_of(mode, arguments, normalize=True))
@@ -190,7 +189,7 @@ def test_nothing_is_compiled_for_a_number() -> None:
     launches += [plan.plan_normalize_backward(NormalizeBackwardCall(NormalizeCall(hidden), hidden), DEVICE)]
     weighted = PoolCall("weighted_mean", hidden, weights=hidden[..., 0])
     for call, of in ((PoolCall("max", hidden), "hidden"), (weighted, "hidden"), (weighted, "weights")):
-        launches += plan.plan_pool_backward(PoolBackwardCall(call, gradient, gradient, of), DEVICE)
+        launches += plan_backward.plan_pool_backward(PoolBackwardCall(call, gradient, gradient, of), DEVICE)
     kernels = {launch.kernel.fn.__name__: launch for launch in launches}
     assert len(kernels) == 7
     for name, launch in kernels.items():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fastpool
+from fastpool.arguments import GRADIENTS_OF
 from fastpool.calls import PoolBackwardCall, PoolCall, accumulator
 from fastpool.modes import MODES
 from fastpool.testing import (
@@ -29,7 +30,7 @@ pytest.importorskip("triton")  # a reason to skip: there is no Triton for every 
 import triton.language as tl  # after the skip
 
 from fastpool.backends import triton as adapter  # likewise
-from fastpool.triton_kernels import backward, config, normalize, plan, segment  # likewise
+from fastpool.triton_kernels import backward, config, normalize, plan, plan_backward, pool, segment  # likewise
 
 TRITON = Target("triton", "cuda" if torch.cuda.is_available() else "cpu")
 REFERENCE = Target("reference", "cpu")
@@ -61,15 +62,16 @@ def random_gradient(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def assert_reference_bits(mode: str, arguments: dict[str, Any], what: object = None, **more: Any) -> None:
-    """Gradients of hidden, and of weights where they are given."""
-    pool = getattr(fastpool, mode)
-    gradient = random_gradient(REFERENCE.run(pool, **arguments, **more).shape, torch.float64)
+    """Gradients of hidden, and of weights, scores or a query where they are given."""
+    function = getattr(fastpool, mode)
+    gradient = random_gradient(REFERENCE.run(function, **arguments, **more).shape, torch.float64)
 
     def both(**arguments: Any) -> Tensor:
         hidden = arguments["hidden"]
         dtype = more.get("out_dtype") or hidden.dtype
-        found = gradients(pool, arguments, gradient.to(hidden.device, dtype), **more)
-        assert [x.dtype for x in found] == [x.dtype for x in (hidden, arguments.get("weights")) if x is not None]
+        found = gradients(function, arguments, gradient.to(hidden.device, dtype), **more)
+        given = [arguments[name] for name in GRADIENTS_OF if name in arguments]
+        assert [x.dtype for x in found] == [x.dtype for x in given]
         return torch.cat([(x.values() if x.is_nested else x).double().flatten() for x in found])
 
     assert same_bits(TRITON.run(both, **arguments), REFERENCE.run(both, **arguments)), what
@@ -85,7 +87,9 @@ def test_layouts(mode: str, given: str | None, layout: str, dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "given"), [("mean_sqrt_len", False), ("max", False), ("weighted_mean", True)])
+@pytest.mark.parametrize(
+    ("mode", "given"), [("mean_sqrt_len", None), ("max", None), ("weighted_mean", "weights"), ("attention", "query")]
+)
 def test_dtypes(mode: str, given: str | None, dtype: torch.dtype) -> None:
     """Every dtype, cut up as the heuristic does."""
     for layout in ("padded_left_mask", "packed_shuffled"):
@@ -95,9 +99,10 @@ def test_dtypes(mode: str, given: str | None, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "given", "layout", "columns", "rows", "tiles"),
-    [("mean", False, "packed", *cut) for cut in ((8, 2, 1), (16, 1, 7), (32, 8, 2), (32, 64, 1))]
-    + [("max", False, "padded_middle_strided", *cut) for cut in ((8, 2, 1), (32, 8, 2))]
-    + [("weighted_mean", True, "packed_shuffled", *cut) for cut in ((8, 2, 1), (32, 8, 2))],
+    [("mean", None, "packed", *cut) for cut in ((8, 2, 1), (16, 1, 7), (32, 8, 2), (32, 64, 1))]
+    + [("max", None, "padded_middle_strided", *cut) for cut in ((8, 2, 1), (32, 8, 2))]
+    + [("weighted_mean", "weights", "packed_shuffled", *cut) for cut in ((8, 2, 1), (32, 8, 2))]
+    + [("softmax_mean", "scores", "packed_shuffled", 8, 2, 1), ("attention", "query", "packed", 8, 2, 1)],
 )
 def test_cuts(mode: str, given: str | None, layout: str, columns: int, rows: int, tiles: int, cut: Cut) -> None:
     cut(columns, rows, tiles)
@@ -105,12 +110,34 @@ def test_cuts(mode: str, given: str | None, layout: str, columns: int, rows: int
     assert_reference_bits(mode, LAYOUTS[layout].make(batch, given))
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_total_weight_of_many_leaves(given: str | None, cut: Cut) -> None:
+@pytest.mark.parametrize(("mode", "given"), [one for one in variants() if MODES[one[0]].weighted])
+def test_total_weight_of_many_leaves(mode: str, given: str | None, cut: Cut) -> None:
     """Groups of two leaves in the binary counter."""
     cut(8, 64, scan=64)
     batch = sequences([32 * 13 + 5], 8, torch.float32, holes=True)
-    assert_reference_bits("weighted_mean", LAYOUTS["padded_left_mask"].make(batch, given))
+    assert_reference_bits(mode, LAYOUTS["padded_left_mask"].make(batch, given))
+
+
+@pytest.mark.parametrize("bounds", ["cu_seqlens", "starts and ends"])
+def test_queries(bounds: str, cut: Cut) -> None:
+    """Some of all segments, and some of each one's own, of several pieces; a token gets its shares in the order of
+    segments and then of queries."""
+    cut(8, 4, tiles=2)
+    (one,) = sequences([20], 20, torch.float32)
+    cu = torch.tensor([2, 9, 9, 18])
+    given = {"cu_seqlens": cu} if bounds == "cu_seqlens" else {"starts": cu[:-1], "ends": torch.tensor([16, 9, 20])}
+    drawn = torch.randn(3, 2, 20, generator=torch.Generator().manual_seed(7)) / 4
+    for query in (drawn[0], drawn.bfloat16(), drawn[0].T.contiguous().T):
+        more = {"scale": 0.7, "truncate_dim": 17}
+        assert_reference_bits("attention", {"hidden": one.states, "query": query, **given}, query.shape, **more)
+
+
+@pytest.mark.parametrize("last", [1e6, -1e6, torch.inf, -torch.inf, torch.nan])
+def test_scores(last: float, cut: Cut) -> None:
+    cut(8, 4)
+    (one,) = sequences([40], 8, torch.float32)
+    scores = torch.where(torch.arange(40) == 39, last, torch.arange(40.0) * 3)
+    assert_reference_bits("softmax_mean", {"hidden": one.states[None], "scores": scores[None]})
 
 
 STARTS, ENDS = [0, 30, 5, 5, 50, 17, 3], [60, 33, 20, 5, 41, 55, 58]  # overlap, out of order, empty, backwards
@@ -147,7 +174,7 @@ def test_search_among_many_segments(cut: Cut, monkeypatch: pytest.MonkeyPatch) -
     cut(8, 2, tiles=4)
     batch = sequences([3, 0, 0, 20, 1, 5, 0, 2, 1, 3, 2, 0, 5, 0, 0, 0, 10, 0], 8, torch.float32)
     for mode in ("mean", "last"):
-        assert_reference_bits(mode, LAYOUTS["packed"].make(batch, False))
+        assert_reference_bits(mode, LAYOUTS["packed"].make(batch, None))
 
 
 def test_first_maximum() -> None:
@@ -168,15 +195,18 @@ def test_first_maximum() -> None:
     assert same_bits(got, expected)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_special_values(mode: str, cut: Cut) -> None:
+@pytest.mark.parametrize(
+    ("mode", "given"), [(mode, given) for mode, given in variants() if given or mode != "weighted_mean"]
+)
+def test_special_values(mode: str, given: str | None, cut: Cut) -> None:
     """Of token states and of gradients, in whole sequences; and what a token gets leaks into no other."""
     cut(32, 4)
     hidden = special_values(6, 12, 40)
     mask = torch.ones(6, 12, dtype=torch.bool)
     mask[:, 3] = mask[:, 10:] = False
     pool = {"hidden": hidden, "mask": mask, "truncate_dim": 33}
-    if MODES[mode].takes_weights:
+    pool |= own_arguments(given, torch.rand(6, 12, generator=torch.Generator().manual_seed(1)), 40)
+    if given == "weights":
         pool["weights"] = torch.tensor([1.0, torch.inf, -torch.inf, torch.nan, -0.0, -1.0])[:, None].expand(6, 12)
 
     def of(gradient: Tensor, **pool: Any) -> Tensor:
@@ -187,40 +217,42 @@ def test_special_values(mode: str, cut: Cut) -> None:
     assert same_bits(got, REFERENCE.run(of, gradient, **pool))
     assert same_bits(got[:, 3], torch.zeros(6, 40))
     assert same_bits(got[:, 10:], torch.zeros(6, 2, 40))
-    assert same_bits(got[..., 33:], torch.zeros(6, 12, 7))
+    if given != "query":  # whose products have all columns
+        assert same_bits(got[..., 33:], torch.zeros(6, 12, 7))
 
 
 def backward_call(mode: str, hidden: Tensor, of: str = "hidden", **more: Any) -> PoolBackwardCall:
     """On the device; the gradient of a result that is 0."""
     pool = PoolCall(mode, hidden.to(TRITON.device), **{k: v.to(TRITON.device) for k, v in more.items()})
-    like = pool.hidden.new_zeros((pool.batch, hidden.shape[-1]), dtype=accumulator(hidden.dtype))
+    like = pool.hidden.new_zeros(pool.shape, dtype=accumulator(hidden.dtype))
     return PoolBackwardCall(pool, random_gradient(like.shape, like.dtype).to(like.device), like, of)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_bounds_are_clamped(mode: str, cut: Cut) -> None:
+@pytest.mark.parametrize(("mode", "given"), variants())
+def test_bounds_are_clamped(mode: str, given: str | None, cut: Cut) -> None:
     """Whatever index tensors hold, nothing outside hidden is touched, and every row is written. The adapter is asked
     itself: before it, a CPU call's values are checked."""
     cut(16, 4, tiles=4)
-    hidden = torch.zeros(100, 16)
+    hidden, own = torch.zeros(100, 16), own_arguments(given, torch.rand(100), 16)
     starts, ends = torch.tensor([-5, 90, 50, 2**62, -(2**62), 200]), torch.tensor([3, 120, 40, 2**62 + 5, 2**62, 100])
     first = starts.clamp(0, 100)
     clean = {"starts": first, "ends": torch.maximum(ends.clamp(0, 100), first)}
-    got = adapter.pool_backward(backward_call(mode, hidden, starts=starts, ends=ends))
-    assert same_bits(got, adapter.pool_backward(backward_call(mode, hidden, **clean)))
+    got = adapter.pool_backward(backward_call(mode, hidden, starts=starts, ends=ends, **own))
+    assert same_bits(got, adapter.pool_backward(backward_call(mode, hidden, **clean, **own)))
     # A cu_seqlens that runs backwards: no gradient is promised, but no row is left as the memory was.
     backwards = torch.tensor([0, 70, 3, 2**62, 100, -5, 40])
     torch.full((100, 16), float("nan"), device=TRITON.device)  # what an allocator would hand out next
-    assert not adapter.pool_backward(backward_call(mode, hidden, cu_seqlens=backwards)).isnan().any()
+    for of in ("hidden", *own):
+        assert not adapter.pool_backward(backward_call(mode, hidden, of, cu_seqlens=backwards, **own)).isnan().any()
 
 
 def test_hidden_is_not_read(cut: Cut) -> None:
     """Where its values do not matter, an expanded row stands for it, with NaN."""
     cut(8, 4)
     row = torch.full((8,), float("nan"), device=TRITON.device)
-    for mode in MODES:
-        if mode != "max":
-            call = backward_call(mode, torch.zeros(2, 5, 8))
+    for mode, given in variants():
+        if not MODES[mode].gradient_reads_hidden("hidden"):
+            call = backward_call(mode, torch.zeros(2, 5, 8), **own_arguments(given, torch.rand(2, 5), 8))
             call.pool.hidden = row.expand(2, 5, 8)
             assert not adapter.pool_backward(call).isnan().any()
 
@@ -234,7 +266,8 @@ def test_empty(hidden: tuple[int, ...], batch: int) -> None:
         own = own_arguments(given, torch.ones(hidden[:-1]), hidden[-1])
         for of in ("hidden", *own):
             got = adapter.pool_backward(backward_call(mode, torch.ones(hidden), of, **more, **own))
-            assert same_bits(got.cpu(), torch.zeros(hidden[:-1] if of == "weights" else hidden))
+            shapes = {"hidden": hidden, "query": (batch, 1, hidden[-1])}
+            assert same_bits(got.cpu(), torch.zeros(shapes.get(of, hidden[:-1])))
 
 
 @pytest.mark.parametrize("weights_dtype", DTYPES, ids=str)
@@ -302,11 +335,12 @@ def test_arguments_stand_in_the_kernels_order() -> None:
         backward_call("weighted_mean", torch.zeros(2, 5, 8), of, weights=torch.ones(2, 5))
         for of in ("hidden", "weights")
     ]
-    planned = [one for call in calls for one in plan.plan_pool_backward(call, device)]
+    calls += [backward_call("attention", torch.zeros(2, 5, 8), of, query=torch.ones(8)) for of in ("hidden", "query")]
+    planned = [one for call in calls for one in plan_backward.plan_pool_backward(call, device)]
     x = torch.zeros(2, 8)
     planned.append(plan.plan_normalize_backward(fastpool.ops.call_of("_l2_normalize_backward", x, x, 1e-12), device))
     kernels = (backward.segment_prologue_kernel, backward.first_maximum_kernel, backward.scatter_gradient_kernel)
-    kernels += (backward.scatter_weight_gradient_kernel, normalize.normalize_backward_kernel)
+    kernels += (backward.scatter_weight_gradient_kernel, normalize.normalize_backward_kernel, pool.pool_kernel)
     assert {one.kernel for one in planned} == set(kernels)
     for one in planned:
         assert list(one.arguments) == list(one.kernel.arg_names)
