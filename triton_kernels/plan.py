@@ -19,6 +19,7 @@ from .config import (
     deep,
     deepest,
     halved,
+    one_row,
     one_token,
     registers,
     row_columns,
@@ -186,6 +187,8 @@ def make_pool_plan(call: PoolCall, device: DeviceProperties, gradient_dim: int |
     batch, rows, cu, queries = call.batch, call.rows, call.cu_seqlens is not None, call.queries
     row_stride, batch_stride = hidden.stride(-2), hidden.stride(0) if call.padded else 0
     columns, config = cut(call, dim, device)
+    if mode.takes_query:
+        config = one_row(config, columns, element_size, device.warp_size)
     strips = -(-dim // columns)
 
     units = -(-rows // config.split)  # of a segment, at most
@@ -208,8 +211,7 @@ def make_pool_plan(call: PoolCall, device: DeviceProperties, gradient_dim: int |
         "NORMALIZE": call.normalize and strips == 1, "CU": cu, "WHOLE": whole,
         "VECTOR": vector_width, "COLUMNS": columns, "LEAVES": config.leaves, "LEVELS": config.levels,
         "PIECES": 0 if call.query is None else pieces(hidden.shape[-1], columns),
-        # A product with a query takes long to compile: there is one of them, for a row of every leaf.
-        "LOADS": 1 if mode.takes_query else config.loads, "STAGES": 1 if mode.takes_query else config.stages,
+        "LOADS": config.loads, "STAGES": config.stages,
         "SCAN": min(MOST_SCAN, (16 if mode.one_token else 8) * device.warp_size * config.warps),
     }  # fmt: skip
     grid = ((slots if cu and not whole else batch * programs) * queries, strips, 1)

@@ -57,6 +57,8 @@ def make_pool_backward_plan(call: PoolBackwardCall, device: DeviceProperties) ->
         if several:
             one_load = config.TILE_THREADS * LOAD_BYTES // (columns * element_size)
             tile_rows = min(tile_rows, max(config.SEVERAL_ROWS, one_load))
+        if reads:
+            tile_rows = 1  # as in config.one_row
         strips = strips or -(-written // columns)
         total = batch * rows if padded else rows
         each = config.chunk(total, strips, tile_rows, device.sm_count)

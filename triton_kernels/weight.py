@@ -35,7 +35,10 @@ def product(rows, there, vector, divisor, width, ACC: tl.constexpr, COLUMNS: tl.
         y = load_vector(vector, divisor, columns, inside, ACC)
         x = widen(tl.load(rows + columns[None, :], mask=there[:, None] & inside[None, :], other=0.0), ACC)
         levels = push(levels, (add_columns(y[None, :] * x),), piece, SUM)
-    return total(levels, nothing, pieces, SUM)[0]
+    sums = total(levels, nothing, pieces, SUM)[0]
+    if sums.shape[0] == 1:  # a number, or the compiler would have each thread hold whole rows that it multiplies
+        sums = tl.full((1,), tl.sum(sums, axis=0), ACC)
+    return sums
 
 
 @triton.jit
