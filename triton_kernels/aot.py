@@ -4,11 +4,7 @@ Launches are planned for tensors on torch's meta device and handed to Triton's o
 here is what a server's first request would have compiled, under the same key of Triton's cache.
 """
 
-import os
-import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,8 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from multiprocessing import active_children, get_context
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -34,6 +28,7 @@ from .launch import Launch, settle_cache_keys
 from .machine_code import Report, read_amd, read_nvidia
 from .plan import DeviceProperties, plan_normalize, plan_normalize_backward, plan_pool
 from .plan_backward import plan_pool_backward
+from .targets import last_words
 
 DIMS = (8, 16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 3584, 4096, 5120, 8192, 16384)
 SM_COUNTS = (108, 132, 148, 304)  # of an A100, an H100 or H200, a B200, an MI300X
@@ -274,46 +269,6 @@ class _Nowhere:
         return self.target
 
 
-def parse_target(text: str) -> GPUTarget:
-    """cuda:90 or hip:gfx942. Raises ValueError for anything else."""
-    if cuda := re.fullmatch("cuda:([0-9]{1,6})", text):
-        return GPUTarget("cuda", int(cuda[1]), 32)
-    if hip := re.fullmatch("hip:(gfx[0-9a-f]+)", text):
-        return GPUTarget("hip", hip[1], 64 if hip[1].startswith("gfx9") else 32)
-    raise ValueError(f"a target must look like cuda:90 or hip:gfx942, got {shown(text)}")
-
-
-# What compiles a kernel that does nothing, given by its file, for a target; and that kernel, in Triton's own language.
-_PROBE = """
-import sys
-import triton
-from triton.backends.compiler import GPUTarget
-file, backend, arch, warp_size = sys.argv[1:]
-triton.compile(file, target=GPUTarget(backend, int(arch) if backend == "cuda" else arch, int(warp_size)))
-"""
-_KERNEL = "module { tt.func public @probe(%x: !tt.ptr<f32>) { tt.return } }"
-
-
-def check_target(target: GPUTarget) -> None:
-    """Raises ValueError for a GPU that this Triton's compilers do not know. They are asked in a process of their own,
-    as some of them abort theirs."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder, "probe.ttir")
-        file.write_text(_KERNEL)
-        command = [sys.executable, "-c", _PROBE, file, target.backend, str(target.arch), str(target.warp_size)]
-        environment = {**os.environ, "TRITON_CACHE_DIR": folder}
-        done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
-    if done.returncode:
-        said = _last_words(done.stderr.decode(errors="replace"))
-        raise ValueError(f"this Triton cannot compile for {target.backend}:{target.arch}: {said}")
-
-
-def _last_words(text: str) -> str:
-    """The last line of what compilers say, but how to say it again."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Repro command:")]
-    return lines[-1] if lines else "it does not say why"
-
-
 def compile_variant(variant: Variant, target: GPUTarget) -> Report:
     """Raises whatever Triton raises."""
     launch = variant.launch
@@ -341,7 +296,7 @@ def _compile(job: tuple[GPUTarget, str, int, bool, int]) -> tuple[str, Report | 
     try:
         return variant.name, compile_variant(variant, target)
     except Exception as error:  # whatever it is, the others are still to be compiled
-        return variant.name, f"{type(error).__name__}: {_last_words(str(error))}"
+        return variant.name, f"{type(error).__name__}: {last_words(str(error))}"
 
 
 @contextmanager

@@ -135,7 +135,7 @@ def halved(config: Config) -> Config:
 
 
 def one_row(config: Config, columns: int, element_size: int, warp_size: int) -> Config:
-    """Units of as many tokens, read a row at a time: a row's product with a query is then one number, which the compiler
+    """Units of as many tokens, read a row at a time: its product with a query is then one number, which the compiler
     need not lay out as it does columns; and there is one product, since it takes long to compile."""
     levels = config.levels + config.leaves.bit_length() - 1
     return Config(1, levels, warps(1, columns, element_size, warp_size), 1)

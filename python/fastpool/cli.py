@@ -179,10 +179,11 @@ def _aot(arguments: argparse.Namespace) -> int:
     if triton.INTERPRETED:
         raise ValueError("TRITON_INTERPRET=1 interprets kernels, it does not compile them")
     from .triton_kernels import aot
+    from .triton_kernels.targets import check_target, parse_target
 
-    targets = [aot.parse_target(text) for text in arguments.targets]
+    targets = [parse_target(text) for text in arguments.targets]
     for target in targets:
-        aot.check_target(target)
+        check_target(target)
     dtypes, dims = arguments.dtype or _FLOATS, arguments.dim or aot.DIMS
     status: int = aot.run(targets, dtypes, dims, arguments.jobs, arguments.every, arguments.only)
     return status

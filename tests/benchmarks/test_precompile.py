@@ -80,7 +80,7 @@ def test_calls_find_what_was_compiled_for_them(tmp_path: Path) -> None:
 
 _KEYS = """
 import sys, torch
-from fastpool.triton_kernels import aot, backward, normalize, plan, pool
+from fastpool.triton_kernels import aot, backward, normalize, plan, pool, targets
 from fastpool.calls import PoolCall
 
 device, hidden, x = plan.DeviceProperties("test", 132), torch.zeros(4, 50, 64), torch.zeros(4, 64)
@@ -112,7 +112,7 @@ try:
     if sys.argv[2] == "launched":
         one.run()
     else:
-        aot.compile_variant(aot.Variant("", one, ()), aot.parse_target("cuda:90"))
+        aot.compile_variant(aot.Variant("", one, ()), targets.parse_target("cuda:90"))
 except Stopped:
     kernels = (pool.pool_kernel, normalize.normalize_kernel)
     kernels += (backward.segment_prologue_kernel, backward.scatter_gradient_kernel)

@@ -21,7 +21,7 @@ from fastpool.arguments import GRADIENTS_OF
 from fastpool.backends import triton as triton_backend
 from fastpool.calls import PoolBackwardCall, PoolCall, accumulator  # after the skip
 from fastpool.modes import MODES
-from fastpool.triton_kernels import aot  # after the skip
+from fastpool.triton_kernels import aot, targets  # after the skip
 
 wide = partial(pytest.param, marks=pytest.mark.wide)  # a minute each
 
@@ -146,7 +146,7 @@ def test_every_variant_has_a_name_of_its_own(dtype: torch.dtype, dim: int) -> No
 
 def test_a_wrong_variant_is_an_exit_status_of_1(capsys: pytest.CaptureFixture[str]) -> None:
     """No such GPU: every compile fails, and each says so."""
-    assert aot.run([aot.parse_target("cuda:1")], ["float64"], [64], 1) == 1
+    assert aot.run([targets.parse_target("cuda:1")], ["float64"], [64], 1) == 1
     *lines, total = capsys.readouterr().out.splitlines()
     assert all("FAILED: " in line for line in lines)
     assert total == f"{len(lines)} variants, {len(lines)} wrong"
@@ -182,7 +182,7 @@ def test_every_layout_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aot, "run", lambda *arguments: asked.append(arguments) or 0)
     for more in ([], ["--every"]):
         assert cli.main(["aot", "cuda:90", "--dtype", "float64", "--dim", "64", "--jobs", "3", *more]) == 0
-    target = aot.parse_target("cuda:90")
+    target = targets.parse_target("cuda:90")
     assert asked == [([target], ["float64"], [64], 3, False, ""), ([target], ["float64"], [64], 3, True, "")]
 
 
