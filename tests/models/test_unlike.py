@@ -18,8 +18,6 @@ from helpers.model_folders import BERT, MEAN, OLD, model, modules, read
         ("pylate.models.Dense.Dense", "late interaction"),
         (OLD + "StaticEmbedding", "a table of word vectors"),
         (OLD + "CLIPModel", "a CLIP model"),
-        (OLD + "WeightedLayerPooling", "a weighted mean of the states of all layers"),
-        (OLD + "WordWeights", "fastpool.weighted_mean with weights="),
         (OLD + "CNN", "a convolution"),
         (OLD + "LSTM", "a recurrent network"),
         (OLD + "BoW", "a bag of words"),

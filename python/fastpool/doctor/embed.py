@@ -85,9 +85,12 @@ def vectors(
     time are held. `advance` hears of each batch's texts, `trace` watches the modules.
 
     Raises:
-        ValueError: what `candidates` raises; the model does not run on the texts; its first module gives no token
-            states, or such that are not finite at a real token, and by the trace why.
+        ValueError: what `candidates` raises; the model weighs words or layers; it does not run on the texts; its first
+            module gives no token states, or such that are not finite at a real token, and by the trace why.
     """
+    weights = config.layer_weights or config.word_weights
+    if weights is not None:
+        raise ValueError(f"{weights.name}: {weights}; expected a model whose token states are pooled as they are")
     found: dict[Modes, Tensor] = {}
     modes = candidates(config)
     prompt = config.prompts.get(config.default_prompt_name or "")

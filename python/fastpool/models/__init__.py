@@ -3,5 +3,15 @@
 from .config import PoolingConfig
 from .decisions import Decision
 from .layers import Dense, LatentAttention, LayerNorm, Normalize
+from .weighing import LayerWeights, WordWeights
 
-__all__ = ["Decision", "Dense", "LatentAttention", "LayerNorm", "Normalize", "PoolingConfig"]
+__all__ = [
+    "Decision",
+    "Dense",
+    "LatentAttention",
+    "LayerNorm",
+    "LayerWeights",
+    "Normalize",
+    "PoolingConfig",
+    "WordWeights",
+]

@@ -7,19 +7,24 @@ from ..text import shown
 from .files import Document, Folder, Module
 from .layers import Dense, Layer, LayerNorm, Normalize
 from .unlike import MODULES
+from .weighing import LayerWeights, WordWeights
 
 _TOKENS, _SENTENCE = "token_embeddings", "sentence_embedding"  # sentence-transformers' names for what modules pass on
 _MOST = 100  # modules; models have three or four, and each is a warning or a layer that people are told of
-CLASSES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+CLASSES = (
+    *("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "WordWeights", "WeightedLayerPooling", "Dropout"),
+)
 # What else makes token states, as the first module.
 _FIRST = ("Transformer", "WordEmbeddings")
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Layers on each token's state, Pooling, layers on the vector."""
+    """Layers on each token's state, weights of these, Pooling, layers on the vector."""
 
     tokens: tuple[Layer, ...] = ()
+    layer_weights: LayerWeights | None = None
+    word_weights: WordWeights | None = None
     pooling: Document | None = None  # its configuration; None: not pooled
     layers: tuple[Layer, ...] = ()
 
@@ -50,18 +55,28 @@ def follow(folder: Folder, modules: Sequence[Module], states: str) -> Chain:
             before = _given(passed, _TOKENS, module)
             if before.pooling is not None:
                 raise module.entry.error("type", "something else, as what it would pool is one vector already")
-            passed[_SENTENCE] = Chain(before.tokens, folder.document(module.config))
+            passed[_SENTENCE] = replace(before, pooling=folder.document(module.config))
         elif module.name == "Dense":
             document = folder.document(module.config)
             name, to = _names(document)
-            passed[to] = _given(passed, name, module).then(Dense.read(folder, module, document))
+            passed[to] = _unweighted(passed, name, module).then(Dense.read(folder, module, document))
         elif module.name == "LayerNorm":
             layer = LayerNorm.read(folder, module, folder.document(module.config))
             passed[_SENTENCE] = _given(passed, _SENTENCE, module).then(layer)
         elif module.name == "Normalize":
             name, to = _names(folder.optional(module.config))
             if name in passed:  # else it does nothing
-                passed[to] = passed[name].then(Normalize(module.entry.name))
+                passed[to] = _unweighted(passed, name, module).then(Normalize(module.entry.name))
+        elif module.name == "WordWeights":
+            weights = WordWeights.read(module, folder.document(module.config))
+            passed[_TOKENS] = replace(_unweighted(passed, _TOKENS, module, layers=True), word_weights=weights)
+        elif module.name == "WeightedLayerPooling":
+            if _given(passed, _TOKENS, module) != Chain():
+                raise module.entry.error(
+                    "type", "something else here, as it takes the model's layers, whatever it is given"
+                )
+            shares = LayerWeights.read(folder, module, folder.document(module.config))
+            passed[_TOKENS] = Chain(layer_weights=shares)
         else:  # Dropout, which does nothing outside training
             _given(passed, _SENTENCE, module)
     chain = passed.get(_SENTENCE, Chain())
@@ -97,6 +112,16 @@ def _given(passed: dict[str, Chain], name: str, module: Module) -> Chain:
             f"got {', '.join(map(shown, passed))} from those"
         )
     return passed[name]
+
+
+def _unweighted(passed: dict[str, Chain], name: str, module: Module, layers: bool = False) -> Chain:
+    """The same, where nothing weighs tokens yet; it may weigh `layers`."""
+    found = _given(passed, name, module)
+    if found.pooling is None and (found.word_weights or (found.layer_weights and not layers)):
+        raise module.entry.error(
+            "type", "sentence-transformers' Pooling, which follows where token states are weighted"
+        )
+    return found
 
 
 def _names(document: Document) -> tuple[str, str]:

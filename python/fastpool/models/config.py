@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..calls import accumulator
 from ..checks import has_rows, lacks_memory
-from ..nn import Pooling
+from ..nn import Pooling, WeightedLayers
 from ..nn.ending import end
 from ..nn.tokens import each
 from ..options import mode_names, option, optional_count
@@ -21,6 +21,7 @@ from .decisions import Decision
 from .files import Folder, folder_of
 from .layers import Dense, Layer, columns
 from .read import Reader
+from .weighing import LayerWeights, WordWeights
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class PoolingConfig:
     token_layers: tuple[
         Layer, ...
     ] = ()  # the same on token states, before they are pooled; LatentAttention comes first
+    layer_weights: LayerWeights | None = None  # of the model's layers, all of which apply then takes
+    word_weights: WordWeights | None = None  # of tokens by their id, which apply then takes as input_ids
     architecture: str | None = None
     decisions: tuple[Decision, ...] = field(default=(), hash=False)
     warnings: tuple[str, ...] = ()
@@ -108,10 +111,11 @@ class PoolingConfig:
 
     def apply(
         self,
-        hidden: Tensor,
+        hidden: Tensor | Sequence[Tensor],
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         *,
+        input_ids: Tensor | None = None,
         lengths: Tensor | None = None,
         starts: Tensor | None = None,
         ends: Tensor | None = None,
@@ -124,6 +128,9 @@ class PoolingConfig:
         Weights of weighted_mean then keep counting from the prompt, as in sentence-transformers, unless `prompt_counts`
         is False, as of LLM2Vec.
 
+        With `layer_weights`, hidden is what a model of transformers gives as hidden_states; with `word_weights`,
+        input_ids, in hidden's layout, tell which token has which weight.
+
         Returns:
             [B, D] in hidden's dtype; D is truncate_dim, the last Dense layer's width, or len(modes) * H. All before
             stays in the accumulator's precision (float32; float64 for float64), so it is rounded once. Gradients flow
@@ -134,26 +141,34 @@ class PoolingConfig:
             FileNotFoundError, ValueError: a layer's weights are not there, or do not fit.
         """
         bounds = {"lengths": lengths, "starts": starts, "ends": ends}
-        if not has_rows(hidden):
-            refused: Tensor = Pooling(self.modes)(hidden, mask, cu_seqlens, **bounds)
+        several = isinstance(hidden, Sequence)
+        one: Any = hidden[0] if several and len(hidden) > 0 else hidden
+        if several is (self.layer_weights is None) or not has_rows(one):
+            refuses = Pooling if self.layer_weights is None else WeightedLayers
+            refused: Tensor = refuses(self.modes)(hidden, mask, cu_seqlens, **bounds)
             return refused
-        if self.width not in (None, hidden.shape[-1]):
+        if self.width not in (None, one.shape[-1]):
             source = next((f" ({d.source})" for d in self.decisions if d.what == "width"), "")
             raise ValueError(
                 f"fastpool.PoolingConfig.apply: hidden must have {self.width} columns, as the model says{source}, "
-                f"got {hidden.shape[-1]}"
+                f"got {one.shape[-1]}"
             )
-        weights = None
-        if "weighted_mean" in self.modes and not self.include_prompt and self.prompt_counts and starts is not None:
-            weights = _positions(hidden, mask)
-        if not (self.layers or self.token_layers):
-            pooling = Pooling(self.modes, truncate_dim=self.truncate_dim, normalize=self.normalize)
+        modes, weights = self.modes, None
+        if self.word_weights is not None:
+            modes, weights = ("weighted_mean",), self.word_weights(input_ids, one)
+        elif "weighted_mean" in self.modes and not self.include_prompt and self.prompt_counts and starts is not None:
+            weights = _positions(one, mask)
+        if not (self.layers or self.token_layers or self.layer_weights):
+            pooling = Pooling(modes, truncate_dim=self.truncate_dim, normalize=self.normalize)
             result: Tensor = pooling(hidden, mask, cu_seqlens, weights, **bounds)
             return result
-        wide = accumulator(hidden.dtype)
-        columns(self.token_layers, hidden.shape[-1])
-        states = each(partial(_through, self.token_layers), hidden.to(wide)) if self.token_layers else hidden
-        result = Pooling(self.modes, out_dtype=wide)(states, mask, cu_seqlens, weights, **bounds)
+        wide = accumulator(one.dtype)
+        columns(self.token_layers, one.shape[-1])
+        if self.layer_weights is not None:
+            result = self.layer_weights.pool(modes, hidden, mask, cu_seqlens, weights, **bounds)
+        else:
+            states = each(partial(_through, self.token_layers), one.to(wide)) if self.token_layers else hidden
+            result = Pooling(modes, out_dtype=wide)(states, mask, cu_seqlens, weights, **bounds)
         columns(self.layers, result.shape[-1])
         result = _through(self.layers, result)
         if not self.normalize and self.truncate_dim is not None and self.truncate_dim > result.shape[-1]:
@@ -161,7 +176,7 @@ class PoolingConfig:
                 f"fastpool.PoolingConfig.apply: truncate_dim must be at most {result.shape[-1]}, the columns "
                 f"there are, got {self.truncate_dim}"
             )
-        return end(result, self.truncate_dim, self.normalize, hidden.dtype)
+        return end(result, self.truncate_dim, self.normalize, one.dtype)
 
 
 def _through(layers: tuple[Layer, ...], x: Tensor) -> Tensor:

@@ -246,6 +246,13 @@ class Folder:
         return Module(entry, kind, path, stated)
 
 
+def held(name: str, folder: Folder | None) -> Folder:
+    """The folder of a layer's weights. Raises ValueError where there is none."""
+    if folder is None:
+        raise ValueError(f"{name}: no folder to read the weights from; use PoolingConfig.from_pretrained")
+    return folder
+
+
 @dataclass(frozen=True)
 class Module:
     """One step of modules.json."""

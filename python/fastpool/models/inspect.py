@@ -12,6 +12,7 @@ from . import engines, tokens
 from .config import PoolingConfig
 from .files import Folder, folder_of
 from .layers import Layer
+from .weighing import LayerWeights, WordWeights
 
 _LONGEST = 100_000  # characters of a value as JSON: no prompts of use are longer
 
@@ -58,7 +59,7 @@ def _needs(engine: dict[str, Any]) -> str:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.repr}
-        kind = {"layer": type(value).__name__} if isinstance(value, Layer) else {}
+        kind = {"layer": type(value).__name__} if isinstance(value, Layer | LayerWeights | WordWeights) else {}
         return kind | {name: _plain(item) for name, item in fields.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 

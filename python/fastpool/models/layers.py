@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import functional, nn
 from ..nn import latent
-from .files import Document, Folder, Module, inside
+from .files import Document, Folder, Module, held, inside
 from .weights import Weights
 
 # Named by their class in torch.nn, with its defaults, as sentence-transformers makes them. The folder's word is
@@ -106,7 +106,7 @@ class Dense:
             shapes["linear.bias"] = (self.outputs,)
         if self.residual and self.inputs != self.outputs:
             shapes["residual.weight"] = (self.outputs, self.inputs)
-        return Weights(_held(self.name, self.folder), self.name, shapes, "Dense")
+        return Weights(held(self.name, self.folder), self.name, shapes, "Dense")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class LayerNorm:
     @cached_property
     def _weights(self) -> Weights:
         shapes = {"norm.weight": (self.inputs,), "norm.bias": (self.inputs,)}
-        return Weights(_held(self.name, self.folder), self.name, shapes, "LayerNorm")
+        return Weights(held(self.name, self.folder), self.name, shapes, "LayerNorm")
 
 
 _PREFIX = "latent_attention_model."  # of its weights
@@ -200,7 +200,7 @@ class LatentAttention:
         config = dict(zip(latent.SIZES, sizes, strict=True))
         shapes = {_PREFIX + key: shape for key, shape in latent.shapes(config).items()}
         with torch.inference_mode(False):
-            weights = Weights(_held(self.name, self.folder), self.home, shapes, "LatentAttention").stored
+            weights = Weights(held(self.name, self.folder), self.home, shapes, "LatentAttention").stored
             return nn.LatentAttention.from_state_dict(config, weights, _PREFIX).requires_grad_(False)
 
 
@@ -217,12 +217,6 @@ def columns(layers: tuple[Layer, ...], given: int | None) -> int | None:
 def _check(source: str, inputs: int, given: int | None) -> None:
     if given not in (None, inputs):
         raise ValueError(f"{source} must be {given}, the columns before it, got {inputs}")
-
-
-def _held(name: str, folder: Folder | None) -> Folder:
-    if folder is None:
-        raise ValueError(f"{name}: no folder to read the weights from; use PoolingConfig.from_pretrained")
-    return folder
 
 
 def _activation(document: Document) -> str:

@@ -8,11 +8,13 @@ from . import elsewhere, pooling, unlike
 from .chain import Chain, follow, unnamed
 from .decisions import Record
 from .families import architecture, is_causal, width
-from .files import Document, Folder
+from .files import Document, Folder, inside
 from .layers import Dense, LatentAttention, Layer, LayerNorm, Normalize, columns
 from .sources import Sources
+from .weighing import LayerWeights, WordWeights
 
 T = TypeVar("T")
+W = TypeVar("W", LayerWeights, WordWeights)
 # What loses most where early tokens have not seen the text. weighted_mean was made for causal models.
 _EARLY = ("cls", "mean", "mean_sqrt_len", "max")
 # transformers' model_max_length where a tokenizer has none is 1e30.
@@ -49,6 +51,7 @@ class Reader:
         pooled = columns(token_layers, width)
         given = columns(layers, pooled and pooled * len(modes))
         normalize = bool(layers) and isinstance(layers[-1], Normalize)
+        self._check_weighed(modes, chain)
         self.answers: dict[str, Any] = {
             "architecture": self.architecture,
             "modes": modes,
@@ -57,6 +60,8 @@ class Reader:
             "width": width,
             "layers": self._layers("layers", layers[:-1] if normalize else layers),
             "token_layers": self._layers("token_layers", token_layers),
+            "layer_weights": self._weighed("layer_weights", chain.layer_weights),
+            "word_weights": self._weighed("word_weights", chain.word_weights),
             "include_prompt": self._include_prompt(),
             "prompt_counts": self.said.get("prompt_counts", (True,))[0],
             "prompts": self._prompts(),
@@ -144,6 +149,29 @@ class Reader:
         if any(isinstance(layer, LatentAttention) for layer in layers):
             source, certainty = next(layer.name for layer in layers), "stated" if len(layers) == 1 else certainty
         return self.record.decide(what, layers, source, certainty) if layers else ()
+
+    def _weighed(self, what: str, weights: W | None) -> W | None:
+        if weights is None:
+            return None
+        return self.record.decide(what, weights, inside(weights.name, "config.json"), self.sources.certainty)
+
+    def _check_weighed(self, modes: tuple[str, ...], chain: Chain) -> None:
+        """Raises ValueError for what is no sum of weighted tokens."""
+        pooling = chain.pooling
+        if pooling is None:
+            return
+        if chain.word_weights is not None and modes != ("mean",):
+            raise pooling.error(
+                "pooling_mode", f"'mean' behind {chain.word_weights.name}, for the others divide by no weights"
+            )
+        if chain.word_weights is not None and pooling.get("include_prompt", bool) is False:
+            raise pooling.error(
+                "include_prompt", f"true behind {chain.word_weights.name}, which counts the prompt's weights"
+            )
+        if chain.layer_weights is not None and "max" in modes:
+            raise pooling.error(
+                "pooling_mode", f"none but 'max' behind {chain.layer_weights.name}, as layers are added"
+            )
 
     def _truncate_dim(self, columns: int | None) -> int | None:
         model = self.sources.model
@@ -250,6 +278,11 @@ class Reader:
             record.warn(
                 f"{self.latent.name}: apply takes the states of the decoder's last layer (embedding_model), and does "
                 "the latent attention itself; what the model's own code gives for each token has been through it"
+            )
+        if self.answers["layer_weights"] is not None and not sources.gives_layers:
+            record.contradiction(
+                f"{self.answers['layer_weights'].name} weighs the model's layers, but output_hidden_states is not true "
+                f"in {sources.transformer.name}: sentence-transformers then leaves it out, and pools the last layer"
             )
         # LLM2Vec's and NV-Embed's own code makes decoders bidirectional, whatever config.json says.
         if is_causal(sources.transformer) and early and not self.said:

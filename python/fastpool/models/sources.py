@@ -56,6 +56,13 @@ class Sources:
         return "implied" if self.modules is None else "stated"
 
     @property
+    def gives_layers(self) -> bool:
+        """Whether the Transformer module is told to give the states of all layers."""
+        key = "output_hidden_states"
+        said = [self.sentence.get(one, dict) or {} for one in ("config_kwargs", "config_args")]
+        return any(one.get(key) is True for one in (self.transformer.values, *said))
+
+    @property
     def base_is_elsewhere(self) -> bool:
         """It is an adapter of a model whose config.json is not in this folder."""
         return bool(self.adapter.values) and self.transformer.name.startswith(self.adapter.name)

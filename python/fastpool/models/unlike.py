@@ -20,8 +20,6 @@ MODULES = {
     "StaticEmbedding": f"a table of word vectors, which gives the mean of a text's itself; {_ENCODE}",
     "CNN": f"a convolution over token states; {_INSTEAD}",
     "LSTM": f"a recurrent network over token states; {_INSTEAD}",
-    "WeightedLayerPooling": f"a weighted mean of the states of all layers; {_INSTEAD}",
-    "WordWeights": "a weight for each word; use fastpool.weighted_mean with weights=table[input_ids]",
     "FlexibleQuantizer": "a quantiser of the vector, to int8 as round(127 * tanh(x)), which are not "
     "sentence-transformers' buckets; leave it out of modules.json, and quantise what apply gives",
     "HierarchicalTokenPooling": _LATE,

@@ -32,6 +32,7 @@ def describe(pooling: PoolingConfig) -> str:
     if not pooling.modes:
         return "no sentence vectors"
     steps = [f"each token {layer}" for layer in pooling.token_layers]
+    steps += [str(weights) for weights in (pooling.layer_weights, pooling.word_weights) if weights is not None]
     steps.append(" + ".join(pooling.modes) + ("" if pooling.include_prompt else " without the prompt"))
     steps += map(str, pooling.layers)
     if pooling.truncate_dim is not None:

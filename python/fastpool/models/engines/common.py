@@ -81,7 +81,8 @@ class Engine:
 
 
 def differences(own: PoolingConfig, wanted: PoolingConfig) -> set[str]:
-    fields = ["modes", "normalize", "truncate_dim", "layers", "token_layers", "include_prompt"]
+    fields = ["modes", "normalize", "truncate_dim", "layers", "token_layers", "layer_weights", "word_weights"]
+    fields.append("include_prompt")
     if wanted.modes == ("last",):
         fields.remove("include_prompt")  # a prompt stands in front
     return {field for field in fields if getattr(own, field) != getattr(wanted, field)}
@@ -90,7 +91,7 @@ def differences(own: PoolingConfig, wanted: PoolingConfig) -> set[str]:
 def option(wanted: PoolingConfig, own: PoolingConfig, names: dict[str, str]) -> str | None:
     """The engine's name for the mode; None if no option gives that pooling: engines have options for the mode, none for
     the prompt or for layers."""
-    if len(wanted.modes) != 1 or differences(own, wanted) & {"layers", "token_layers", "include_prompt"}:
+    if len(wanted.modes) != 1 or differences(own, wanted) - {"modes", "normalize", "truncate_dim"}:
         return None
     return names.get(wanted.modes[0])
 
@@ -123,6 +124,8 @@ def plain(model: Model, *modes: str, layers: tuple[Layer, ...] = ()) -> PoolingC
         truncate_dim=None,
         layers=layers,
         token_layers=(),
+        layer_weights=None,
+        word_weights=None,
         include_prompt=True,
     )
 

@@ -73,6 +73,10 @@ def _setting(model: Model, own: PoolingConfig) -> str | None:
     ]  # its Transformer's affair
     steps = [_step(layer, "module_input_name='token_embeddings'") for layer in layers]
     width = columns(wanted.token_layers, wanted.width) or "H"
+    if wanted.layer_weights is not None:
+        steps.append(f"WeightedLayerPooling({width}, {wanted.layer_weights.num_hidden_layers}, ...)")
+    if wanted.word_weights is not None:
+        steps.append("WordWeights(...)")
     steps.append(f"Pooling({width}, {modes if len(modes) > 1 else modes[0]!r}{prompt})")
     steps += map(_step, wanted.layers)
     setting = ", ".join([*steps, *(["Normalize()"] if wanted.normalize else [])])

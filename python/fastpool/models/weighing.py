@@ -1,0 +1,103 @@
+"""What weighs token states on their way into Pooling: sentence-transformers' WordWeights, by a token's id, and its
+WeightedLayerPooling, by the layer of the model that they come from."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import nn
+from ..calls import accumulator
+from ..nn.tokens import rows
+from .files import Document, Folder, Module, held, inside
+from .weights import Weights
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """sum(w_l * pooled_l) / sum(w_l) over the model's layers l from `layer_start` on: fastpool.nn.WeightedLayers."""
+
+    name: str  # of its folder: "1_WeightedLayerPooling"
+    num_hidden_layers: int
+    layer_start: int
+    folder: Folder | None = field(default=None, repr=False, compare=False)
+
+    @staticmethod
+    def read(folder: Folder, module: Module, document: Document) -> "LayerWeights":
+        """Raises ValueError, naming file and key."""
+        number = document.positive("num_hidden_layers") or 12  # theirs
+        start = document.get("layer_start", int)
+        start = 4 if start is None else start
+        if not 0 <= start <= number:
+            raise document.error("layer_start", f"a whole number from 0 to num_hidden_layers, {number}")
+        return LayerWeights(module.path, number, start, folder)
+
+    def __str__(self) -> str:
+        return f"layers {self.layer_start} to {self.num_hidden_layers} weighted"
+
+    def pool(self, modes: Sequence[str], states: Any, *arguments: Any, **more: Any) -> Tensor:
+        """In the accumulator's precision, of what nn.WeightedLayers takes. Raises what it raises, and what reading the
+        weights does."""
+        with torch.device("meta"):
+            pooling = nn.WeightedLayers(modes, self.num_hidden_layers, self.layer_start)
+        wide = accumulator(states[0].dtype)
+        pooling.out_dtype = wide
+        shares = self._weights.like(states[0].new_empty(0, dtype=wide))
+        result: Tensor = torch.func.functional_call(pooling, shares, (states, *arguments), more)
+        return result
+
+    @cached_property
+    def _weights(self) -> Weights:
+        shapes = {"layer_weights": (self.num_hidden_layers + 1 - self.layer_start,)}
+        return Weights(held(self.name, self.folder), self.name, shapes, "WeightedLayerPooling")
+
+
+@dataclass(frozen=True)
+class WordWeights:
+    """A weight for each token of the vocabulary, by its id: the mean is sum(w * x) / sum(w)."""
+
+    name: str  # of its folder: "1_WordWeights"
+    vocabulary: int
+    table: Tensor = field(repr=False, compare=False)  # [vocabulary], float32
+
+    @staticmethod
+    def read(module: Module, document: Document) -> "WordWeights":
+        """Raises ValueError, naming file and key."""
+        words, said = document.need("vocab", list), document.need("word_weights", dict)
+        otherwise = document.values.get("unknown_word_weight", 1)
+        if not words or not all(isinstance(word, str) for word in words):
+            raise document.error("vocab", "a list of strings")
+        if not _is_weight(otherwise):
+            raise document.error("unknown_word_weight", "a number")
+        wrong = next((word for word, weight in said.items() if not _is_weight(weight)), None)
+        if wrong is not None:
+            raise Document(f"{document.name}: word_weights", said).error(wrong, "a number")
+        found = [said.get(word, said.get(word.lower(), otherwise)) for word in words]
+        return WordWeights(module.path, len(words), torch.tensor(found, dtype=torch.float32))
+
+    def __str__(self) -> str:
+        return "words weighted"
+
+    def __call__(self, input_ids: Tensor | None, hidden: Tensor) -> Tensor:
+        """Of each token, on hidden's device. Raises TypeError, ValueError."""
+        owner, source = "fastpool.PoolingConfig.apply", inside(self.name, "config.json")
+        if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int32, torch.int64):
+            got = "nothing" if input_ids is None else getattr(input_ids, "dtype", type(input_ids).__name__)
+            raise TypeError(f"{owner}: input_ids must be int32 or int64, as {source} weighs words, got {got}")
+        ids = rows(input_ids)
+        if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel() > 0:
+            least, most = (int(one) for one in ids.aminmax())
+            if least < 0 or most >= self.vocabulary:
+                raise ValueError(
+                    f"{owner}: input_ids must lie between 0 and {self.vocabulary - 1}, the last of the words in "
+                    f"{source}, got {least if least < 0 else most}"
+                )
+        return self.table.to(hidden.device)[ids]
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

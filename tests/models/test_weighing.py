@@ -1,0 +1,194 @@
+"""Folders that weigh words or layers: apply gives what sentence-transformers' encode gives."""
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from helpers.model_folders import BERT, DENSE, MEAN, OLD, model, read, write
+from helpers.tiny_bert import tiny_bert
+
+import fastpool
+from fastpool import PoolingConfig
+from fastpool.cli import main
+from fastpool.models import engines
+from fastpool.models.files import Folder
+
+TEXTS = ["one two three", "four", "five four three two one", "two two query"]
+WORDS = {"vocab": ["a", "B", "c"], "word_weights": {"a": 2, "b": 0.5, "other": 9}, "unknown_word_weight": 3}
+LAYERS = {"embedding_dimension": 8, "layer_start": 1, "num_hidden_layers": 2}
+
+
+def weighed(name: str, config: dict[str, Any], pooling: dict[str, Any] = MEAN, *after: str) -> dict[str, Any]:
+    """A folder with that module between Transformer and Pooling."""
+    files = model(pooling, *after, config={**BERT, "output_hidden_states": True})
+    entries = [("Transformer", ""), *((one, f"{i}_{one}") for i, one in enumerate((name, "Pooling", *after), 1))]
+    files["modules.json"] = [{"type": OLD + one, "path": path} for one, path in entries]
+    return files | {f"1_{name}/config.json": config, "2_Pooling/config.json": pooling}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Any:
+    pytest.importorskip("transformers")
+    pytest.importorskip("sentence_transformers")
+    folder = tiny_bert(tmp_path_factory.mktemp("bert"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "output_hidden_states": True}))
+    return folder
+
+
+@pytest.mark.parametrize("tail", ["nothing", "dense", "normalize"])
+@pytest.mark.parametrize("what", ["words", "layers", "both"])
+def test_agrees_with_sentence_transformers(bert, tmp_path, what, tail):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules as st
+
+    torch.manual_seed(1)
+    first = st.Transformer(str(shutil.copytree(bert, tmp_path / "bert")))
+    parts, vocabulary = [first], first.tokenizer.get_vocab()
+    if what != "words":
+        parts.append(st.WeightedLayerPooling(16, num_hidden_layers=2, layer_start=1))
+        torch.nn.init.uniform_(parts[-1].layer_weights, 0.5, 2)
+    if what != "layers":
+        words = sorted(vocabulary, key=lambda word: vocabulary[word])
+        parts.append(st.WordWeights(words, {"one": 0.25, "two": 3.0, "[SEP]": 0.0}, unknown_word_weight=1.5))
+    parts.append(st.Pooling(16, ("mean", "lasttoken") if what == "layers" else "mean"))
+    parts += [st.Dense(16 * (1 + (what == "layers")), 12)] if tail == "dense" else []
+    parts += [st.Normalize()] if tail != "nothing" else []
+    theirs = SentenceTransformer(modules=parts, device="cpu")
+    theirs.save(str(tmp_path / "saved"), create_model_card=False)
+    config = PoolingConfig.from_pretrained(tmp_path / "saved")
+    assert not any("output_hidden_states" in text for text in config.contradictions)
+    expected = theirs.encode(TEXTS, convert_to_tensor=True)
+    features = theirs.preprocess(TEXTS)
+    with torch.no_grad():
+        states = first(dict(features))
+    mask, ids = states["attention_mask"], features["input_ids"] if what != "layers" else None
+    hidden = states["token_embeddings"] if what == "words" else states["all_layer_embeddings"]
+    got = config.apply(hidden, mask, input_ids=ids)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    lengths = mask.sum(1)  # their tokenizer pads on the right
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    kept = mask != 0
+    packed = hidden[kept] if what == "words" else [layer[kept] for layer in hidden]
+    got = config.apply(packed, cu_seqlens=offsets, input_ids=None if ids is None else ids[kept])
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_word_weights(tmp_path, capsys):
+    config = read(tmp_path, weighed("WordWeights", WORDS))
+    assert (config.modes, str(config.word_weights)) == (("mean",), "words weighted")
+    assert config.word_weights.table.tolist() == [2, 0.5, 3]  # also of a word in small letters; else the unknown's
+    assert config.decision("word_weights").source == "1_WordWeights/config.json"
+    hidden, ids = torch.randn(2, 3, 8), torch.tensor([[0, 1, 2], [1, 0, 0]])
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    expected = fastpool.weighted_mean(hidden, mask, weights=torch.tensor([[2, 0.5, 3], [0.5, 2, 2]]))
+    assert torch.equal(config.apply(hidden, mask, input_ids=ids), expected)
+    narrow = fastpool.weighted_mean(hidden.bfloat16(), mask, weights=config.word_weights.table[ids])
+    assert torch.equal(config.apply(hidden.bfloat16(), mask, input_ids=ids.int()), narrow)
+    nested = torch.nested.nested_tensor_from_jagged
+    offsets = torch.tensor([0, 3, 4])
+    result = config.apply(nested(hidden[mask != 0], offsets), input_ids=nested(ids[mask != 0], offsets))
+    assert torch.equal(result, expected)
+    source = r"as 1_WordWeights/config\.json weighs words"
+    with pytest.raises(TypeError, match=rf"apply: input_ids must be int32 or int64, {source}, got nothing"):
+        config.apply(hidden, mask)
+    with pytest.raises(TypeError, match=rf"input_ids must be .*{source}, got torch\.float32"):
+        config.apply(hidden, mask, input_ids=ids.float())
+    for wrong in (3, -1):
+        with pytest.raises(ValueError, match=rf"input_ids must lie between 0 and 2, .*got {wrong}"):
+            config.apply(hidden, mask, input_ids=ids.where(ids != 2, wrong))
+    with pytest.raises(ValueError, match="weights must have hidden's shape"):
+        config.apply(hidden, mask, input_ids=ids[:, :2])
+    found = {one.engine: one for one in engines.answers(Folder(tmp_path), config)}
+    assert found["sentence-transformers"].setting == "WordWeights(...), Pooling(8, 'mean')"
+    assert found["vLLM"].differs
+    assert found["vLLM"].setting is None
+    assert engines.describe(config) == "words weighted, mean, not normalised"
+    pytest.importorskip("rich")
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "WordWeights" in capsys.readouterr().out
+
+
+def test_weighted_layers(tmp_path):
+    write(tmp_path, weighed("WeightedLayerPooling", LAYERS, {**MEAN, "pooling_mode": "cls"}))
+    config = read(tmp_path, {})
+    states = [torch.randn(2, 4, 8) for _ in range(3)]
+    with pytest.raises(FileNotFoundError, match=r"1_WeightedLayerPooling/model\.safetensors and .* are missing"):
+        config.apply(states)
+    torch.save({"layer_weights": torch.tensor([1.0, 3.0])}, tmp_path / "1_WeightedLayerPooling/pytorch_model.bin")
+    expected = states[1][:, 0] * 0.25 + states[2][:, 0] * 0.75
+    torch.testing.assert_close(config.apply(states), expected)
+    assert config.apply([layer.bfloat16() for layer in states]).dtype == torch.bfloat16
+    assert str(config.layer_weights) == "layers 1 to 2 weighted"
+    with pytest.raises(TypeError, match="hidden_states must be a sequence of a model's layers, got Tensor"):
+        config.apply(states[0])
+    with pytest.raises(ValueError, match="hidden_states must be 3 layers, the embedding layer first, got 2"):
+        config.apply(states[1:])
+    with pytest.raises(ValueError, match=r"hidden must have 8 columns, as the model says .*, got 7"):
+        config.apply([layer[..., 1:] for layer in states])
+    with pytest.raises(TypeError, match=r"hidden must be a torch\.Tensor, got list"):
+        read(tmp_path / "plain", model(MEAN)).apply(states)
+    write(tmp_path, {"config.json": BERT})
+    words = "1_WeightedLayerPooling weighs the model's layers, but output_hidden_states is not true in config.json"
+    assert any(text.startswith(words) for text in read(tmp_path, {}).contradictions)
+    assert (
+        read(tmp_path, {"sentence_bert_config.json": {"config_args": {"output_hidden_states": True}}}).contradictions
+        == ()
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            weighed("WordWeights", {**WORDS, "vocab": []}),
+            r"1_WordWeights/config\.json: vocab must be a list of strings",
+        ),
+        (weighed("WordWeights", {**WORDS, "vocab": [1]}), r"vocab must be a list of strings, got \[1\]"),
+        (weighed("WordWeights", {**WORDS, "word_weights": {"a": "1"}}), r"word_weights: a must be a number, got '1'"),
+        (weighed("WordWeights", {**WORDS, "word_weights": None}), "word_weights must be an object, got nothing"),
+        (
+            weighed("WordWeights", {**WORDS, "unknown_word_weight": True}),
+            "unknown_word_weight must be a number, got True",
+        ),
+        (
+            weighed("WordWeights", WORDS, {"pooling_mode": "max"}),
+            r"2_Pooling/config\.json: pooling_mode must be 'mean' .*got 'max'",
+        ),
+        (weighed("WordWeights", WORDS, {**MEAN, "include_prompt": False}), "include_prompt must be true .*got False"),
+        (
+            weighed("WeightedLayerPooling", {**LAYERS, "layer_start": 3}),
+            "layer_start must be a whole number from 0 to num_hid",
+        ),
+        (
+            weighed("WeightedLayerPooling", {**LAYERS, "num_hidden_layers": 0}),
+            "num_hidden_layers must be .*above 0, got 0",
+        ),
+        (
+            weighed("WeightedLayerPooling", LAYERS, {"pooling_mode": "max"}),
+            "pooling_mode must be none but 'max' .*got 'max'",
+        ),
+    ],
+)
+def test_what_is_malformed(tmp_path, files, words):
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path, files)
+
+
+@pytest.mark.parametrize("name", ["WordWeights", "WeightedLayerPooling"])
+def test_layers_on_tokens_that_are_weighted(tmp_path, name):
+    files = weighed(name, {**WORDS, **LAYERS})
+    dense = {"type": OLD + "Dense", "path": "3_Dense"}
+    said = {**DENSE, "outputs": 8, "module_input_name": "token_embeddings"}
+    files = files | {"3_Dense/config.json": {**said, "out_features": 8}}
+    entries = files["modules.json"]
+    with pytest.raises(ValueError, match=r"modules\.json \[2\]: type must be .*Pooling, which follows"):
+        read(tmp_path / "a", {**files, "modules.json": [*entries[:2], dense, *entries[2:]]})
+    before = {**files, "modules.json": [entries[0], dense, *entries[1:]]}
+    if name == "WordWeights":
+        assert len(read(tmp_path / "b", before).token_layers) == 1
+    else:
+        with pytest.raises(ValueError, match=r"modules\.json \[2\]: type must be something else here, as it takes the"):
+            read(tmp_path / "b", before)
