@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from helpers.model_folders import BERT, DENSE, MEAN, OLD, QWEN, modules
+from helpers.nv_embed import CONFIG, weights
 from safetensors.torch import save
 
 from fastpool import PoolingConfig
@@ -26,7 +27,10 @@ TOKENIZER = {
     "post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
                        "special_tokens": {}},
 }  # fmt: skip
-TYPES = {name: OLD + name for name in ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize")}
+TYPES = {
+    name: OLD + name
+    for name in ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "WeightedLayerPooling", "WordWeights")
+}
 SURROUNDINGS: dict[str, Any] = {
     "tokenizer_config.json": {"padding_side": "left", "model_max_length": 512, "add_eos_token": True, "eos_token": "."},
     "tokenizer.json": TOKENIZER,
@@ -43,6 +47,7 @@ def _pickled(weights: dict[str, torch.Tensor]) -> bytes:
     return buffer.getvalue()
 
 
+LATENT = weights("latent_attention_model.")
 FOLDERS: list[dict[str, Any]] = [
     {
         **SURROUNDINGS,
@@ -66,6 +71,20 @@ FOLDERS: list[dict[str, Any]] = [
         "adapter_config.json": {"base_model_name_or_path": "some/base", "auto_mapping": {
             "base_model_class": "MistralModel", "parent_library": "transformers.models.mistral.modeling_mistral"}},
         "llm2vec_config.json": {"pooling_mode": "mean", "max_length": 512, "skip_instruction": True},
+    },
+    {
+        "config.json": {"architectures": ["NVEmbedModel"], "hidden_size": 8, "padding_side": "right",
+                        "is_mask_instruction": True, "latent_attention_config": CONFIG},
+        "model.safetensors.index.json": {"weight_map": dict.fromkeys(LATENT, "model-1.safetensors")},
+        "model-1.safetensors": save(LATENT),
+    },
+    {
+        "modules.json": modules("Transformer", "WeightedLayerPooling", "WordWeights", "Pooling", types=TYPES),
+        "1_WeightedLayerPooling/config.json": {"embedding_dimension": 8, "layer_start": 1, "num_hidden_layers": 2},
+        "1_WeightedLayerPooling/model.safetensors": save({"layer_weights": torch.ones(2)}),
+        "2_WordWeights/config.json": {"vocab": ["a", "B"], "word_weights": {"a": 2, "b": 5}, "unknown_word_weight": 3},
+        "3_Pooling/config.json": MEAN,
+        "config.json": {**BERT, "output_hidden_states": True},
     },
 ]  # fmt: skip
 NAMES = sorted({name for folder in FOLDERS for name in folder})
@@ -194,6 +213,11 @@ def read(root: Path) -> bool:
     width = config.width if config.width is not None and config.width < 100 else 8
     # Where the folder does not say how many columns there are, 8 may be the wrong number, and the call's fault.
     names = ["fastpool."] if config.width is None else []
-    result = outcome(lambda: config.apply(torch.randn(2, 3, width)), root, *names)
+    hidden: Any = torch.randn(2, 3, width)
+    more = {} if config.word_weights is None else {"input_ids": torch.zeros(2, 3, dtype=torch.int64)}
+    if config.layer_weights is not None:
+        hidden = [hidden] * (min(config.layer_weights.num_hidden_layers, 99) + 1)
+        names += ["fastpool."] if config.layer_weights.num_hidden_layers > 99 else []
+    result = outcome(lambda: config.apply(hidden, **more), root, *names)
     assert result is None or result.shape[0] == 2
     return True

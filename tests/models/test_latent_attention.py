@@ -150,6 +150,12 @@ def test_weights_that_are_not_there(tmp_path):
         ValueError, match=r"index\.json: weight_map: latent_attention_model\.\S+ must be a string, got 3"
     ):
         read(tmp_path, {}).apply(hidden)
+    for name in ("", ".", "a.bin", "a\0.safetensors", "\ud800.safetensors", "a" * 256 + ".safetensors"):
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(own, name)}))
+        with pytest.raises(
+            ValueError, match=r"index\.json: weight_map: \S+ must be the name of a \.safetensors file, got "
+        ):
+            read(tmp_path, {}).apply(hidden)
     index.write_text(json.dumps({"weight_map": {}}))
     words = r"model\.safetensors\.index\.json: latent_attention_model\.latents must have shape \(6, 8\), .*got nothing"
     with pytest.raises(ValueError, match=words):

@@ -12,6 +12,7 @@ from helpers.tiny_bert import tiny_bert
 import fastpool
 from fastpool import PoolingConfig
 from fastpool.cli import main
+from fastpool.doctor.embed import vectors
 from fastpool.models import engines
 from fastpool.models.files import Folder
 
@@ -192,3 +193,12 @@ def test_layers_on_tokens_that_are_weighted(tmp_path, name):
     else:
         with pytest.raises(ValueError, match=r"modules\.json \[2\]: type must be something else here, as it takes the"):
             read(tmp_path / "b", before)
+
+
+@pytest.mark.parametrize(("name", "words"), [("WordWeights", "words"), ("WeightedLayerPooling", "layers 1 to 2")])
+def test_doctor_compares_no_such_pooling(tmp_path, name, words):
+    config = read(tmp_path, weighed(name, {**WORDS, **LAYERS}))
+    with pytest.raises(
+        ValueError, match=f"^1_{name}: {words} weighted; expected a model whose token states are pooled"
+    ):
+        vectors(None, config, ["a text"], print)

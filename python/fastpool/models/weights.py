@@ -77,10 +77,13 @@ class Weights:
 
     def _in_parts(self, index: str) -> dict[str, Any]:
         files = Document(f"{index}: weight_map", self.folder.document(index).need("weight_map", dict))
-        names = {files.need(key, str) for key in self.shapes if key in files.values}
         found: dict[str, Any] = {}
-        for name in sorted(names):
-            found |= self._safetensors(inside(self.name, name))
+        for key in self.shapes:
+            name = files.get(key, str)
+            if name is not None and not (name.endswith(".safetensors") and name.isprintable() and len(name) < 256):
+                raise files.error(key, "the name of a .safetensors file")
+            if name is not None and key not in found:
+                found |= self._safetensors(inside(self.name, name))
         return found
 
     def _pickled(self, name: str) -> dict[str, Any]:
