@@ -59,6 +59,7 @@ def test_the_largest_score_so_far(host: Host, name: str, dtype: torch.dtype) -> 
     hidden = torch.randn(2, ROWS, 8, generator=generator, dtype=torch.float64).to(dtype)
     hidden[1] *= 1e-3  # sums that underflow where they are scaled, of one sign
     hidden[1, :, :4] = -hidden[1, :, :4].abs()
+    hidden[1, 1::2, :2] = -0.0  # so that -0 may be left of them
     mask = torch.rand(2, ROWS, generator=generator) > 0.1
     mask[:, [70, 390, 397, 399]] = True
     arguments = {"hidden": hidden, "mask": mask, "scores": SCORES[name].expand(2, ROWS)}
