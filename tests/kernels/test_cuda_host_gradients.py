@@ -283,7 +283,9 @@ def test_errors_are_the_same(host: Host) -> None:
     )
     for mode, arguments, gradient, result in wrong:
         with fastpool.backend("reference"), pytest.raises((TypeError, ValueError)) as wanted:
-            NATIVE._python__pool_backward(*codes(mode, "hidden"), gradient, arguments["hidden"], *[None] * 5, result)
+            NATIVE._python__pool_backward(
+                *codes(mode, "hidden"), gradient, arguments["hidden"], *[None] * 7, 1.0, result
+            )
         with pytest.raises(RuntimeError):
             host.backward(mode, arguments, gradient, result)
         kept = backends.native.take_kept(str(wanted.value))
