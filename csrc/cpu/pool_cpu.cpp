@@ -171,4 +171,18 @@ bool valid_weights(const PoolCall& call) {
   return true;
 }
 
+bool valid_scores(const PoolCall& call) {
+  const PerToken& scores = call.scores;
+  if (scores.data == nullptr || scores.dtype != DType::float64 || call.dtype == DType::float64) return true;
+  for (int64_t b = 0; b < call.batch; ++b) {
+    const Segment segment = bounds_of(call, b);
+    const auto* const of_segment = static_cast<const double*>(scores.data) + b * scores.batch_stride;
+    for (int64_t i = segment.begin; i < segment.end; ++i) {
+      const double score = of_segment[i * scores.stride];
+      if (score > std::numeric_limits<float>::max() && std::isfinite(score) && is_real(call.mask, b, i)) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace fastpool::cpu

@@ -29,6 +29,9 @@ bool valid_dims(const NormalizeCall& call);
 // Whether float64 weights fit the float32 that they are added up in beside narrower states: the largest finite one of
 // each segment's real tokens is 0 or a normal number of float32.
 bool valid_weights(const PoolCall& call);
+// Whether no float64 score of a real token, finite itself, is beyond the float32 that it becomes beside narrower
+// states.
+bool valid_scores(const PoolCall& call);
 
 // The instruction set in use, those this CPU can run, and a way to ask for one ("" is the best again).
 // Returns false when this CPU cannot run it.
