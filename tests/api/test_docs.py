@@ -26,7 +26,7 @@ SOURCES = ("python", "csrc", "triton_kernels", "benchmarks", "tests", "examples"
 THEIR_FILES = {  # files of other programs and of models, and what only looks like a file
     "docs/infinity.md": ["/health", "/embeddings"],
     "docs/model-folders.md": ["modules.json", "config.json", "tokenizer.json", "llm2vec_config.json",
-                              "sentence_*_config.json", "projections.safetensors"],
+                              "sentence_*_config.json", "projections.safetensors", "model.safetensors"],
     "docs/text-embeddings-inference.md": ["text_embeddings_server/models/pooling.py", "backends/python/server",
                                           "requirements.txt", "rocm/pytorch", "1_Pooling/config.json",
                                           "models/pooling.py"],
