@@ -190,3 +190,12 @@ def test_a_workspace_stays_small(batch: int, rows: int, width: int) -> None:
     assert held <= max(plan.MIN_WORKSPACE, hidden.numel())
     assert (states is None) == planned.arguments["WHOLE"]
     assert planned.grid[0] <= plan.MAX_PROGRAMS
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_row_at_a_time_is_the_same_units(shape: Shape) -> None:
+    """Slots and programs are counted before."""
+    chosen = config.heuristic(shape)
+    row = config.one_row(chosen, shape.columns, shape.element_size, shape.warp_size)
+    assert (row.leaves, row.split) == (1, chosen.split)
+    assert 1 <= row.warps <= 16
