@@ -80,8 +80,8 @@ def check_launch(launch: Any, width: int) -> None:
     constants = launch.arguments
     for name in ("COLUMNS", "LEAVES", "LOADS", "TILE_ROWS", "SCAN", "VECTOR"):
         assert is_power_of_two(constants.get(name, 1)), name
-    for name in ("batch", "rows", "dim", "width", "programs", "chunk"):
-        assert constants.get(name, 0) in INT32, name
+    for name in ("batch", "rows", "dim", "width", "programs", "chunk", "queries"):
+        assert (constants.get(name) or 0) in INT32, name  # None: not of this call
     assert width % constants.get("VECTOR", 1) == 0
     side_by_side = max(constants.get("LEAVES", 1), constants.get("TILE_ROWS", 1))
     assert constants["COLUMNS"] * side_by_side <= 1 << 20  # Triton's limit
