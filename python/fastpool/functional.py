@@ -242,12 +242,18 @@ def pool(
     call of its own.
 
     Args:
+        hidden: token states, and
+        mask: which of them are real, and
+        cu_seqlens: where segments are, as every pooling function takes them.
+        weights: for those of the modes that take them.
+        scores: likewise.
         modes: functions' names, such as ("mean", "max"), 15 at most, or one of them; not "attention".
-        weights, scores: for those of the modes that take them.
+        lengths: the same as ends, for padded input.
+        starts: the first row of each segment.
+        ends: one behind its last row.
         truncate_dim: use the first `truncate_dim` columns of all together; modes that are cut off are not computed.
         normalize: divide the whole by max(its L2 norm, 1e-12).
-
-        The others are those of every pooling function.
+        out_dtype: of the result; hidden's dtype if not given.
 
     Returns:
         [B, truncate_dim or len(modes) * H], rounded once. Gradients flow to hidden, weights and scores; where several

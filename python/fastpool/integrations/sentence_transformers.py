@@ -7,7 +7,7 @@ attributes, configurations and saved files stay what they are. docs/sentence-tra
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -100,23 +100,38 @@ def _weighted(mode: str, batch: _Batch, token_weights_sum: Tensor) -> Tensor:
     return result.to(torch.promote_types(batch.hidden.dtype, token_weights_sum.dtype))
 
 
-def _vector(mode: str, batch: _Batch, features: Features) -> Tensor:
-    if mode == "cls" and "cls_token_embeddings" in features:
+def _is_special(mode: str, features: Features) -> bool:
+    """Whether the vector of a mode depends on more than token embeddings and a mask."""
+    if mode == "cls":
+        return "cls_token_embeddings" in features
+    return mode in ("mean", "mean_sqrt_len", "weighted_mean") and "token_weights_sum" in features
+
+
+def _special(mode: str, batch: _Batch, features: Features) -> Tensor:
+    if mode == "cls":
         cls_token: Tensor = features["cls_token_embeddings"]
         return cls_token
-    if mode in ("mean", "mean_sqrt_len", "weighted_mean") and "token_weights_sum" in features:
-        return _weighted(mode, batch, features["token_weights_sum"])
+    return _weighted(mode, batch, features["token_weights_sum"])
+
+
+def _plain(modes: Sequence[str], batch: _Batch) -> Tensor:
     # Without weights, fastpool would count positions from behind the prompt.
-    more = {"weights": batch.positions()} if mode == "weighted_mean" and batch.prompt is not None else {}
-    vector: Tensor = getattr(functional, mode)(batch.hidden, **batch.segments(), **more)
-    return vector
+    counted = "weighted_mean" in modes and batch.prompt is not None
+    weights = batch.positions() if counted else None
+    return functional.pool(batch.hidden, weights=weights, modes=modes, **batch.segments())
 
 
 def _pool(module: nn.Module, features: Features) -> Features:
     """Pooling.forward: features["sentence_embedding"] [B, modes * H] from features["token_embeddings"]."""
     batch = _Batch(module, features)
-    vectors = [_vector(mode, batch, features) for mode in _modes(module)]
-    features["sentence_embedding"] = torch.cat(vectors, dim=-1) if len(vectors) > 1 else vectors[0]
+    modes = _modes(module)
+    if any(_is_special(mode, features) for mode in modes):
+        vectors = [
+            _special(mode, batch, features) if _is_special(mode, features) else _plain((mode,), batch) for mode in modes
+        ]
+        features["sentence_embedding"] = torch.cat(vectors, dim=-1)
+    else:
+        features["sentence_embedding"] = _plain(modes, batch)
     return features
 
 
