@@ -40,6 +40,8 @@ constexpr Mode kModes[] = {
     {"softmax_mean", Select::all, Weight::score, Reduce::sum, Divisor::weight},
     {"attention", Select::all, Weight::query, Reduce::sum, Divisor::weight},
 };
+// Tokens times weights that no argument holds: the gradient of a query.
+constexpr Mode kWeightedSum = {"", Select::all, Weight::token, Reduce::sum, Divisor::one};
 constexpr int kModeCount = sizeof(kModes) / sizeof(kModes[0]);
 
 }  // namespace fastpool

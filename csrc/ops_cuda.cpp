@@ -119,7 +119,7 @@ void add_up_totals(const PoolCall& call, bool cu, const Prologue& prologue, cons
 // Tokens added up, each times what its product with the query gets.
 void query_gradient(const PoolBackwardCall& call, bool cu, const Prologue& prologue, const OnDevice& device) {
   PoolCall sums = call.pool;
-  sums.mode = {"", Select::all, Weight::token, Reduce::sum, Divisor::one};
+  sums.mode = kWeightedSum;
   sums.dim = sums.width, sums.out_dtype = accumulator(sums.dtype), sums.out = call.out;
   reduce(sums, make_plan(sums, cu, device.properties()), prologue, device);
 }

@@ -8,6 +8,7 @@ from ..modes import Divisor
 from .elementary import divide
 from .state import add_columns
 
+ONE = tl.constexpr(Divisor.ONE.value)
 COUNT = tl.constexpr(Divisor.COUNT.value)
 SQRT_COUNT = tl.constexpr(Divisor.SQRT_COUNT.value)
 WEIGHT = tl.constexpr(Divisor.WEIGHT.value)

@@ -27,6 +27,7 @@ from .config import (
     slug,
     warps,
 )
+from .finish import ONE
 from .launch import Launch, options
 from .normalize import normalize_backward_kernel, normalize_kernel
 from .pool import pool_kernel
@@ -181,7 +182,7 @@ def make_pool_plan(call: PoolCall, device: DeviceProperties, gradient_dim: int |
     mode = MODES[call.mode]
     weight, divisor = mode.weight.value, mode.divisor.value
     if gradient_dim is not None:
-        weight, divisor = OF_QUERY.value, Divisor.ONE.value
+        weight, divisor = OF_QUERY.value, ONE.value
     hidden, mask, weights = call.hidden, call.mask, per_token(call)
     element_size, dim = hidden.element_size(), call.shape[-1]
     batch, rows, cu, queries = call.batch, call.rows, call.cu_seqlens is not None, call.queries

@@ -122,7 +122,7 @@ void add_up_queries(const PoolBackwardCall& call, const SortedSegments& sorted, 
   spread(threads, pool.batch, parallel,
          [&](int64_t b) { sorted.overlap(b, memory.data + b * sorted.gradient_bytes()); });
   PoolCall sum = pool;
-  sum.mode.weight = Weight::token, sum.mode.divisor = Divisor::one;
+  sum.mode = kWeightedSum;
   sum.dim = pool.width, sum.out = call.out, sum.normalize = false;
   sum.out_dtype = pool.dtype == DType::float64 ? DType::float64 : DType::float32;
   reduce(sum, {&call, memory.data}, parallel);

@@ -115,6 +115,7 @@ PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device
     while (whole ? split < rows : split < kMaxSplit && tokens / (2 * split) >= device.sm_count) split *= 2;
   }
   cut(split);
+  while (plan.shared.bytes > device.shared && plan.split > kLeaf) cut(plan.split / 2);
   // Slots stand for what could be there, not for what is: starts and ends alone do not say how much they share.
   const auto too_many = [&] {
     int64_t widest = plan.split;  // the arrival tree's reach

@@ -73,7 +73,7 @@ def spelled(names: Iterable[str], last: str, quote: str = "") -> str:
     return f"{', '.join(most)} {last} {end}"
 
 
-KERNEL, LEAVES, PROJECT = "csrc/cpu/kernel_impl.h", "csrc/cpu/leaves.h", "pyproject.toml"
+KERNEL, LEAVES, PROJECT = "csrc/cpu/rows.h", "csrc/cpu/leaves.h", "pyproject.toml"
 NUMBERS: list[tuple[str, str, Callable[[], Any]]] = [  # a page, its words with {} for what the code has, and that
     ("README.md", "Python {} or later", lambda: found_in(PROJECT, r'requires-python = ">=(.+)"')),
     ("README.md", "pip install torch # {} or later", lambda: found_in(PROJECT, r'"torch>=(.+)"')),

@@ -77,6 +77,15 @@ std::string same_bits(const std::string& what, int64_t bytes,
   return first;
 }
 
+constexpr int64_t kQueries = 2;  // of each segment
+
+// Has a call multiply tokens with queries of each segment's own, which `memory` holds.
+void ask(PoolCall& call, const Exact& memory, std::mt19937& random) {
+  fill(DType::float32, memory, kQueries * call.batch * call.width, random);
+  call.queries.data = memory.data, call.queries.count = kQueries, call.queries.scale = 0.25;
+  call.queries.stride = call.width, call.queries.batch_stride = kQueries * call.width;
+}
+
 bool plain_sum(const Mode& mode) {
   return mode.reduce == Reduce::sum && mode.weight == Weight::one && mode.divisor == Divisor::one && !mode.one_token();
 }
@@ -106,23 +115,26 @@ void check_case(DType dtype, int64_t width, bool padded, const std::vector<int64
     PoolCall call;
     call.mode = mode;
     call.dtype = dtype;
-    call.batch = batch, call.rows = rows, call.dim = width;
+    call.batch = batch, call.rows = rows, call.dim = call.width = width;
     call.hidden = hidden.data;
     call.row_stride = width, call.batch_stride = padded ? longest * width : 0;
     call.starts.data = starts.data(), call.ends.data = ends.data();
     call.mask.data = mask.data, call.mask.batch_stride = padded ? longest : 0;
-    if (mode.takes_weights()) {
-      call.weights.data = weights.data;
-      call.weights.batch_stride = call.mask.batch_stride;
+    if (mode.takes_weights() || mode.takes_scores()) {
+      PerToken& values = mode.takes_weights() ? call.weights : call.scores;
+      values.data = weights.data;
+      values.batch_stride = call.mask.batch_stride;
     }
+    Exact queries(kQueries * batch * width * 4);
+    if (mode.takes_query()) ask(call, queries, random);
     for (const DType out_dtype : {dtype, DType::float32}) {
       for (const bool normalize : {false, true}) {
         call.out_dtype = out_dtype, call.normalize = normalize;
-        const std::string bits =
-            same_bits(mode.name, batch * width * size_of(out_dtype), [&](void* out, const cpu::Parallel& parallel) {
-              call.out = out;
-              cpu::pool(call, parallel);
-            });
+        const std::string bits = same_bits(mode.name, batch * call.queries.count * width * size_of(out_dtype),
+                                           [&](void* out, const cpu::Parallel& parallel) {
+                                             call.out = out;
+                                             cpu::pool(call, parallel);
+                                           });
         if (plain_sum(mode) && out_dtype == DType::float32 && !normalize) {
           for (int64_t b = 0; b < batch; ++b) {
             double expected = 0;
@@ -153,31 +165,38 @@ void check_backward(DType dtype, int64_t width, int64_t dim, bool padded, std::m
     ends.push_back(b == 2 ? one : std::max(one, other));
   }
   Exact hidden(tokens * width * size_of(dtype)), mask(tokens), weights(tokens * 2);
-  Exact gradient(batch * dim * size_of(wide)), result(batch * dim * size_of(wide));
+  const int64_t most = kQueries * batch * dim;
+  Exact gradient(most * size_of(wide)), result(most * size_of(wide)), queries(kQueries * batch * width * 4);
   fill(dtype, hidden, tokens * width, random);
   fill(DType::bfloat16, weights, tokens, random);
-  fill(wide, gradient, batch * dim, random);
+  fill(wide, gradient, most, random);
   for (int64_t i = 0; i < tokens; ++i) static_cast<uint8_t*>(mask.data)[i] = random() % 4 != 0;
   for (const Mode& mode : kModes) {
-    for (const bool of_weights : {false, true}) {
+    for (const Of of : {Of::hidden, Of::query, Of::weights, Of::scores}) {
       PoolBackwardCall call;
       PoolCall& pool = call.pool;
       pool.mode = mode;
-      if (of_weights && !mode.takes_weights()) continue;
+      if ((of == Of::weights && !mode.takes_weights()) || (of == Of::scores && !mode.takes_scores()) ||
+          (of == Of::query && !mode.takes_query()))
+        continue;
       pool.dtype = dtype, pool.out_dtype = wide;
-      pool.batch = batch, pool.rows = rows, pool.dim = dim;
+      pool.batch = batch, pool.rows = rows, pool.dim = dim, pool.width = width;
       pool.hidden = hidden.data, pool.row_stride = width, pool.batch_stride = padded ? rows * width : 0;
       pool.starts.data = starts.data(), pool.ends.data = ends.data();
       pool.mask.data = mask.data, pool.mask.batch_stride = padded ? rows : 0;
-      if (mode.takes_weights()) {
-        pool.weights.data = weights.data, pool.weights.dtype = DType::bfloat16;
-        pool.weights.batch_stride = pool.mask.batch_stride;
+      if (mode.takes_weights() || mode.takes_scores()) {
+        PerToken& values = mode.takes_weights() ? pool.weights : pool.scores;
+        values.data = weights.data, values.dtype = DType::bfloat16;
+        values.batch_stride = pool.mask.batch_stride;
       }
+      if (mode.takes_query()) ask(pool, queries, random);
       pool.out = result.data;
       cpu::pool(pool, {1, nullptr});
-      call.padded = padded, call.of_weights = of_weights, call.width = width;
+      call.padded = padded, call.of = of;
       call.gradient = gradient.data, call.result = result.data;
-      const int64_t bytes = of_weights ? tokens * 2 : tokens * width * size_of(dtype);
+      const int64_t bytes = call.per_token()  ? tokens * 2
+                            : of == Of::query ? batch * pool.queries.count * width * size_of(wide)
+                                              : tokens * width * size_of(dtype);
       const std::string bits =
           same_bits(std::string("a gradient of ") + mode.name, bytes, [&](void* out, const auto& parallel) {
             call.out = out;

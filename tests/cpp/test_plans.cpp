@@ -140,12 +140,13 @@ void check_plan(const Case& at) {
   demand(reach >= rows, "the arrival tree does not reach all units", at);
   // Beside a state for each segment. With cu_seqlens, or padded, more is not worth counting beside hidden; where
   // segments may overlap, each of them may hold all rows.
-  const int64_t extra = (slots - call.batch) * call.queries.count * call.dim * accumulator;
-  const int64_t held = tokens * call.queries.count * call.dim * accumulator;
+  const double state = static_cast<double>(call.queries.count * call.dim * accumulator);
+  const double extra = static_cast<double>(slots - call.batch) * state, held = static_cast<double>(tokens) * state;
   const int most = call.mode.softmax() ? 10 : 11;  // a softmax needs more shared memory, so its units are smaller
-  demand(extra <= std::max(tuning.partial_bytes, held >> most), "memory for partial states", at);
+  demand(extra <= std::max(static_cast<double>(tuning.partial_bytes), held / (1 << most)), "memory for partial states",
+         at);
   // What exceeds the grid is an error of the op; only overlapping segments of far more rows than a GPU holds may.
-  demand(plan.programs <= INT32_MAX || held > 16 * kMaxHiddenBytes, "grid", at);
+  demand(plan.programs <= INT32_MAX || held > 16.0 * kMaxHiddenBytes, "grid", at);
   if (plan.search && call.batch <= 300) check_slots(plan, at);
 }
 
