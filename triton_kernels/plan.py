@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..calls import NormalizeBackwardCall, PoolCall, accumulator
-from ..modes import MODES, Divisor
+from ..modes import MODES
 from .arrival_tree import TOTALS
 from .config import (
     LOAD_BYTES,
