@@ -22,7 +22,8 @@ packed, cu_seqlens = torch.randn(9, 384), torch.tensor([0, 4, 9])
     "docs/sentence-transformers.md": 'texts = ["how do I compare two files", "a longer text of the batch"]\n',
 }
 NOT_RUN = {"docs/infinity.md": 1, "docs/text-embeddings-inference.md": 1, "docs/vllm.md": 1}  # blocks that say why
-NEEDS = {"docs/onnx.md": ("onnxscript", "onnxruntime", "transformers"), "docs/transformers.md": ("transformers",),
+NEEDS = {"docs/attention.md": ("transformers",), "docs/onnx.md": ("onnxscript", "onnxruntime", "transformers"),
+         "docs/transformers.md": ("transformers",),
          "docs/sentence-transformers.md": ("sentence_transformers",)}  # fmt: skip
 RUN = [page for page in PAGES if any(block.not_run is None for block in blocks(page, "python"))]
 
