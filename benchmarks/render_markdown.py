@@ -304,6 +304,25 @@ class Run:
         ]
         return markdown(["case", "", "1 thread, ms", "2 threads, ms", "speed-up"], rows)
 
+    def attention(self) -> str:
+        found = self.record["attention"]
+        names = [name for name in dict.fromkeys(name for one in found for name in one["us"]) if name != "mean"]
+        rows = (
+            (
+                one["case"],
+                size_of(one["bytes"]),
+                _time(one["us"]["mean"]),
+                *(_times(one["us"][name] / one["us"]["mean"]) if name in one["us"] else "" for name in names),
+            )
+            for one in found
+        )
+        return markdown(["case", "states", "mean", *names], rows)
+
+    def attention_failures(self) -> list[str]:
+        """What a call has no figures for, and why; each reason once."""
+        reasons = (f"{name}: {why}" for one in self.record["attention"] for name, why in one["failures"].items())
+        return list(dict.fromkeys(reasons))
+
     def gradients(self, rows: list[dict[str, Any]]) -> str:
         names = list(dict.fromkeys(name for row in rows for name in row["ms"] if name != "floor"))
         cells = []
@@ -360,6 +379,6 @@ class Run:
 
 
 _OPTIONAL = (
-    *("cases", "goals", "growth", "tiny_us", "threads_wall_ms", "gradients", "end_to_end", "real_states", "quality"),
-    *("quality_about", "load"),
+    *("cases", "goals", "growth", "tiny_us", "threads_wall_ms", "attention", "gradients", "end_to_end"),
+    *("real_states", "quality", "quality_about", "load"),
 )

@@ -22,7 +22,18 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import correctness, end_to_end, gradients, plots, real_states, scaling, tables, targets, timing_cpu
+from benchmarks import (
+    attention,
+    correctness,
+    end_to_end,
+    gradients,
+    plots,
+    real_states,
+    scaling,
+    tables,
+    targets,
+    timing_cpu,
+)
 from benchmarks.case_results import Result, Spread
 from benchmarks.cases import CASES, Case
 from benchmarks.gpu import Gpu
@@ -35,7 +46,7 @@ from benchmarks.timing_cuda import Cuda
 from fastpool.triton_kernels.config import slug
 
 SUITES = tuple(dict.fromkeys(case.suite for case in CASES))
-PARTS = (*SUITES, "host", "gradients", "growth", "quality", "real-states", "end-to-end")
+PARTS = (*SUITES, "host", "attention", "gradients", "growth", "quality", "real-states", "end-to-end")
 _WITH_A_MODEL = ("real-states", "end-to-end")
 _PEERS_SHARE = 0.75  # of the time there is: from then on fastpool is measured alone
 
@@ -146,6 +157,11 @@ def _run_on_cpu(
             threads_ms = device.threads(rounds=21 if quick else 61)
             record.set(threads_wall_ms=threads_ms)
             tables.print_threads(console, threads_ms)
+    if "attention" in parts and limits.due(console, record, "attention"):
+        scored = attention.measure(device, attention.CASES[:2] if quick else attention.CASES)
+        found += targets.attention_verdicts(scored)
+        record.set(attention=scored)
+        attention.print_attention(console, scored)
     if "gradients" in parts and limits.due(console, record, "gradients"):
         by_memory = gradients.in_processes_of_their_own(rounds=3 if quick else 15)
         record.set(gradients=by_memory)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from benchmarks.case_results import Outcome, Result
 from benchmarks.providers import BACKENDS, FASTPOOL, LAYOUTS, Provider
@@ -11,6 +12,8 @@ SMALL_BYTES = 8e6
 # On CPUs caches are cold at any size; below this, fixed costs show.
 LARGE_BYTES = 16 << 20
 TINY_LIMIT = 4.0  # additions of four elements
+# Of calls that weigh tokens by scores: what a call that reads the same tokens once takes, and how much more is allowed.
+ATTENTION_LIMITS = (("softmax_mean", "weighted_mean", 1.3), ("attention", "mean", 2.0))
 
 
 @dataclass(frozen=True)
@@ -168,3 +171,17 @@ def tiny_verdicts(tiny_us: dict[str, float]) -> list[Verdict]:
         Verdict(text, "native", int(ratio <= TINY_LIMIT), 1, round(ratio, 4), "1 x 16 x 384")
         for text, ratio in ratios.items()
     ]
+
+
+def attention_verdicts(rows: Iterable[dict[str, Any]]) -> list[Verdict]:
+    """Verdicts on what attention.measure gives, of its large cases."""
+    large = [row for row in rows if row["bytes"] >= LARGE_BYTES]
+    found = []
+    for call, unit, limit in ATTENTION_LIMITS:
+        ratios = {row["case"]: row["us"][call] / row["us"][unit] for row in large if {call, unit} <= set(row["us"])}
+        if ratios:
+            worst = max(ratios, key=lambda case: ratios[case])
+            met = sum(ratio <= limit for ratio in ratios.values())
+            text = f"{call} / {unit}, 16 MiB and more ≤ {limit:g}"
+            found.append(Verdict(text, "native", met, len(ratios), round(ratios[worst], 4), worst))
+    return found

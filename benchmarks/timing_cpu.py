@@ -59,7 +59,7 @@ class Cpu:
     def readers(self, batches: Sequence[Batch]) -> list[Turn]:
         batch, small = batches
         return [
-            Turn(name, self.rounds, self._sample("read", partial(read, small.packed), partial(read, batch.packed)))
+            Turn(name, self.rounds, self.sample("read", partial(read, small.packed), partial(read, batch.packed)))
             for name, read in self.floor.readers.items()
         ]
 
@@ -67,13 +67,13 @@ class Cpu:
         call, small = calls
         small()
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-        slow = _cpu_seconds(call)
+        slow = cpu_seconds(call)
         result.outcomes[provider.name].page_faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
         rounds = next((min(few, self.rounds) for limit, few in _SLOW if slow > limit), self.rounds)
-        sample = self._sample("cpu", small, lambda: _cpu_seconds(call))
+        sample = self.sample("cpu", small, lambda: cpu_seconds(call))
         return [Turn(provider.name, rounds, sample, provider.backend)]
 
-    def _sample(self, column: str, prime: Run, seconds: Callable[[], float]) -> Callable[[], dict[str, float]]:
+    def sample(self, column: str, prime: Run, seconds: Callable[[], float]) -> Callable[[], dict[str, float]]:
         def sample() -> dict[str, float]:
             self.floor.read(self.buffer)
             prime()
@@ -86,10 +86,10 @@ class Cpu:
 
     def seconds(self, call: Run) -> float:
         """CPU time of one thread; the median of samples of a millisecond or more."""
-        taken = max(_cpu_seconds(call), 1e-6)
+        taken = max(cpu_seconds(call), 1e-6)
         calls = max(1, int(1e-3 / taken))
         rounds = max(3, min(31, int(1 / (taken * calls))))
-        return statistics.median(_cpu_seconds(lambda: [call() for _ in range(calls)]) / calls for _ in range(rounds))
+        return statistics.median(cpu_seconds(lambda: [call() for _ in range(calls)]) / calls for _ in range(rounds))
 
     def free(self) -> None:
         pass
@@ -136,7 +136,7 @@ def tiny(repeats: int) -> dict[str, dict[str, float]]:
     return results
 
 
-def _cpu_seconds(call: Run) -> float:
+def cpu_seconds(call: Run) -> float:
     start = time.thread_time()
     result = call()
     seconds = time.thread_time() - start

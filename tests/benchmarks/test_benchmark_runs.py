@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import (
+    attention,
     cases,
     correctness,
     end_to_end,
@@ -23,6 +24,7 @@ from benchmarks import (
     run,
     scaling,
     tables,
+    targets,
     timing_cpu,
     timing_cuda,
 )
@@ -285,6 +287,41 @@ def test_tiny_calls_and_two_threads(monkeypatch: pytest.MonkeyPatch, console: Co
     tables.print_tiny(console, tiny)
     tables.print_threads(console, threads)
     assert "fastpool native, packed" in printed(console)
+
+
+def test_attention(monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
+    """All that runs is timed, and what breaks or is wrong is not, and is said."""
+    heads: list[int] = []
+
+    def broken(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        heads.append(query.shape[-2])
+        if query.shape[-2] > 1:
+            raise RuntimeError("one query only")
+        return value[:, :, :1]
+
+    monkeypatch.setattr(attention, "flex_attention", lambda: broken)
+    cases_ = (Case(64, 3, 24, "fp32"), Case(64, 3, 24, "bf16"))
+    found = attention.measure(QuickCpu(), cases_)
+    assert [one["bytes"] for one in found] == [3 * 64 * 24 * 4, 3 * 64 * 24 * 2]
+    assert set(heads) == {1, attention.QUERIES}
+    hidden = cases.build(cases_[0], "cpu").hidden
+    everything = set(attention.calls_of(hidden))
+    for one in found:
+        broke = {"flex_attention", f"flex_attention, {attention.QUERIES} queries"}
+        assert set(one["failures"]) == broke
+        assert set(one["us"]) == everything - broke
+        assert one["failures"]["flex_attention"].startswith("wrong: ")
+    assert targets.attention_verdicts(found) == []  # too small
+    attention.print_attention(console, found)
+    assert "flex_attention: wrong: " in printed(console)
+    assert "one query only" in printed(console)
+
+
+def test_flex_attention_runs_on_a_cpu() -> None:
+    hidden = cases.build(Case(64, 2, 32, "fp32"), "cpu").hidden
+    with torch.inference_mode():
+        call, exact = attention.calls_of(hidden)["flex_attention"]
+        torch.testing.assert_close(call(), exact().float(), rtol=1e-4, atol=1e-5)
 
 
 def test_growth(monkeypatch: pytest.MonkeyPatch, console: Console) -> None:

@@ -79,8 +79,26 @@ def test_a_run_of_one_part_is_a_report_of_one_part(folder: Path) -> None:
     assert "| 50 % | 100 µs | 120 µs | 240 µs |" in text
     assert "no complete result of a GPU yet" in text
     assert "triton" not in text  # of an unknown version
-    for heading in ("### Shapes", "### Cost", "### Gradients", "### Quality", "None"):
+    for heading in ("### Shapes", "### Cost", "### Pooling by scores", "### Gradients", "### Quality", "None"):
         assert heading not in text
+
+
+def test_pooling_by_scores(folder: Path) -> None:
+    record = Record(folder / "cpu" / "a.json", HEAD)
+    failures = {"flex_attention": "it broke"}
+    record.set(
+        attention=[
+            {"case": "one", "bytes": 1 << 24, "us": {"mean": 100.0, "attention": 150.0, "SDPA": 300.0}, "failures": {}},
+            {"case": "two", "bytes": 1 << 25, "us": {"mean": 200.0, "attention": 220.0}, "failures": failures},
+            {"case": "three", "bytes": 1 << 25, "us": {"mean": 200.0, "SDPA": 2200.0}, "failures": failures},
+        ]
+    )
+    text = report.render("report.md", runs=[Run(record.path)])
+    assert "| case | states | mean | attention | SDPA |" in text
+    assert "| one | 16.8 MB | 100 µs | 1.50 | 3.00 |" in text
+    assert "| two | 33.6 MB | 200 µs | 1.10 |  |" in text
+    assert "| three | 33.6 MB | 200 µs |  | 11 |" in text
+    assert text.count("flex_attention: it broke") == 1
 
 
 def test_figures_are_those_of_the_file(folder: Path) -> None:
