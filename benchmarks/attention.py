@@ -25,7 +25,6 @@ from benchmarks.measure import Turn, take_turns, words
 from benchmarks.providers import Call
 from benchmarks.tables import table_of
 from benchmarks.timing_cpu import Cpu, cpu_seconds
-from fastpool.several import code_of
 
 QUERIES = 8
 MODES = ("mean", "max", "cls")  # of one read
@@ -79,7 +78,7 @@ def calls_of(hidden: Tensor) -> Calls:
         return torch.cat([wide.mean(1), wide.amax(1), wide[:, 0]], 1)
 
     each = [getattr(fastpool, mode) for mode in MODES]
-    together = partial(torch.ops.fastpool._pool_several, code_of(MODES), hidden)
+    together = partial(fastpool.pool, hidden, modes=MODES)
     return calls | {
         ", ".join(MODES): (together, side_by_side),
         f"{', '.join(MODES)}, a call each": (lambda: torch.cat([one(hidden) for one in each], 1), side_by_side),
