@@ -67,8 +67,9 @@ PoolCall PoolArguments::call(const std::optional<int64_t>& truncate_dim) {
   };
   call.weights = values(weights, "weights");
   call.scores = values(scores, "scores");
-  require(scores || !mode->takes_scores(), "scores");
-  require(query || !mode->takes_query(), "query");
+  require(!weights || mode->takes_weights(), "weights");
+  require(static_cast<bool>(scores) == mode->takes_scores(), "scores");
+  require(static_cast<bool>(query) == mode->takes_query(), "query");
 
   require(!(padded && cu_seqlens) && (padded || cu_seqlens || (starts && ends)), "cu_seqlens");
   require(!(cu_seqlens && (starts || ends)), "cu_seqlens");
@@ -134,7 +135,7 @@ PoolCall PoolSeveralArguments::call() {
   }
   const StatesOfSeveral states(several);
   require(states.count() > 0, "modes");
-  pool.mode = &all;
+  pool.mode = states.weighted ? &kWeightedSum : &all;
   PoolCall call = pool.call(std::nullopt);
   several.dim = columns(pool.truncate_dim, several.count * call.width);
   call.several = &several;

@@ -18,7 +18,9 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
     Tensor out = arguments.output(call);
     call.out = out.mutable_data();
     require(cpu::valid_bounds(call), "bounds");
-    require(cpu::valid_weights(call) && cpu::valid_scores(call), "weights");
+    require(cpu::valid_weights(call), "weights");
+    require(cpu::valid_scores(call), "scores");
+    require(cpu::valid_queries(call), "query");
     require(cpu::pool(call, parallel()), "mask");
     return out;
   });
@@ -33,7 +35,9 @@ void pool_several(StableIValue* stack, uint64_t, uint64_t) {
     Tensor out = arguments.output(call);
     call.out = out.mutable_data();
     require(cpu::valid_bounds(call), "bounds");
-    require(cpu::valid_weights(call) && cpu::valid_scores(call), "weights");
+    require(cpu::valid_weights(call), "weights");
+    require(cpu::valid_scores(call), "scores");
+    require(cpu::valid_queries(call), "query");
     require(cpu::pool(call, parallel()), "mask");
     return out;
   });

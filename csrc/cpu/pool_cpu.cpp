@@ -185,4 +185,17 @@ bool valid_scores(const PoolCall& call) {
   return true;
 }
 
+bool valid_queries(const PoolCall& call) {
+  const Queries& queries = call.queries;
+  if (queries.data == nullptr || queries.dtype != DType::float64 || call.dtype == DType::float64) return true;
+  for (int64_t b = 0; b < (queries.batch_stride != 0 ? call.batch : 1); ++b)
+    for (int64_t k = 0; k < queries.count; ++k)
+      for (int64_t c = 0; c < call.width; ++c) {
+        const double value = static_cast<const double*>(
+            queries.data)[b * queries.batch_stride + k * queries.stride + c * queries.column_stride];
+        if (std::isfinite(value) && std::abs(value) > std::numeric_limits<float>::max()) return false;
+      }
+  return true;
+}
+
 }  // namespace fastpool::cpu

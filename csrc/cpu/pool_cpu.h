@@ -32,6 +32,8 @@ bool valid_weights(const PoolCall& call);
 // Whether no float64 score of a real token, finite itself, is beyond the float32 that it becomes beside narrower
 // states.
 bool valid_scores(const PoolCall& call);
+// The same of queries, in either direction.
+bool valid_queries(const PoolCall& call);
 
 // The instruction set in use, those this CPU can run, and a way to ask for one ("" is the best again).
 // Returns false when this CPU cannot run it.

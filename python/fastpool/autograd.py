@@ -157,7 +157,8 @@ class _Pool(_Function):
             op = torch.ops.fastpool._pool_backward.default
             found = {of: op(*codes(ctx.mode, of), gradient, *tensors, ctx.scale, exact) for of in ctx.of}
             if "query" in found:
-                found["query"] = _shared(found["query"], tensors[_TENSORS.index("query")])
+                of_each, query = found["query"], tensors[_TENSORS.index("query")]
+                found["query"] = dispatch.of_gradient(lambda: _shared(of_each, query))
             return found
 
         gradients = dispatch.requesting(ctx.requested, backward)  # autograd may run this in a thread of its own

@@ -194,6 +194,16 @@ def check_score_values(
     )
 
 
+def check_query_values(op: str, query: Tensor, states: torch.dtype) -> None:
+    """A float64 query that becomes float32, where what is beyond that dtype would be inf. Synchronises."""
+    largest = torch.finfo(torch.float32).max
+    for at in (query.isfinite() & (query.abs() > largest)).nonzero()[:1].tolist():
+        raise ValueError(
+            f"{op}: a query beside {name_of(states)} states is float32, so none of its elements must be greater than "
+            f"{largest:g} in size, got query{place(*at)} = {query[tuple(at)].item()}; scale it, or give float64 states"
+        )
+
+
 def check_dense(
     op: str, name: str, tensor: object, shape: list[int], dtype: torch.dtype, input: str, like: Tensor
 ) -> None:

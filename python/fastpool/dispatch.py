@@ -142,6 +142,18 @@ def validates() -> bool:
     return _validate
 
 
+def of_gradient(body: Callable[[], T]) -> T:
+    """What `body` gives, whose results may be anything: they are part of a gradient."""
+    if not _validate:
+        return body()
+    outer = getattr(_thread, "of_gradient", False)
+    try:
+        _thread.of_gradient = True
+        return body()
+    finally:
+        _thread.of_gradient = outer
+
+
 def check(call: Call) -> None:
     """All that is wrong with a call's arguments, as TypeError or ValueError."""
     if "checked" not in call.known:
@@ -261,6 +273,6 @@ def run(call: Call) -> Tensor:
         if (why := why_no_memory(error)) is None:
             raise
         raise torch.OutOfMemoryError(f"{call.op}: not enough memory: {why}") from error
-    if _validate:
+    if _validate and not getattr(_thread, "of_gradient", False):
         check_finite(call, result)
     return result

@@ -26,13 +26,16 @@ __all__ += ["pool", "sum", "weighted_mean"]
 _WRONG = (RuntimeError, TypeError, ValueError)
 
 
-def _raise_in_callers_words(op: str, error: Exception, names: Names, *args: Any, **kwargs: Any) -> NoReturn:
-    """The op's error: it calls arguments by the names that the caller gave them, and where torch's parser came first,
-    it says what the op itself would have said. What a signal's handler has raised stays as it is."""
+def _raise_in_callers_words(
+    error: Exception, names: Names, *calls: tuple[str, tuple[Any, ...], dict[str, Any]]
+) -> NoReturn:
+    """The error of these ops' calls: it calls arguments by the names that the caller gave them, and where torch's
+    parser came first, it says what the op itself would have said. What a signal's handler has raised stays as it is."""
     try:
         refused = bool(names) and type(error) in (TypeError, ValueError)
         if refused or (type(error) is RuntimeError and "() Expected a value of type " in str(error)):
-            _refuse_in_callers_words(call_of(op, *args, **kwargs), names)
+            for op, args, more in calls:
+                _refuse_in_callers_words(call_of(op, *args, **more), names)
         raise error
     finally:
         del error  # or this frame, which it knows, would keep it and all tensors
@@ -112,7 +115,7 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
                     return op(*args, **more)
             return op(*args, **more)
         except _WRONG as error:
-            _raise_in_callers_words(mode.name, error, names, *args, **more)
+            _raise_in_callers_words(error, names, (mode.name, args, more))
 
     # A body for each signature, which is documentation; and that without arguments of its own does not go through
     # `call`, for it is the hot path of small batches.
@@ -171,7 +174,7 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
             out_dtype: torch.dtype | None = None,
             **unknown: NoReturn,
         ) -> Tensor:
-            own = {"scale": option(name, "scale", scale, float)}
+            own = {} if scale == 1.0 and type(scale) is float else {"scale": option(name, "scale", scale, float)}
             more = (lengths, starts, ends, truncate_dim, normalize, out_dtype, unknown)
             return call(hidden, (query,), mask, cu_seqlens, (), own, *more)
 
@@ -202,7 +205,7 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
                         return op(hidden, mask, cu_seqlens, **more)
                 return op(hidden, mask, cu_seqlens, **more)
             except _WRONG as error:
-                _raise_in_callers_words(mode.name, error, names, hidden, mask, cu_seqlens, **more)
+                _raise_in_callers_words(error, names, (mode.name, (hidden, mask, cu_seqlens), more))
 
     pool.__name__ = pool.__qualname__ = mode.name
     pool.__doc__ = docstrings.of_pooling(mode)
@@ -238,8 +241,8 @@ def pool(
 ) -> Tensor:
     """Several modes of one batch side by side, [B, len(modes) * H], each with the bits of its own function.
 
-    On CPUs hidden is read once for all of them but softmax_mean, where no gradient is recorded; else each mode is a
-    call of its own.
+    On CPUs hidden is read once for all of them, where no gradient is recorded and softmax_mean is not among them; else
+    each mode is a call of its own.
 
     Args:
         hidden: token states, and
@@ -274,26 +277,28 @@ def pool(
     for argument, value in per_token.items():
         if value is not None and not any(MODES[mode].takes(argument) for mode in chosen):
             raise ValueError(f"{name}: {argument} go to none of the modes: {', '.join(chosen)}")
+    own = {mode: {key: value for key, value in per_token.items() if MODES[mode].takes(key)} for mode in chosen}
     names = OWN
     if lengths is not None or getattr(hidden, "is_nested", False):
         hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
     more = _given(name, starts, ends, truncate_dim, normalize, out_dtype)
-    if isinstance(hidden, Tensor) and hidden.dim() > 0 and len(chosen) > 1:
-        chosen = tuple(mode for mode, _ in several.columns_of(chosen, hidden.shape[-1], more.get("truncate_dim")))
-    first = {argument: value for argument, value in per_token.items() if MODES[chosen[0]].takes(argument)}
     try:
-        if not isinstance(hidden, Tensor) or len(chosen) == 1:  # whose op says what is wrong with hidden
+        if len(chosen) == 1 or not isinstance(hidden, Tensor) or hidden.dim() == 0:  # its op says what is wrong
             one: Callable[..., Tensor] = getattr(torch.ops.fastpool, chosen[0]).default
-            return one(hidden, mask, cu_seqlens, **first, **more)
-        op: Callable[..., Tensor] = torch.ops.fastpool._pool_several.default
+            return one(hidden, mask, cu_seqlens, **own[chosen[0]], **more)
+        chosen = tuple(mode for mode, _ in several.columns_of(chosen, hidden.shape[-1], more.get("truncate_dim")))
         args = (several.code_of(chosen), hidden, mask, cu_seqlens, weights, scores)
-        if skips_autograd(hidden, weights, scores):
+        if torch.compiler.is_exporting() or not several.together(chosen):
+            return several.apart(*args, **more)
+        op: Callable[..., Tensor] = torch.ops.fastpool._pool_several.default
+        if skips_autograd(hidden, weights):
             with below_autograd():
                 return op(*args, **more)
         return op(*args, **more)
     except _WRONG as error:
         more.pop("truncate_dim", None)
-        _raise_in_callers_words(chosen[0], error, names, hidden, mask, cu_seqlens, **first, **more)
+        calls = [(mode, (hidden, mask, cu_seqlens), own[mode] | more) for mode in chosen]
+        _raise_in_callers_words(error, names, *calls)
 
 
 def l2_normalize(
@@ -350,7 +355,7 @@ def l2_normalize(
                 return op(x, **more)
         return op(x, **more)
     except RuntimeError as error:
-        _raise_in_callers_words("l2_normalize", error, OWN, x, **more)
+        _raise_in_callers_words(error, OWN, ("l2_normalize", (x,), more))
 
 
 def explain(
@@ -388,6 +393,8 @@ def explain(
     for argument, value in own.items():
         if value is not None and not MODES[mode].takes(argument):
             raise ValueError(f"fastpool.explain: {mode} takes no {argument}")
+    if scale != 1.0 and not MODES[mode].takes("scale"):
+        raise ValueError(f"fastpool.explain: {mode} takes no scale")
     name, names = f"fastpool.{mode}", OWN
     if lengths is not None or getattr(hidden, "is_nested", False):
         hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)

@@ -35,6 +35,12 @@ def modes_of(code: int) -> tuple[str, ...]:
     return tuple(found)
 
 
+def together(modes: tuple[str, ...]) -> bool:
+    """Whether a CPU's kernel has them together: some of them look at all tokens, and none has scores."""
+    rows = [MODES[mode] for mode in modes]
+    return not all(row.one_token for row in rows) and not any(row.softmax for row in rows)
+
+
 def columns_of(modes: tuple[str, ...], width: int, truncate_dim: int | None) -> list[tuple[str, int]]:
     """The modes that the first `truncate_dim` columns of all together are of, and how many of each. Raises ValueError
     where there are not so many."""

@@ -86,7 +86,7 @@ def test_threads_and_instruction_sets(modes: Sequence[str]) -> None:
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_gradients(normalize: bool) -> None:
-    """Those of the functions, added up in the order of modes."""
+    """Those of the functions, added up."""
     modes = ("max", "weighted_mean", "softmax_mean")
     batch = sequences([30, 0, 5], 12, torch.float32, holes=True)
     given = {**LAYOUTS["packed_mask"].make(batch, "weights"), **LAYOUTS["packed_mask"].make(batch, "scores")}
@@ -118,6 +118,12 @@ def test_compile() -> None:
     assert same_bits(torch.compile(pooled, fullgraph=True)(hidden, mask), pooled(hidden, mask))
 
 
+def test_export_has_ops_that_every_runtime_knows() -> None:
+    exported = torch.export.export(fastpool.nn.Pooling(("mean", "max")), (torch.randn(2, 5, 8),))
+    ops = {str(node.target) for node in exported.graph.nodes if "fastpool" in str(node.target)}
+    assert ops == {"fastpool.mean.default", "fastpool.max.default"}
+
+
 def test_columns_that_are_cut_off_are_not_computed() -> None:
     hidden = torch.randn(2, 5, 8)
     assert same_bits(fastpool.pool(hidden, modes=("mean", "max"), truncate_dim=8), fastpool.mean(hidden))
@@ -145,6 +151,8 @@ HIDDEN = torch.zeros(2, 5, 8)
         ({"modes": ("mean", "max"), "weights": HIDDEN[..., 0]}, ValueError, "weights go to none of the modes"),
         ({"modes": ("mean", "max"), "scores": HIDDEN[..., 0]}, ValueError, "scores go to none of the modes"),
         ({"modes": ("mean", "softmax_mean")}, ValueError, "scores must be given, got none"),
+        ({"modes": ("mean", "weighted_mean"), "weights": [1]}, TypeError, "weights must be a torch.Tensor, got list"),
+        ({"modes": ("mean", "softmax_mean"), "scores": [1]}, TypeError, "scores must be a torch.Tensor, got list"),
         ({"modes": ("mean", "max"), "truncate_dim": 17}, ValueError, "truncate_dim must lie .*, 16, got 17"),
         ({"modes": ("mean", "max"), "truncate_dim": 0}, ValueError, "truncate_dim must lie between 1 and .*, got 0"),
         ({"modes": ("mean", "max"), "mask": torch.ones(2, 4)}, ValueError, r"mask must have .* \[2, 5\], got \[2, 4\]"),

@@ -8,7 +8,7 @@ import torch
 
 import fastpool
 from fastpool.modes import MODES
-from fastpool.testing import cpu_backends, required
+from fastpool.testing import backward_arguments, cpu_backends, required
 
 HIDDEN = torch.randn(2, 5, 8)
 PACKED = torch.randn(10, 8)
@@ -75,3 +75,41 @@ def test_scores_and_queries_where_there_are_none() -> None:
                 if name != "scale":
                     with pytest.raises(ValueError, match=rf"^fastpool\.explain: {mode} takes no {name}"):
                         fastpool.explain(HIDDEN, mode=mode, **{name: value})
+
+
+@pytest.mark.parametrize("backend", cpu_backends())
+@pytest.mark.parametrize("name", ["weights", "scores", "query"])
+def test_a_gradient_takes_no_argument_of_another_mode(name: str, backend: str) -> None:
+    """None of them may be there: kernels would make room for as many queries, none here."""
+    hidden, gradient = torch.randn(2, 5, 8), torch.ones(2, 8)
+    value = torch.ones(0, 8) if name == "query" else torch.ones(2, 5)
+    for mode in ("mean", "max", "cls"):
+        more = {"result": gradient} if MODES[mode].gradient_reads_hidden("hidden") else {}
+        arguments = backward_arguments(mode, "hidden", gradient, more.get("result"), hidden=hidden, **{name: value})
+        with fastpool.backend(backend), pytest.raises(ValueError, match=f"{name} must not be given"):
+            torch.ops.fastpool._pool_backward(*arguments)
+
+
+def test_validation_lets_gradients_be_anything() -> None:
+    fastpool.validate(True)
+    try:
+        query = torch.randn(8, requires_grad=True)
+        fastpool.attention(torch.randn(3, 5, 8), query).backward(torch.full((3, 8), torch.inf))
+    finally:
+        fastpool.validate(False)
+    assert query.grad is not None
+    assert not query.grad.isfinite().any()
+
+
+@pytest.mark.parametrize("backend", cpu_backends())
+def test_a_query_beyond_float32(backend: str) -> None:
+    hidden, query = torch.ones(2, 5, 8), torch.ones(3, 8, dtype=torch.float64)
+    query[1, 2] = -1e39
+    with fastpool.backend(backend), pytest.raises(ValueError, match=r"float32, .*, got query\[1, 2\] = -1e\+39; scale"):
+        fastpool.attention(hidden, query)
+    assert fastpool.attention(hidden.double(), query).isfinite().all()
+
+
+def test_explain_takes_no_scale_where_there_is_none() -> None:
+    with pytest.raises(ValueError, match=r"fastpool\.explain: mean takes no scale"):
+        fastpool.explain(torch.ones(2, 5, 8), mode="mean", scale=2.0)

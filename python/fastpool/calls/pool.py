@@ -21,6 +21,7 @@ from ..checks import (
     check_index_dtype,
     check_leading,
     check_mask_values,
+    check_query_values,
     check_score_values,
     check_tensor,
     check_weight_values,
@@ -155,6 +156,12 @@ class PoolCall:
                 f"got {name_of(self.mask.dtype)}; an additive mask (0 / -inf) read that way would pick the padding",
             )
         mode = MODES[self.mode]
+        for name in ("weights", "scores", "query"):
+            require(
+                getattr(self, name) is None or mode.takes(name),
+                ValueError,
+                f"{op}: {name} must not be given: it has none",
+            )
         for name in ("scores", "query"):
             require(
                 getattr(self, name) is not None or not mode.takes(name),
@@ -239,7 +246,8 @@ class PoolCall:
 
     def check_values(self) -> None:
         """Raises ValueError for bounds that point outside hidden or run backwards, then for an integer mask that is not
-        0 and 1 alone, then for float64 weights and scores that do not fit the float32 they become. Synchronises."""
+        0 and 1 alone, then for float64 weights, scores and queries that do not fit the float32 they become.
+        Synchronises."""
         self.check_bounds()
         if self.mask is not None and self.mask.dtype != torch.bool:
             check_mask_values(self.op, self.mask, *self.bounds())
@@ -247,6 +255,8 @@ class PoolCall:
         for values, check in ((self.weights, check_weight_values), (self.scores, check_score_values)):
             if values is not None and values.dtype == torch.float64 != states:
                 check(self.op, values, states, self.mask, *self.bounds())
+        if self.query is not None and self.query.dtype == torch.float64 != states:
+            check_query_values(self.op, self.query, states)
 
     def check_bounds(self) -> None:
         """Raises ValueError for starts, ends or cu_seqlens that point outside hidden or run backwards. Synchronises."""
