@@ -283,10 +283,12 @@ def pool(
         hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
     more = _given(name, starts, ends, truncate_dim, normalize, out_dtype)
     try:
-        if len(chosen) == 1 or not isinstance(hidden, Tensor) or hidden.dim() == 0:  # its op says what is wrong
+        proper = isinstance(hidden, Tensor) and hidden.dim() > 0  # else the first mode's op says what is wrong
+        if proper and len(chosen) > 1:
+            chosen = tuple(mode for mode, _ in several.columns_of(chosen, hidden.shape[-1], more.get("truncate_dim")))
+        if len(chosen) == 1 or not proper:
             one: Callable[..., Tensor] = getattr(torch.ops.fastpool, chosen[0]).default
             return one(hidden, mask, cu_seqlens, **own[chosen[0]], **more)
-        chosen = tuple(mode for mode, _ in several.columns_of(chosen, hidden.shape[-1], more.get("truncate_dim")))
         args = (several.code_of(chosen), hidden, mask, cu_seqlens, weights, scores)
         if torch.compiler.is_exporting() or not several.together(chosen):
             return several.apart(*args, **more)

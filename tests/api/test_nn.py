@@ -14,6 +14,7 @@ import fastpool
 from fastpool.calls import accumulator
 from fastpool.modes import MODES
 from fastpool.nn import Normalize, Pooling
+from fastpool.several import modes_of
 from fastpool.testing import DTYPES, LAYOUTS, Sequence, error, exact, same_bits, sequences
 
 ALL = tuple(mode for mode in MODES if not MODES[mode].takes_query)  # whose query a call of Pooling has no place for
@@ -93,20 +94,24 @@ def test_only_what_dim_leaves_is_computed() -> None:
         def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if op.namespace == "fastpool":
                 seen.append((op.name().partition("::")[2], (kwargs or {}).get("truncate_dim")))
+                if seen[-1][0] == "_pool_several":
+                    pooled.append(modes_of(args[0]))
             return op(*args, **(kwargs or {}))
 
     hidden = torch.randn(2, 3, 8)
     for truncate_dim, expected in (
         (3, [("mean", 3)]),
         (8, [("mean", 8)]),
-        (9, [("mean", 8), ("max", 1)]),
-        (24, [("mean", 8), ("max", 8), ("cls", 8)]),
-        (None, [("mean", None), ("max", None), ("cls", None)]),
+        (9, [("_pool_several", 9)]),
+        (24, [("_pool_several", 24)]),
+        (None, [("_pool_several", None)]),
     ):
         seen: list[tuple[str, int | None]] = []
+        pooled: list[tuple[str, ...]] = []
         with Calls():
             Pooling(("mean", "max", "cls"), truncate_dim)(hidden)
         assert seen == expected
+        assert pooled == {9: [("mean", "max")], 3: [], 8: []}.get(truncate_dim or 24, [("mean", "max", "cls")])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Pooling by one mode or several, and normalising, as modules. Their state is what they were made with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import torch
@@ -17,7 +17,7 @@ class Pooling(Ending):
     """One vector for each segment of token states: fastpool.mean and the like, or several of them side by side.
 
     Several modes are concatenated, [B, len(mode) * H], in their order; `truncate_dim` and `normalize` then apply to the
-    whole, and the columns that are cut off are not computed. Each mode's vector stays in the accumulator's precision
+    whole, and modes that are cut off are not computed. Each mode's vector stays in the accumulator's precision
     (float32; float64 for float64 hidden) until the result is rounded, once. A sequence of one mode is that mode.
 
     Args:
@@ -75,6 +75,12 @@ class Pooling(Ending):
         starts: Tensor | None = None,
         ends: Tensor | None = None,
     ) -> Tensor:
+        if len(self.modes) == 1 and weights is None and scores is None:  # at once
+            function: Callable[..., Tensor] = getattr(functional, self.modes[0])
+            return function(
+                hidden, mask, cu_seqlens, lengths=lengths, starts=starts, ends=ends, truncate_dim=self.truncate_dim,
+                normalize=self.normalize, out_dtype=self.out_dtype,
+            )  # fmt: skip
         return functional.pool(
             hidden, mask, cu_seqlens, weights, scores, modes=self.modes, lengths=lengths, starts=starts, ends=ends,
             truncate_dim=self.truncate_dim, normalize=self.normalize, out_dtype=self.out_dtype,
