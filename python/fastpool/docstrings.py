@@ -47,8 +47,8 @@ _PER_TOKEN = {
     "scores": """
         scores: float16, bfloat16, float32 or float64, shaped like the mask, and read where tokens are real; must be
             given. They are float32 unless hidden is float64, so of float64 scores none must be greater than float32's
-            largest number, 3.4e38. A token with -inf weighs nothing, and where all have it the result is 0; inf and
-            NaN make it NaN.""",
+            largest number, 3.4e38. A token with -inf weighs nothing (but a NaN of its state shows), and where all
+            have it the result is 0; inf and NaN make it NaN. Scores beyond 10,000 in size had better be centred.""",
 }
 _QUERY = """
         query: float16, bfloat16, float32 or float64; [H] or [K, H] for all segments, or [B, K, H]. Its products are of

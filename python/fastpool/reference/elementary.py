@@ -43,8 +43,9 @@ def times_power_of_two(x: Tensor, k: Tensor) -> Tensor:
 
 
 def exponential(x: Tensor) -> tuple[Tensor, Tensor]:
-    """p and an integer n with e^x = p 2^n; p is between 0.7 and 1.42. Where x is so large that n is beyond all
-    exponents, p is coarse. -inf: 0 and -inf; NaN and inf: NaN and -inf."""
+    """p and an integer n with e^x = p 2^n; p is between 0.7 and 1.42. Its error grows with x: p is as if x had been
+    moved by less than a unit in its last place, and is 1 from |x| = 5.8e6 on (3.1e15 in float64); beyond 2^127 (2^1023)
+    all x are alike. -inf: 0 and -inf; NaN and inf: NaN and -inf."""
     double = x.dtype == torch.float64
     integers, largest = (2.0**52, 2.0**1023) if double else (2.0**23, 2.0**127)
     high, low = LOG2_E[double]
