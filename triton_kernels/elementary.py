@@ -97,8 +97,8 @@ def upper_half(x):
 
 @triton.jit
 def exponential(x):
-    """p and an integer n with e^x = p 2^n; p is between 0.7 and 1.42, and coarse where x is so large that its last place
-    is. -inf: 0 and -inf; NaN and inf: NaN and -inf."""
+    """p and an integer n with e^x = p 2^n; p is between 0.7 and 1.42, and coarse where x is so large that its last
+    place is. -inf: 0 and -inf; NaN and inf: NaN and -inf."""
     high: tl.constexpr = LOG2_E[is_double(x.dtype)][0]
     low: tl.constexpr = LOG2_E[is_double(x.dtype)][1]
     integers: tl.constexpr = 2.0 ** mantissa_of(x.dtype)

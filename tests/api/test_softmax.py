@@ -1,6 +1,7 @@
 """What softmax_mean and attention promise beside what every mode does: many queries, scores of every size, and which
 tokens are read."""
 
+import math
 from typing import Any
 
 import pytest
