@@ -123,6 +123,20 @@ def test_weighted_layers(tmp_path):
     torch.testing.assert_close(config.apply(states), expected)
     assert config.apply([layer.bfloat16() for layer in states]).dtype == torch.bfloat16
     assert str(config.layer_weights) == "layers 1 to 2 weighted"
+    for unread in (None, "", states[0].int(), states[0][0, 0], states[0].double()):
+        assert torch.equal(config.apply([unread, *states[1:]]), config.apply(states))
+    for wrong, kind, words in (
+        ([states[0], None, states[2]], TypeError, r"hidden must be a torch\.Tensor, got NoneType"),
+        ([*states[:2], None], TypeError, r"hidden must be a torch\.Tensor, got NoneType"),
+        ([states[0], states[1].int(), states[2]], TypeError, "hidden must be float16, .*got int32"),
+        ([states[0], states[1][0, 0], states[2]], ValueError, "hidden must be "),
+        ("abc", TypeError, r"hidden must be a torch\.Tensor, got str"),
+        (None, TypeError, "hidden_states must be a sequence of a model's layers, got NoneType"),
+        ([], ValueError, "hidden_states must be 3 layers, the embedding layer first, got 0"),
+        ([None], ValueError, "hidden_states must be 3 layers, the embedding layer first, got 1"),
+    ):
+        with pytest.raises(kind, match=words):
+            config.apply(wrong)
     with pytest.raises(TypeError, match="hidden_states must be a sequence of a model's layers, got Tensor"):
         config.apply(states[0])
     with pytest.raises(ValueError, match="hidden_states must be 3 layers, the embedding layer first, got 2"):

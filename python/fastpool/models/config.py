@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..calls import accumulator
 from ..checks import has_rows, lacks_memory
-from ..nn import Pooling, WeightedLayers
+from ..nn import Pooling
 from ..nn.ending import end
 from ..nn.tokens import each
 from ..options import mode_names, option, optional_count
@@ -128,8 +128,9 @@ class PoolingConfig:
         Weights of weighted_mean then keep counting from the prompt, as in sentence-transformers, unless `prompt_counts`
         is False, as of LLM2Vec.
 
-        With `layer_weights`, hidden is what a model of transformers gives as hidden_states; with `word_weights`,
-        input_ids, in hidden's layout, tell which token has which weight.
+        With `layer_weights`, hidden is what a model of transformers gives as hidden_states, and layers before
+        `layer_weights.layer_start`, which nothing reads, may be None; with `word_weights`, input_ids, in hidden's
+        layout, tell which token has which weight.
 
         Returns:
             [B, D] in hidden's dtype; D is truncate_dim, the last Dense layer's width, or len(modes) * H. All before
@@ -141,11 +142,10 @@ class PoolingConfig:
             FileNotFoundError, ValueError: a layer's weights are not there, or do not fit.
         """
         bounds = {"lengths": lengths, "starts": starts, "ends": ends}
-        several = isinstance(hidden, Sequence)
-        one: Any = hidden[0] if several and len(hidden) > 0 else hidden
-        if several is (self.layer_weights is None) or not has_rows(one):
-            refuses = Pooling if self.layer_weights is None else WeightedLayers
-            refused: Tensor = refuses(self.modes)(hidden, mask, cu_seqlens, **bounds)
+        one: Any = hidden if self.layer_weights is None else self.layer_weights.first(hidden)
+        if not has_rows(one):
+            refuses = Pooling(self.modes) if self.layer_weights is None else self.layer_weights.module(self.modes)
+            refused: Tensor = refuses(hidden, mask, cu_seqlens, **bounds)
             return refused
         if self.width not in (None, one.shape[-1]):
             source = next((f" ({d.source})" for d in self.decisions if d.what == "width"), "")

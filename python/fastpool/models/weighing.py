@@ -39,15 +39,23 @@ class LayerWeights:
     def __str__(self) -> str:
         return f"layers {self.layer_start} to {self.num_hidden_layers} weighted"
 
+    def first(self, states: object) -> Any:
+        """The first layer that counts, of hidden_states; None where they are none, or too few."""
+        counted = states[self.layer_start :] if isinstance(states, Sequence) else ()
+        return counted[0] if len(counted) > 0 else None
+
+    def module(self, modes: Sequence[str], out_dtype: torch.dtype | None = None) -> nn.WeightedLayers:
+        """Without its weights."""
+        with torch.device("meta"):
+            return nn.WeightedLayers(modes, self.num_hidden_layers, self.layer_start, out_dtype=out_dtype)
+
     def pool(self, modes: Sequence[str], states: Any, *arguments: Any, **more: Any) -> Tensor:
         """In the accumulator's precision, of what nn.WeightedLayers takes. Raises what it raises, and what reading the
         weights does."""
-        with torch.device("meta"):
-            pooling = nn.WeightedLayers(modes, self.num_hidden_layers, self.layer_start)
-        wide = accumulator(states[0].dtype)
-        pooling.out_dtype = wide
-        shares = self._weights.like(states[0].new_empty(0, dtype=wide))
-        result: Tensor = torch.func.functional_call(pooling, shares, (states, *arguments), more)
+        one = self.first(states)
+        wide = accumulator(one.dtype)
+        shares = self._weights.like(one.new_empty(0, dtype=wide))
+        result: Tensor = torch.func.functional_call(self.module(modes, wide), shares, (states, *arguments), more)
         return result
 
     @cached_property
