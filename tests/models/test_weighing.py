@@ -162,11 +162,25 @@ def test_weighted_layers(tmp_path):
             r"1_WordWeights/config\.json: vocab must be a list of strings",
         ),
         (weighed("WordWeights", {**WORDS, "vocab": [1]}), r"vocab must be a list of strings, got \[1\]"),
-        (weighed("WordWeights", {**WORDS, "word_weights": {"a": "1"}}), r"word_weights: a must be a number, got '1'"),
+        (
+            weighed("WordWeights", {**WORDS, "word_weights": {"a": "1"}}),
+            r"word_weights: a must be a number from .*, got '1'",
+        ),
         (weighed("WordWeights", {**WORDS, "word_weights": None}), "word_weights must be an object, got nothing"),
         (
             weighed("WordWeights", {**WORDS, "unknown_word_weight": True}),
-            "unknown_word_weight must be a number, got True",
+            "unknown_word_weight must be a number from .*, got True",
+        ),
+        *(
+            (
+                weighed("WordWeights", {**WORDS, key: value}),
+                rf"1_WordWeights/config\.json: {words} must be a number from",
+            )
+            for weight in (10**400, -(10**400), 1e300, float("inf"), float("nan"))
+            for key, value, words in (
+                ("word_weights", {"a": weight}, "word_weights: a"),
+                ("unknown_word_weight", weight, "unknown_word_weight"),
+            )
         ),
         (
             weighed("WordWeights", WORDS, {"pooling_mode": "max"}),

@@ -1,7 +1,6 @@
 """What weighs token states on their way into Pooling: sentence-transformers' WordWeights, by a token's id, and its
 WeightedLayerPooling, by the layer of the model that they come from."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,9 @@ from ..calls import accumulator
 from ..nn.tokens import rows
 from .files import Document, Folder, Module, held, inside
 from .weights import Weights
+
+_LARGEST = torch.finfo(torch.float32).max
+_WEIGHT = f"a number from {-_LARGEST:g} to {_LARGEST:g}"  # of a word
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ class WordWeights:
         if not words or not all(isinstance(word, str) for word in words):
             raise document.error("vocab", "a list of strings")
         if not _is_weight(otherwise):
-            raise document.error("unknown_word_weight", "a number")
+            raise document.error("unknown_word_weight", _WEIGHT)
         wrong = next((word for word, weight in said.items() if not _is_weight(weight)), None)
         if wrong is not None:
-            raise Document(f"{document.name}: word_weights", said).error(wrong, "a number")
+            raise Document(f"{document.name}: word_weights", said).error(wrong, _WEIGHT)
         found = [said.get(word, said.get(word.lower(), otherwise)) for word in words]
         return WordWeights(module.path, len(words), torch.tensor(found, dtype=torch.float32))
 
@@ -108,4 +110,4 @@ class WordWeights:
 
 
 def _is_weight(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
