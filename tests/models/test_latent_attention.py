@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.model_folders import MEAN, model, read, write
+from helpers.model_folders import BERT, MEAN, model, read, write
 from helpers.nv_embed import CONFIG, token_states, weights
 
 from fastpool import PoolingConfig
@@ -52,6 +52,13 @@ def test_what_is_left_out_is_nv_embed_s(tmp_path):
     layer = config.token_layers[0]
     assert (layer.inputs, layer.latents, layer.heads, layer.head_columns) == (4096, 512, 8, 4096)
     assert (config.width, config.normalize, config.include_prompt) == (4096, True, False)
+
+
+def test_null_is_nothing(tmp_path):
+    config = read(tmp_path, {"config.json": {**BERT, "latent_attention_config": None}})
+    assert (config.modes, config.token_layers, config.width, config.include_prompt) == (("mean",), (), 8, True)
+    config = read(tmp_path, nv_embed(latent_attention_config=None, hidden_size=4096))
+    assert config.token_layers[0].inputs == 4096
 
 
 def test_a_pooling_module_settles_it(tmp_path):

@@ -82,9 +82,10 @@ def latent_attention(transformer: Document) -> Document | None:
     """The configuration of the latent attention that NV-Embed and its like have behind their last layer, if it has one;
     what is left out there has a value of NV-Embed's own."""
     key = "latent_attention_config"
-    if key not in transformer.values and not (architecture(transformer) or "").startswith("NVEmbed"):
+    said = transformer.get(key, dict)
+    if said is None and not (architecture(transformer) or "").startswith("NVEmbed"):
         return None
-    return Document(f"{transformer.name}: {key}", transformer.get(key, dict) or {})
+    return Document(f"{transformer.name}: {key}", said or {})
 
 
 def _nv_embed(sources: Sources) -> Statement | None:
