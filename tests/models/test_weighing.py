@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from fastpool.cli import main
 from fastpool.doctor.embed import vectors
 from fastpool.models import engines
 from fastpool.models.files import Folder
+from fastpool.models.layers import Normalize
 
 TEXTS = ["one two three", "four", "five four three two one", "two two query"]
 WORDS = {"vocab": ["a", "B", "c"], "word_weights": {"a": 2, "b": 0.5, "other": 9}, "unknown_word_weight": 3}
@@ -204,6 +206,35 @@ def test_weighted_layers(tmp_path):
 def test_what_is_malformed(tmp_path, files, words):
     with pytest.raises(ValueError, match=words):
         read(tmp_path, files)
+
+
+def test_other_weights_are_another_pooling(tmp_path):
+    one, same, other = (
+        read(tmp_path / name, weighed("WordWeights", {**WORDS, "unknown_word_weight": unknown}))
+        for name, unknown in (("a", 3), ("b", 3), ("c", 4))
+    )
+    assert one.word_weights == same.word_weights
+    assert hash(one.word_weights) == hash(same.word_weights)
+    assert one.word_weights != other.word_weights
+    assert one != other
+
+
+def test_what_weights_go_with(tmp_path):
+    words = read(tmp_path / "a", weighed("WordWeights", WORDS))
+    for changes, got in (
+        ({"modes": ("max",)}, r"\('max',\)"),
+        ({"modes": ("mean", "cls")}, r"\('mean', 'cls'\)"),
+        ({"include_prompt": False}, r"\('mean',\) without the prompt"),
+    ):
+        with pytest.raises(ValueError, match=rf"word_weights need modes \('mean',\) of all tokens, got {got}$"):
+            replace(words, **changes)
+    files = weighed("WeightedLayerPooling", LAYERS)
+    layers = read(tmp_path / "b", files)
+    with pytest.raises(ValueError, match="so token_layers must be empty, got 1"):
+        replace(layers, token_layers=(Normalize(),))
+    files["config.json"] |= {"latent_attention_config": {"latent_dim": 8, "hidden_dim": 8}}
+    with pytest.raises(ValueError, match=r"^config\.json: latent_attention_config must not stand beside 1_Weighted"):
+        read(tmp_path / "b", files)
 
 
 @pytest.mark.parametrize("name", ["WordWeights", "WeightedLayerPooling"])

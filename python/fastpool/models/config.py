@@ -72,6 +72,14 @@ class PoolingConfig:
             taken[count] = optional_count(name, count, getattr(self, count))
         for field_name, value in taken.items():
             object.__setattr__(self, field_name, value)  # it is frozen from here on
+        if self.word_weights is not None and (self.modes != ("mean",) or not self.include_prompt):
+            prompt = "" if self.include_prompt else " without the prompt"
+            raise ValueError(f"{name}: word_weights need modes ('mean',) of all tokens, got {self.modes}{prompt}")
+        if self.layer_weights is not None and self.token_layers:
+            raise ValueError(
+                f"{name}: layer_weights take the model's layers as they are, so token_layers must be empty, "
+                f"got {len(self.token_layers)}"
+            )
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> "PoolingConfig":

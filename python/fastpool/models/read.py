@@ -160,6 +160,11 @@ class Reader:
         pooling = chain.pooling
         if pooling is None:
             return
+        if chain.layer_weights is not None and self.latent is not None:
+            raise ValueError(
+                f"{self.latent.name} must not stand beside {chain.layer_weights.name}, which takes the model's layers "
+                "as they are before the latent attention; one of the two has no effect"
+            )
         if chain.word_weights is not None and modes != ("mean",):
             raise pooling.error(
                 "pooling_mode", f"'mean' behind {chain.word_weights.name}, for the others divide by no weights"

@@ -72,7 +72,7 @@ class WordWeights:
 
     name: str  # of its folder: "1_WordWeights"
     vocabulary: int
-    table: Tensor = field(repr=False, compare=False)  # [vocabulary], float32
+    weights: tuple[float, ...] = field(repr=False)  # as many
 
     @staticmethod
     def read(module: Module, document: Document) -> "WordWeights":
@@ -86,8 +86,8 @@ class WordWeights:
         wrong = next((word for word, weight in said.items() if not _is_weight(weight)), None)
         if wrong is not None:
             raise Document(f"{document.name}: word_weights", said).error(wrong, _WEIGHT)
-        found = [said.get(word, said.get(word.lower(), otherwise)) for word in words]
-        return WordWeights(module.path, len(words), torch.tensor(found, dtype=torch.float32))
+        found = tuple(said.get(word, said.get(word.lower(), otherwise)) for word in words)
+        return WordWeights(module.path, len(words), found)
 
     def __str__(self) -> str:
         return "words weighted"
@@ -107,6 +107,12 @@ class WordWeights:
                     f"{source}, got {least if least < 0 else most}"
                 )
         return self.table.to(hidden.device)[ids]
+
+    @cached_property
+    def table(self) -> Tensor:
+        """[vocabulary], float32, on the CPU."""
+        with torch.inference_mode(False):
+            return torch.tensor(self.weights, dtype=torch.float32)
 
 
 def _is_weight(value: object) -> bool:
