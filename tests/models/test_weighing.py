@@ -31,6 +31,11 @@ def weighed(name: str, config: dict[str, Any], pooling: dict[str, Any] = MEAN, *
     return files | {f"1_{name}/config.json": config, "2_Pooling/config.json": pooling}
 
 
+def states_of(x: torch.Tensor) -> torch.Tensor:
+    """Its tokens in a row, whatever its layout."""
+    return x.values() if x.is_nested else x.flatten(0, 1) if x.shape[:2] == (2, 3) else x
+
+
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory) -> Any:
     pytest.importorskip("transformers")
@@ -102,8 +107,16 @@ def test_word_weights(tmp_path, capsys):
     for wrong in (3, -1):
         with pytest.raises(ValueError, match=rf"input_ids must lie between 0 and 2, .*got {wrong}"):
             config.apply(hidden, mask, input_ids=ids.where(ids != 2, wrong))
-    with pytest.raises(ValueError, match="weights must have hidden's shape"):
+    with pytest.raises(ValueError, match="input_ids must have hidden's shape"):
         config.apply(hidden, mask, input_ids=ids[:, :2])
+    with pytest.raises(ValueError, match="input_ids must be on hidden's device, cpu, got meta"):
+        config.apply(hidden, mask, input_ids=ids.to("meta"))
+    with pytest.raises(TypeError, match=r"input_ids must be dense, or nested and jagged, got layout torch\.sparse"):
+        config.apply(hidden, mask, input_ids=ids.to_sparse())
+    for one in (config, read(tmp_path / "plain", model(MEAN))):
+        with pytest.raises(TypeError, match=r"input_ids must be .*got str"):
+            one.apply(hidden, mask, input_ids="rubbish")
+    assert config.apply(hidden[:0], mask[:0], input_ids=ids[:0]).shape == (0, 8)
     found = {one.engine: one for one in engines.answers(Folder(tmp_path), config)}
     assert found["sentence-transformers"].setting == "WordWeights(...), Pooling(8, 'mean')"
     assert found["vLLM"].differs
@@ -112,6 +125,41 @@ def test_word_weights(tmp_path, capsys):
     pytest.importorskip("rich")
     assert main(["inspect", str(tmp_path)]) == 0
     assert "WordWeights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [-100, 3, 2**31 - 1])
+@pytest.mark.parametrize("layout", ["mask", "lengths", "ends", "packed", "nested"])
+def test_ids_that_are_not_read(tmp_path, layout, wrong):
+    config = read(tmp_path, weighed("WordWeights", WORDS))
+    hidden, ids = torch.randn(2, 3, 8), torch.tensor([[0, 1, 2], [1, wrong, wrong]])
+    lengths, real = torch.tensor([3, 1]), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    given = {"lengths": lengths} if layout == "lengths" else {"mask": real} if layout == "mask" else {"ends": lengths}
+    if layout in ("packed", "nested"):  # the row between two texts is none's
+        hidden, ids = hidden.flatten(0, 1), ids.flatten()
+        given = {"starts": torch.tensor([0, 3]), "ends": torch.tensor([3, 4])}
+    if layout == "nested":
+        offsets = torch.tensor([0, 3, 6])
+        hidden, ids = (torch.nested.nested_tensor_from_jagged(x, offsets, lengths) for x in (hidden, ids))
+        given = {}
+    table = torch.tensor([2, 0.5, 3])
+    expected = fastpool.weighted_mean(torch.nested.nested_tensor_from_jagged(states_of(hidden)[:4],
+                                      torch.tensor([0, 3, 4])), weights=table[torch.tensor([0, 1, 2, 1])])  # fmt: skip
+    assert torch.equal(config.apply(hidden, input_ids=ids, **given), expected)
+    with pytest.raises(ValueError, match=rf"input_ids must lie between 0 and 2, .*got {wrong}$"):
+        config.apply(states_of(hidden)[:4], input_ids=states_of(ids)[:4].where(torch.arange(4) != 1, wrong),
+                     cu_seqlens=torch.tensor([0, 3, 4]))  # fmt: skip
+
+
+def test_ids_in_a_graph(tmp_path):
+    """No values are read while it is made; what is out of range takes a word's weight, and never one from the end."""
+    config = read(tmp_path, weighed("WordWeights", WORDS))
+    hidden, mask = torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)
+    ids = torch.tensor([[0, 1, 2], [1, 0, 0]])
+    config.apply(hidden, mask, input_ids=ids)  # tables are placed outside of graphs
+    graph = torch.compile(lambda ids: config.apply(hidden, mask, input_ids=ids), backend="eager", fullgraph=True)
+    assert torch.equal(graph(ids), config.apply(hidden, mask, input_ids=ids))
+    assert torch.equal(graph(ids.where(ids != 0, -2)), graph(ids))
+    assert torch.equal(graph(ids.where(ids != 2, 9)), graph(ids))
 
 
 def test_weighted_layers(tmp_path):

@@ -161,9 +161,12 @@ class PoolingConfig:
                 f"fastpool.PoolingConfig.apply: hidden must have {self.width} columns, as the model says{source}, "
                 f"got {one.shape[-1]}"
             )
+        if not isinstance(input_ids, Tensor | None):
+            kind = type(input_ids).__name__
+            raise TypeError(f"fastpool.PoolingConfig.apply: input_ids must be a torch.Tensor, got {kind}")
         modes, weights = self.modes, None
         if self.word_weights is not None:
-            modes, weights = ("weighted_mean",), self.word_weights(input_ids, one)
+            modes, weights = ("weighted_mean",), self.word_weights(input_ids, one, mask, cu_seqlens, **bounds)
         elif "weighted_mean" in self.modes and not self.include_prompt and self.prompt_counts and starts is not None:
             weights = _positions(one, mask)
         if not (self.layers or self.token_layers or self.layer_weights):

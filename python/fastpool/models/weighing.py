@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import nn
+from .. import functional, nn
 from ..calls import accumulator
-from ..nn.tokens import rows
+from ..checks import check_leading
+from ..dispatch import validates
+from ..nn.tokens import each, rows
 from .files import Document, Folder, Module, held, inside
 from .weights import Weights
 
+_OWNER = "fastpool.PoolingConfig.apply"
 _LARGEST = torch.finfo(torch.float32).max
 _WEIGHT = f"a number from {-_LARGEST:g} to {_LARGEST:g}"  # of a word
 
@@ -92,21 +95,38 @@ class WordWeights:
     def __str__(self) -> str:
         return "words weighted"
 
-    def __call__(self, input_ids: Tensor | None, hidden: Tensor) -> Tensor:
-        """Of each token, on hidden's device. Raises TypeError, ValueError."""
-        owner, source = "fastpool.PoolingConfig.apply", inside(self.name, "config.json")
+    def __call__(self, input_ids: Tensor | None, hidden: Tensor, *real: Any, **bounds: Any) -> Tensor:
+        """Of each token, on hidden's device. `real` and `bounds` tell which ones are read, as they tell functions:
+        mask, cu_seqlens, lengths, starts, ends. Raises TypeError, ValueError."""
+        source = inside(self.name, "config.json")
         if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int32, torch.int64):
             got = "nothing" if input_ids is None else getattr(input_ids, "dtype", type(input_ids).__name__)
-            raise TypeError(f"{owner}: input_ids must be int32 or int64, as {source} weighs words, got {got}")
-        ids = rows(input_ids)
-        if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel() > 0:
+            raise TypeError(f"{_OWNER}: input_ids must be int32 or int64, as {source} weighs words, got {got}")
+        if input_ids.layout != (torch.jagged if input_ids.is_nested else torch.strided):
+            raise TypeError(f"{_OWNER}: input_ids must be dense, or nested and jagged, got layout {input_ids.layout}")
+        ids, states = rows(input_ids), rows(hidden)
+        if ids.device != states.device:
+            raise ValueError(f"{_OWNER}: input_ids must be on hidden's device, {states.device}, got {ids.device}")
+        check_leading(_OWNER, "input_ids", ids, "hidden", states)
+        if not torch.compiler.is_compiling() and (ids.device.type == "cpu" or validates()) and ids.numel() > 0:
             least, most = (int(one) for one in ids.aminmax())
+            if least < 0 or most >= self.vocabulary:  # perhaps in padding, where nothing is read
+                both = each(lambda x: torch.stack((ids, -ids), -1).to(torch.float64), hidden)
+                most, least = (int(one) for one in functional.max(both, *real, **bounds).amax(0))
+                least = -least
             if least < 0 or most >= self.vocabulary:
                 raise ValueError(
-                    f"{owner}: input_ids must lie between 0 and {self.vocabulary - 1}, the last of the words in "
+                    f"{_OWNER}: input_ids must lie between 0 and {self.vocabulary - 1}, the last of the words in "
                     f"{source}, got {least if least < 0 else most}"
                 )
-        return self.table.to(hidden.device)[ids]
+        if states.device not in self._tables:
+            with torch.inference_mode(False):
+                self._tables[states.device] = self.table.to(states.device)
+        return self._tables[states.device][ids.clamp(0, self.vocabulary - 1)]
+
+    @cached_property
+    def _tables(self) -> dict[torch.device, Tensor]:
+        return {}
 
     @cached_property
     def table(self) -> Tensor:
