@@ -204,6 +204,17 @@ def test_weighted_layers(tmp_path):
     )
 
 
+def test_weighted_layers_in_a_graph(tmp_path):
+    config = read(tmp_path, weighed("WeightedLayerPooling", LAYERS))
+    torch.save({"layer_weights": torch.tensor([1.0, 3.0])}, tmp_path / "1_WeightedLayerPooling/pytorch_model.bin")
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    graph = torch.compile(config.apply, backend="eager", fullgraph=True)
+    first, second = ([torch.randn(2, 4, 8) for _ in range(3)] for _ in range(2))
+    config.apply(first, mask)  # weights are read outside of graphs
+    for states in (first, second, [None, *second[1:]]):
+        assert torch.equal(graph(states, mask), config.apply(states, mask))
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [

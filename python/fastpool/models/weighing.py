@@ -50,9 +50,17 @@ class LayerWeights:
         return counted[0] if len(counted) > 0 else None
 
     def module(self, modes: Sequence[str], out_dtype: torch.dtype | None = None) -> nn.WeightedLayers:
-        """Without its weights."""
-        with torch.device("meta"):
-            return nn.WeightedLayers(modes, self.num_hidden_layers, self.layer_start, out_dtype=out_dtype)
+        """Without its weights; made once, as a compiler makes no modules in a graph."""
+        key = (tuple(modes), out_dtype)
+        if key not in self._modules:
+            with torch.device("meta"):
+                made = nn.WeightedLayers(modes, self.num_hidden_layers, self.layer_start, out_dtype=out_dtype)
+            self._modules[key] = made
+        return self._modules[key]
+
+    @cached_property
+    def _modules(self) -> dict[tuple[tuple[str, ...], torch.dtype | None], nn.WeightedLayers]:
+        return {}
 
     def pool(self, modes: Sequence[str], states: Any, *arguments: Any, **more: Any) -> Tensor:
         """In the accumulator's precision, of what nn.WeightedLayers takes. Raises what it raises, and what reading the
