@@ -215,6 +215,43 @@ def test_weighted_layers_in_a_graph(tmp_path):
         assert torch.equal(graph(states, mask), config.apply(states, mask))
 
 
+@pytest.mark.parametrize("stored", [[1.0, -1.0], [0.0, 0.0], [1.0, float("nan")], [float("inf"), 1.0]])
+def test_layers_whose_weights_do_not_divide(tmp_path, stored):
+    config = read(tmp_path, weighed("WeightedLayerPooling", LAYERS))
+    torch.save({"layer_weights": torch.tensor(stored)}, tmp_path / "1_WeightedLayerPooling/pytorch_model.bin")
+    words = r"^1_WeightedLayerPooling/pytorch_model\.bin: layer_weights must add up to a finite number other than 0, "
+    with pytest.raises(ValueError, match=words):
+        config.apply([torch.zeros(2, 4, 8)] * 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "words"),
+    [
+        ("WeightedLayerPooling", {"num_hidden_layers": 2}, None),
+        ("WeightedLayerPooling", {}, None),
+        (
+            *("WeightedLayerPooling", {"num_hidden_layers": 3}),
+            "1_WeightedLayerPooling/config.json: num_hidden_layers says 2, but config.json: num_hidden_layers says 3",
+        ),
+        (
+            *("WeightedLayerPooling", {"text_config": {"num_hidden_layers": 1}}),
+            "1_WeightedLayerPooling/config.json: num_hidden_layers says 2, but config.json: text_config: num_hidden_l",
+        ),
+        ("WordWeights", {"vocab_size": 3}, None),
+        ("WordWeights", {"vocab_size": 4}, None),  # a model may have more than its tokenizer
+        (
+            *("WordWeights", {"vocab_size": 2}),
+            "1_WordWeights/config.json: vocab has 3 words, but config.json: vocab_size says 2",
+        ),
+    ],
+)
+def test_weights_of_another_model(tmp_path, name, config, words):
+    files = weighed(name, {**WORDS, **LAYERS})
+    files["config.json"] |= config
+    found = read(tmp_path, files).contradictions
+    assert found == () if words is None else [text.startswith(words) for text in found] == [True]
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [

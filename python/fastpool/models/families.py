@@ -69,6 +69,15 @@ def parts(transformer: Document) -> list[Document]:
     return [transformer, *(Document(f"{transformer.name}: {x}", transformer.get(x, dict) or {}) for x in names)]
 
 
+def number(transformer: Document, key: str) -> tuple[int, str] | None:
+    """What it says under that key, or its text's part, and where: "config.json: vocab_size"."""
+    for document in parts(transformer):
+        said = document.positive(key)
+        if said is not None:
+            return said, f"{document.name}: {key}"
+    return None
+
+
 def width(transformer: Document) -> tuple[int, str] | None:
     """The columns of the last hidden state, and what says so: "config.json: hidden_size". Of a model of several parts,
     those of its text's; None where nothing does."""

@@ -7,7 +7,7 @@ from ..text import shown
 from . import elsewhere, pooling, unlike
 from .chain import Chain, follow, unnamed
 from .decisions import Record
-from .families import architecture, is_causal, width
+from .families import architecture, is_causal, number, width
 from .files import Document, Folder, inside
 from .layers import Dense, LatentAttention, Layer, LayerNorm, Normalize, columns
 from .sources import Sources
@@ -289,6 +289,7 @@ class Reader:
                 f"{self.answers['layer_weights'].name} weighs the model's layers, but output_hidden_states is not true "
                 f"in {sources.transformer.name}: sentence-transformers then leaves it out, and pools the last layer"
             )
+        self._warn_of_sizes()
         # LLM2Vec's and NV-Embed's own code makes decoders bidirectional, whatever config.json says.
         if is_causal(sources.transformer) and early and not self.said:
             record.contradiction(
@@ -309,6 +310,23 @@ class Reader:
             record.contradiction(
                 "cls with padding on the left: the first real token is not at position 0; a mask tells it here, "
                 "but code that takes hidden[:, 0] takes padding"
+            )
+
+    def _warn_of_sizes(self) -> None:
+        """Of weights of layers and words that are those of another model."""
+        shares, words = self.answers["layer_weights"], self.answers["word_weights"]
+        layers = None if shares is None else number(self.sources.transformer, "num_hidden_layers")
+        if layers is not None and layers[0] != shares.num_hidden_layers:
+            self.record.contradiction(
+                f"{inside(shares.name, 'config.json')}: num_hidden_layers says {shares.num_hidden_layers}, but "
+                f"{layers[1]} says {layers[0]}: neither apply nor sentence-transformers takes another number of layers "
+                "than the first"
+            )
+        ids = None if words is None else number(self.sources.transformer, "vocab_size")
+        if ids is not None and words.vocabulary > ids[0]:
+            self.record.contradiction(
+                f"{inside(words.name, 'config.json')}: vocab has {words.vocabulary} words, but {ids[1]} says {ids[0]}: "
+                "the weights may be those of another tokenizer's words"
             )
 
 

@@ -1,6 +1,7 @@
 """What weighs token states on their way into Pooling: sentence-transformers' WordWeights, by a token's id, and its
 WeightedLayerPooling, by the layer of the model that they come from."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -74,7 +75,15 @@ class LayerWeights:
     @cached_property
     def _weights(self) -> Weights:
         shapes = {"layer_weights": (self.num_hidden_layers + 1 - self.layer_start,)}
-        return Weights(held(self.name, self.folder), self.name, shapes, "WeightedLayerPooling")
+        weights = Weights(held(self.name, self.folder), self.name, shapes, "WeightedLayerPooling")
+        with torch.inference_mode(False):
+            total = float(weights.stored["layer_weights"].double().sum())
+        if total == 0 or not math.isfinite(total):
+            raise ValueError(
+                f"{weights.file}: layer_weights must add up to a finite number other than 0, as their sum divides, "
+                f"got {total:g}"
+            )
+        return weights
 
 
 @dataclass(frozen=True)

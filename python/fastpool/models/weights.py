@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 from zipfile import ZipFile, ZipInfo, is_zipfile
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..checks import name_of
 from .files import Document, Folder, inside
+
+_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # the first one that is there
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,9 @@ class Weights:
     @cached_property
     def stored(self) -> dict[str, Tensor]:
         """By name, as they are in the file. Raises what `like` raises."""
-        name, other = inside(self.name, "model.safetensors"), inside(self.name, "pytorch_model.bin")
-        index = inside(self.name, "model.safetensors.index.json")
-        if self.folder.has(name):
-            found = self._safetensors(name)
-        elif self.folder.has(index):
-            name, found = index, self._in_parts(index)
-        elif self.folder.has(other):
-            name, found = other, self._pickled(other)
-        else:
-            raise FileNotFoundError(f"{self.folder.root}: {name} and {other} are missing")
+        name = self.file
+        reads = {".safetensors": self._safetensors, ".json": self._in_parts, ".bin": self._pickled}
+        found = reads[PurePosixPath(name).suffix](name)
         for key, shape in self.shapes.items():
             got = found.get(key)
             if not _plain(got) or got.shape != shape:
@@ -61,6 +56,15 @@ class Weights:
                 config = inside(self.name, "config.json")
                 raise ValueError(f"{name}: {key} must have shape {shape}, as {config} says, got {what}")
         return {key: found[key] for key in self.shapes}
+
+    @property
+    def file(self) -> str:
+        """The name of the one that holds them, or says which ones do. Raises FileNotFoundError."""
+        names = [inside(self.name, name) for name in _FILES]
+        found = next((name for name in names if self.folder.has(name)), None)
+        if found is None:
+            raise FileNotFoundError(f"{self.folder.root}: {names[0]} and {names[-1]} are missing")
+        return found
 
     def _safetensors(self, name: str) -> dict[str, Any]:
         """Those of `shapes` that are there; the others are not read."""
