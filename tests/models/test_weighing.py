@@ -127,6 +127,14 @@ def test_word_weights(tmp_path, capsys):
     assert "WordWeights" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("weights", "share"), [((-1, -3), 0.75), ((1e-12, 3e-12), 0.75), ((1, -1), 0), ((0, 0), 0)])
+def test_words_whose_weights_are_tiny_or_negative(tmp_path, weights, share):
+    """Where sentence-transformers divides by 1e-9."""
+    config = read(tmp_path, weighed("WordWeights", {**WORDS, "word_weights": dict(zip("ab", weights, strict=True))}))
+    got = config.apply(torch.tensor([[[0.0] * 8, [1.0] * 8]]), input_ids=torch.tensor([[0, 1]]))
+    torch.testing.assert_close(got, torch.full((1, 8), float(share)))
+
+
 @pytest.mark.parametrize("wrong", [-100, 3, 2**31 - 1])
 @pytest.mark.parametrize("layout", ["mask", "lengths", "ends", "packed", "nested"])
 def test_ids_that_are_not_read(tmp_path, layout, wrong):
