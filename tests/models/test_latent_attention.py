@@ -1,6 +1,7 @@
 """Folders of NV-Embed and its like: each token through latent attention, then the mean."""
 
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -119,6 +120,30 @@ def test_apply(tmp_path, stored):
     config.apply(hidden, mask, starts=starts).sum().backward()
     assert hidden.grad[0, 2:].any()
     assert not hidden.grad[0, :2].any()
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "tolerance"),
+    [
+        (torch.float16, torch.float32, 2e-5),
+        (torch.float32, torch.float32, 2e-5),
+        (torch.float64, torch.float32, 2e-5),
+        (torch.float64, torch.float64, 1e-12),
+    ],
+)
+def test_what_is_folded(tmp_path, stored, dtype, tolerance):
+    """Constants, in float32, or float64 where weights and states are; kept once where these agree."""
+    own = weights("latent_attention_model.", dtype=stored)
+    write(tmp_path, nv_embed())
+    torch.save(own, tmp_path / "pytorch_model.bin")
+    config, hidden = read(tmp_path, {}), torch.randn(2, 3, 8, dtype=dtype)
+    assert not config.apply(hidden).requires_grad
+    states = config.token_layers[0](hidden[0])
+    plain = {name.removeprefix("latent_attention_model."): value for name, value in own.items()}
+    torch.testing.assert_close(states, token_states(hidden[0], plain).to(dtype), rtol=0, atol=tolerance)
+    if (stored == torch.float64) is (dtype == torch.float64):
+        sizes = [one.numel() * one.element_size() for one in config.token_layers[0]._folded.parameters()]
+        assert sum(sizes) < len(pickle.dumps(config)) < sum(sizes) + 8_000
 
 
 @pytest.mark.parametrize(

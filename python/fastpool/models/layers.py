@@ -186,8 +186,10 @@ class LatentAttention:
     def __call__(self, x: Tensor) -> Tensor:
         at = (x.device, x.dtype)
         if at not in self._placed:
+            folded = self._folded.keys.weight
+            same = at == (folded.device, folded.dtype)
             with torch.inference_mode(False):
-                self._placed[at] = copy.deepcopy(self._folded).to(*at)
+                self._placed[at] = self._folded if same else copy.deepcopy(self._folded).to(*at)
         return self._placed[at].states(x)
 
     @cached_property
