@@ -312,6 +312,14 @@ def test_what_is_malformed(tmp_path, files, words):
         read(tmp_path, files)
 
 
+@pytest.mark.parametrize(("given", "unknown"), [({}, 1), ({"unknown_word_weight": 0}, 0)])
+def test_which_weight_a_word_has(tmp_path, given, unknown):
+    """Its own, else that of the word in small letters, else the unknown's, which is 1 where it is left out."""
+    words = {"vocab": ["a", "A", "B", "c"], "word_weights": {"a": 2, "A": 7, "b": 0.5, "C": 9}, **given}
+    config = read(tmp_path, weighed("WordWeights", words))
+    assert config.word_weights.weights == (2, 7, 0.5, unknown)
+
+
 def test_other_weights_are_another_pooling(tmp_path):
     one, same, other = (
         read(tmp_path / name, weighed("WordWeights", {**WORDS, "unknown_word_weight": unknown}))
