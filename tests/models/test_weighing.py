@@ -113,6 +113,10 @@ def test_word_weights(tmp_path, capsys):
         config.apply(hidden, mask, input_ids=ids.to("meta"))
     with pytest.raises(TypeError, match=r"input_ids must be dense, or nested and jagged, got layout torch\.sparse"):
         config.apply(hidden, mask, input_ids=ids.to_sparse())
+    freed = ids.clone()
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="input_ids must have memory for its elements"):
+        config.apply(hidden, mask, input_ids=freed)
     for one in (config, read(tmp_path / "plain", model(MEAN))):
         with pytest.raises(TypeError, match=r"input_ids must be .*got str"):
             one.apply(hidden, mask, input_ids="rubbish")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import functional, nn
 from ..calls import accumulator
-from ..checks import check_leading
+from ..checks import check_leading, check_memory
 from ..dispatch import validates
 from ..nn.tokens import each, rows
 from .files import Document, Folder, Module, held, inside
@@ -125,6 +125,7 @@ class WordWeights:
         if ids.device != states.device:
             raise ValueError(f"{_OWNER}: input_ids must be on hidden's device, {states.device}, got {ids.device}")
         check_leading(_OWNER, "input_ids", ids, "hidden", states)
+        check_memory(_OWNER, "input_ids", ids)
         if not torch.compiler.is_compiling() and (ids.device.type == "cpu" or validates()) and ids.numel() > 0:
             least, most = (int(one) for one in ids.aminmax())
             if least < 0 or most >= self.vocabulary:  # perhaps in padding, where nothing is read
