@@ -200,6 +200,18 @@ def test_dense_rounds_once(tmp_path):
     assert torch.equal(config.apply(hidden, mask), config.apply(hidden.float(), mask).bfloat16())
 
 
+def test_dense_of_float64_states_is_float64(tmp_path):
+    """Also where its weights have been placed beside narrower states before."""
+    write(tmp_path, dense())
+    weight, bias = torch.randn(4, 8, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    torch.save({"linear.weight": weight, "linear.bias": bias}, tmp_path / "2_Dense/pytorch_model.bin")
+    config = PoolingConfig.from_pretrained(tmp_path)
+    hidden, mask = tokens(torch.float64)
+    expected = fastpool.mean(hidden, mask) @ weight.T + bias
+    torch.testing.assert_close(config.apply(hidden.float(), mask), expected.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(config.apply(hidden, mask), expected, rtol=1e-13, atol=1e-13)
+
+
 def test_dense_weights_that_do_not_fit(tmp_path):
     write(tmp_path, dense())
     torch.save({"linear.weight": torch.zeros(4, 9)}, tmp_path / "2_Dense/pytorch_model.bin")
