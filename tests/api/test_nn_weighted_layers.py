@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastpool.nn import Pooling, WeightedLayers
-from fastpool.testing import LAYOUTS, same_bits, sequences
+from fastpool.testing import LAYOUTS, error, same_bits, sequences
 
 
 def layers(layout: str, count: int = 5) -> tuple[list[torch.Tensor], dict[str, Any]]:
@@ -33,6 +34,57 @@ def test_formula(mode: Any, layout: str) -> None:
     cut = module(mode, truncate_dim=5, normalize=True, out_dtype=torch.float64)(states, **arguments)
     expected = torch.nn.functional.normalize(expected[:, :5], dim=-1)
     torch.testing.assert_close(cut.detach(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounded_once(dtype: torch.dtype) -> None:
+    """Under autocast as without; two layers' sums are beyond float16."""
+    generator = torch.Generator().manual_seed(0)
+    states = [(torch.randn(1, 100, 8, generator=generator) + mean).to(dtype) for mean in (0, 0, 700, 710, 0)]
+    made = module("sum")
+    expected = sum(share * layer.double().sum(1) for share, layer in zip([0.5, -0.25, 2.0], states[2:], strict=True))
+    plain = made(states).detach()
+    assert error(plain[0], expected[0] / 2.25) <= 1
+    with torch.autocast("cpu", dtype):
+        assert same_bits(made(states).detach(), plain)
+
+
+def test_bits_do_not_depend_on_the_batch() -> None:
+    states = [torch.randn(33, 6, 40) for _ in range(5)]
+    for options in ({}, {"truncate_dim": 7, "normalize": True}):
+        made = module("mean", **options)
+        whole = made(states).detach()
+        for b in (0, 32):
+            assert same_bits(made([layer[b : b + 1] for layer in states]).detach(), whole[b : b + 1])
+
+
+@pytest.mark.parametrize("mode", ["mean", ("mean", "last")])
+def test_columns_cut_off_are_not_read(mode: Any) -> None:
+    taken: list[int] = []
+
+    class Taken(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "fastpool" and "normalize" not in func.name():
+                taken.append((kwargs or {}).get("truncate_dim"))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Taken():
+        module(mode, truncate_dim=5, normalize=True)([torch.randn(2, 6, 8) for _ in range(5)])
+    assert taken == [5] * 3
+
+
+def test_defaults() -> None:
+    """sentence-transformers' own."""
+    made = WeightedLayers()
+    assert (made.mode, made.num_hidden_layers, made.layer_start) == ("mean", 12, 4)
+    assert made.layer_weights.tolist() == [1.0] * 9
+
+
+def test_weights_that_add_up_to_nothing() -> None:
+    made = module()
+    with torch.no_grad():
+        made.layer_weights.copy_(torch.tensor([1.0, -1.0, 0.0]))
+    assert made([torch.ones(1, 3, 8)] * 5).isnan().all()
 
 
 def test_sentence_transformers() -> None:

@@ -40,8 +40,9 @@ class WeightedLayers(Ending):
     The parameter is `layer_weights` [num_hidden_layers + 1 - layer_start], ones at first.
 
     Returns:
-        [B, truncate_dim or len(mode) * H]. All is computed in float32 (float64 for float64 layers) and rounded once.
-        Gradients flow to the layers, to weights and to layer_weights.
+        [B, truncate_dim or len(mode) * H]. All is computed in float32 (float64 for float64 layers) and rounded once, a
+        text's vector with the same bits in every batch. Where layer_weights add up to 0, so that there is no mean, it
+        is NaN or infinite. Gradients flow to the layers, to weights and to layer_weights.
 
     Raises:
         TypeError: an argument of the wrong type, a tensor in place of several; in calls, what the functions raise.
@@ -104,10 +105,15 @@ class WeightedLayers(Ending):
             )
         layers = hidden_states[self.layer_start :]
         wide = accumulator(layers[0].dtype) if has_rows(layers[0]) else None  # else the function says what is wrong
-        pooling = Pooling(self.mode, out_dtype=wide)
+        if wide is not None:
+            self._keep_at_most((1 if isinstance(self.mode, str) else len(self.mode)) * layers[0].shape[-1])
+        pooling = Pooling(self.mode, self.truncate_dim, out_dtype=wide)
         bounds = {"lengths": lengths, "starts": starts, "ends": ends}
-        pooled = torch.stack([pooling(layer, mask, cu_seqlens, weights, **bounds) for layer in layers])
+        # Neither stacked nor a matrix's product: autocast lets this be, and bits do not depend on the batch.
+        first, *others = layers
+        pooled = pooling(first, mask, cu_seqlens, weights, **bounds)
         shares = self.layer_weights.to(pooled.dtype)
-        vectors = torch.tensordot(shares, pooled, 1) / shares.sum()
-        self._keep_at_most(vectors.shape[-1])
-        return end(vectors, self.truncate_dim, self.normalize, self.out_dtype or layers[0].dtype)
+        total = shares[0] * pooled
+        for share, layer in zip(shares[1:], others, strict=True):
+            total = total + share * pooling(layer, mask, cu_seqlens, weights, **bounds)
+        return end(total / shares.sum(), self.truncate_dim, self.normalize, self.out_dtype or layers[0].dtype)
