@@ -93,6 +93,23 @@ def test_tanh_is_the_function_of_its_scores(layout: str, dtype: torch.dtype) -> 
     assert same_bits(module(**arguments).detach(), fastpool.softmax_mean(scores=scores, **arguments))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shown", MODULES)
+def test_rounded_once(shown: str, dtype: torch.dtype) -> None:
+    """From float32, under autocast as without, and compiled there."""
+    module = made(shown)
+    batch = sequences([3, 40], 12, dtype)
+    arguments = LAYOUTS["packed"].make(batch, None)
+    result = module(**arguments).detach()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype):
+        assert same_bits(module(**arguments).detach(), result)
+        torch.testing.assert_close(compiled(**arguments).detach(), result)
+    module.out_dtype = module.out_dtype or torch.float32
+    for vector, text in zip(module(**arguments).float(), batch, strict=True):
+        assert error(vector.detach(), plain(module, text)) <= 2
+
+
 @pytest.mark.parametrize("probes", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kdim", [None, 10])

@@ -53,6 +53,17 @@ def test_options(prefix: str) -> None:
     assert not LatentAttention.from_state_dict(CONFIG, own, prefix, normalize=False).normalize
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
+    hidden = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    module = LatentAttention.from_state_dict(CONFIG, weights())
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    result = module(hidden).detach()
+    with torch.autocast("cpu", dtype):
+        assert same_bits(module(hidden).detach(), result)
+        torch.testing.assert_close(compiled(hidden).detach(), result)
+
+
 def test_state() -> None:
     hidden = torch.randn(2, 5, 8)
     module = LatentAttention.from_state_dict(CONFIG, weights())

@@ -9,6 +9,7 @@ from .. import functional
 from ..checks import has_rows
 from ..options import count
 from .ending import Ending, given
+from .precision import own_precision
 from .tokens import rows
 
 SCORERS = ("linear", "tanh")
@@ -21,8 +22,8 @@ class AttentionPooling(Ending):
     Scorer "linear": s = x . query, in one read of hidden, by fastpool.attention. There is no bias: added to every score
     of a text, it cancels. Several queries give several vectors, each of which has the bits that it has alone.
 
-    Scorer "tanh": s = score . tanh(project x + bias), in the parameters' dtype, with torch's own matrix product, which
-    holds [B, S, inner] or [T, inner] meanwhile; then fastpool.softmax_mean. One query only.
+    Scorer "tanh": s = score . tanh(project x + bias), in the parameters' dtype also under autocast, with torch's own
+    matrix product, which holds [B, S, inner] or [T, inner] meanwhile; then fastpool.softmax_mean. One query only.
 
     Args:
         width: columns of hidden, H.
@@ -111,7 +112,8 @@ class AttentionPooling(Ending):
         """Of each row; None for what the function refuses."""
         if not has_rows(hidden):
             return None
-        scores: Tensor = self.score(torch.tanh(self.project(rows(hidden).to(self.project.weight.dtype))))
+        with own_precision(hidden):
+            scores: Tensor = self.score(torch.tanh(self.project(rows(hidden).to(self.project.weight.dtype))))
         return scores.squeeze(-1)
 
 

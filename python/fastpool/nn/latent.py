@@ -13,6 +13,7 @@ from ..calls import accumulator
 from ..checks import has_rows
 from ..options import count
 from .ending import Ending, given
+from .precision import own_precision
 from .tokens import each
 
 _WIDER = 4  # times as many columns within the feed-forward layer
@@ -71,8 +72,9 @@ class LatentAttention(Ending):
     Modules are `norm` and `feed_norm` (torch.nn.LayerNorm), `keys`, `values`, `up` and `down` (torch.nn.Linear).
 
     Returns:
-        [B, truncate_dim or H]. Products of matrices are torch's, in the parameters' dtype, so their bits may depend on
-        the batch; the mean is fastpool's, in float32 or wider. Gradients flow to hidden and to the parameters.
+        [B, truncate_dim or H]. Products of matrices are torch's, in the parameters' dtype also under autocast, so their
+        bits may depend on the batch; the mean is fastpool's, in float32 or wider. Gradients flow to hidden and to the
+        parameters.
 
     Raises:
         TypeError: an argument of the wrong type; in calls, what fastpool.mean raises.
@@ -155,10 +157,11 @@ class LatentAttention(Ending):
     def states(self, x: Tensor) -> Tensor:
         """What each token becomes, [..., H] to [..., H], in the parameters' dtype."""
         x = x.to(self.keys.weight.dtype)
-        scores = self.keys(self.norm(x)).unflatten(-1, (self.heads, self.latents))
-        x = x + self.values(scores.softmax(-1).flatten(-2))
-        a, b = self.up(self.feed_norm(x)).chunk(2, -1)
-        result: Tensor = x + self.down(a * formula.gelu(b))
+        with own_precision(x):
+            scores = self.keys(self.norm(x)).unflatten(-1, (self.heads, self.latents))
+            x = x + self.values(scores.softmax(-1).flatten(-2))
+            a, b = self.up(self.feed_norm(x)).chunk(2, -1)
+            result: Tensor = x + self.down(a * formula.gelu(b))
         return result
 
     def forward(

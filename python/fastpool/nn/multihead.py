@@ -11,6 +11,7 @@ from ..checks import has_rows
 from ..options import count
 from .attention import SPREAD
 from .ending import Ending, end, given
+from .precision import own_precision
 
 
 class MultiheadPooling(Ending):
@@ -41,9 +42,9 @@ class MultiheadPooling(Ending):
 
     Returns:
         [B, truncate_dim or outputs]; with several queries [B, queries, truncate_dim or outputs]. All is computed in
-        float32 (float64 for float64 hidden) and rounded once; the two products after the attention are torch's, and
-        their bits may depend on the batch's size. A text without real tokens gives the bias of `output`. Gradients flow
-        to hidden and to the parameters.
+        float32 (float64 for float64 hidden), also under autocast, and rounded once; the two products after the
+        attention are torch's, and their bits may depend on the batch's size. A text without real tokens gives the bias
+        of `output`. Gradients flow to hidden and to the parameters.
 
     Raises:
         TypeError: an argument of the wrong type; in calls, what the functions raise.
@@ -193,9 +194,10 @@ class MultiheadPooling(Ending):
             hidden, self.query, mask, cu_seqlens, lengths=lengths, starts=starts, ends=ends, out_dtype=wide
         )
         of_heads = means.unflatten(1, (self.queries, self.heads))
-        values = torch.einsum("bkhw,hdw->bkhd", of_heads, self.value.to(wide)).flatten(-2)
-        bias = self.output.bias.to(wide)
-        vectors = torch.nn.functional.linear(values, self.output.weight.to(wide), bias)
+        with own_precision(means):
+            values = torch.einsum("bkhw,hdw->bkhd", of_heads, self.value.to(wide)).flatten(-2)
+            bias = self.output.bias.to(wide)
+            vectors = torch.nn.functional.linear(values, self.output.weight.to(wide), bias)
         vectors = vectors.squeeze(1) if self.queries == 1 else vectors
         return end(vectors, self.truncate_dim, self.normalize, self.out_dtype or hidden.dtype)
 

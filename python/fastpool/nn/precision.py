@@ -1,0 +1,14 @@
+"""The precision in which modules compute: the parameters', whatever autocast would choose."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def own_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Within it products are of the dtypes that their arguments have: autocast is off on x's device."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
