@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.padding import check_padding_gets_nothing
 
 import fastpool
 from fastpool.nn import AttentionPooling, MultiheadPooling
@@ -181,6 +182,14 @@ def test_gradients(shown: str) -> None:
         return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (hidden, mask))
 
     assert torch.autograd.gradcheck(run, (hidden, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shown", MODULES)
+def test_padding_gets_nothing(shown: str, layout: str) -> None:
+    """NaN there changes no gradient, and its own is 0."""
+    batch = sequences([3, 0, 40], 12, torch.float32, holes=LAYOUTS[layout].holes)
+    check_padding_gets_nothing(made(shown), LAYOUTS[layout].make(batch, None))
 
 
 @pytest.mark.parametrize("shown", MODULES)

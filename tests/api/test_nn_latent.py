@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from helpers.nv_embed import CONFIG, token_states, weights
+from helpers.padding import check_padding_gets_nothing
 
-from fastpool.nn import LatentAttention
+from fastpool.nn import AttentionPooling, LatentAttention
 from fastpool.testing import LAYOUTS, same_bits, sequences
 
 WHOLE = "latent_attention_model."
@@ -88,6 +89,52 @@ def test_gradients() -> None:
         return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (hidden, mask))
 
     assert torch.autograd.gradcheck(run, (hidden, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_padding_gets_nothing(layout: str) -> None:
+    """NaN there changes no gradient, and its own is 0."""
+    batch = sequences([3, 0, 40], 8, torch.float32, holes=LAYOUTS[layout].holes)
+    check_padding_gets_nothing(LatentAttention.from_state_dict(CONFIG, weights()), LAYOUTS[layout].make(batch, None))
+
+
+def test_texts_that_share_tokens() -> None:
+    module = LatentAttention.from_state_dict(CONFIG, weights())
+    hidden = torch.randn(6, 8)
+    bounds = {"starts": torch.tensor([0, 2]), "ends": torch.tensor([4, 5])}
+    expected = torch.cat([module(hidden[None, 0:4]), module(hidden[None, 2:5])])
+    torch.testing.assert_close(module(hidden, **bounds), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*batching rule")
+def test_vmap() -> None:
+    module = LatentAttention.from_state_dict(CONFIG, weights())
+    hidden, mask = torch.randn(4, 2, 5, 8), torch.randint(2, (4, 2, 5))
+    expected = torch.stack([module(*one) for one in zip(hidden, mask, strict=True)])
+    torch.testing.assert_close(torch.vmap(module)(hidden, mask), expected)
+
+
+@pytest.mark.parametrize("scorer", ["latents", "tanh"])
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"mask": torch.ones(2, 2)}, ValueError, r"mask must have hidden's shape without .*\[2, 3\], got \[2, 2\]"),
+        ({"mask": torch.full((2, 3), 2)}, ValueError, "mask must hold 0 and 1 alone"),
+        ({"lengths": torch.tensor([1, 4])}, ValueError, r"lengths must lie between 0 and 3, got lengths\[1\] = 4"),
+    ],
+)
+def test_arguments_are_refused_before_tokens_are_computed(
+    arguments: Any, error: type[Exception], words: str, scorer: str
+) -> None:
+    module = LatentAttention(8, 6, 2) if scorer == "latents" else AttentionPooling(8, scorer="tanh")
+    first = module.norm if isinstance(module, LatentAttention) else module.project
+
+    def never(*_: Any) -> None:
+        raise AssertionError("computed")
+
+    first.register_forward_pre_hook(never)
+    with pytest.raises(error, match=words):
+        module(HIDDEN, **arguments)
 
 
 HIDDEN = torch.randn(2, 3, 8)

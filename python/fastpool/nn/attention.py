@@ -10,7 +10,7 @@ from ..checks import has_rows
 from ..options import count
 from .ending import Ending, given
 from .precision import own_precision
-from .tokens import rows
+from .tokens import real_rows, rows
 
 SCORERS = ("linear", "tanh")
 SPREAD = 0.02  # of a query's first values, as models initialise embeddings
@@ -43,7 +43,7 @@ class AttentionPooling(Ending):
     Returns:
         [B, truncate_dim or H]; with several queries [B, queries, truncate_dim or H]. Sums are float32 (float64 for
         float64 hidden) in one canonical order. A text without real tokens gives zeros. Gradients flow to hidden and to
-        the parameters; those of "tanh" need finite numbers in padding, which the result does not.
+        the parameters, whatever stands in padding.
 
     Raises:
         TypeError: an argument of the wrong type; in calls, what the functions raise.
@@ -101,19 +101,21 @@ class AttentionPooling(Ending):
         starts: Tensor | None = None,
         ends: Tensor | None = None,
     ) -> Tensor:
-        more: dict[str, Any] = {"lengths": lengths, "starts": starts, "ends": ends}
-        more |= {"truncate_dim": self.truncate_dim, "normalize": self.normalize, "out_dtype": self.out_dtype}
+        bounds: dict[str, Any] = {"lengths": lengths, "starts": starts, "ends": ends}
+        more = bounds | {"truncate_dim": self.truncate_dim, "normalize": self.normalize, "out_dtype": self.out_dtype}
         self._check_width(hidden, self.width)
         if self.scorer == "linear":
             return functional.attention(hidden, self.query, mask, cu_seqlens, **more)
-        return functional.softmax_mean(hidden, mask, cu_seqlens, self._scores(hidden), **more)
+        scores = None
+        if has_rows(hidden):  # else the function says what is wrong
+            like = rows(hidden)[..., 0]
+            scores = self._scores(real_rows("softmax_mean", hidden, mask, cu_seqlens, scores=like, **bounds))
+        return functional.softmax_mean(hidden, mask, cu_seqlens, scores, **more)
 
-    def _scores(self, hidden: Tensor) -> Tensor | None:
-        """Of each row; None for what the function refuses."""
-        if not has_rows(hidden):
-            return None
-        with own_precision(hidden):
-            scores: Tensor = self.score(torch.tanh(self.project(rows(hidden).to(self.project.weight.dtype))))
+    def _scores(self, x: Tensor) -> Tensor:
+        """Of each row."""
+        with own_precision(x):
+            scores: Tensor = self.score(torch.tanh(self.project(x.to(self.project.weight.dtype))))
         return scores.squeeze(-1)
 
 

@@ -14,7 +14,7 @@ from ..checks import has_rows
 from ..options import count
 from .ending import Ending, given
 from .precision import own_precision
-from .tokens import each
+from .tokens import in_layout_of, real_rows
 
 _WIDER = 4  # times as many columns within the feed-forward layer
 # NV-Embed's keys, and its own values where they are left out.
@@ -74,7 +74,7 @@ class LatentAttention(Ending):
     Returns:
         [B, truncate_dim or H]. Products of matrices are torch's, in the parameters' dtype also under autocast, so their
         bits may depend on the batch; the mean is fastpool's, in float32 or wider. Gradients flow to hidden and to the
-        parameters.
+        parameters, whatever stands in padding.
 
     Raises:
         TypeError: an argument of the wrong type; in calls, what fastpool.mean raises.
@@ -175,9 +175,9 @@ class LatentAttention(Ending):
         ends: Tensor | None = None,
     ) -> Tensor:
         self._check_width(hidden, self.width)
-        more: dict[str, Any] = {"lengths": lengths, "starts": starts, "ends": ends}
-        more |= {"truncate_dim": self.truncate_dim, "normalize": self.normalize}
+        bounds: dict[str, Any] = {"lengths": lengths, "starts": starts, "ends": ends}
+        more = bounds | {"truncate_dim": self.truncate_dim, "normalize": self.normalize}
         if not has_rows(hidden):
             return functional.mean(hidden, mask, cu_seqlens, **more)  # which says what is wrong
-        states = each(self.states, hidden)
+        states = in_layout_of(hidden, self.states(real_rows("mean", hidden, mask, cu_seqlens, **bounds)))
         return functional.mean(states, mask, cu_seqlens, out_dtype=self.out_dtype or hidden.dtype, **more)
