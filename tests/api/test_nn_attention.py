@@ -150,6 +150,38 @@ def test_projections_in_their_dtype() -> None:
     assert module(x.bfloat16()).dtype == torch.bfloat16
 
 
+class Adapter(torch.nn.Linear):
+    """As adapters are: the weights, and something beside them."""
+
+    def __init__(self) -> None:
+        super().__init__(12, 12)
+        self.beside = torch.nn.Linear(12, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.beside(x)
+
+
+@pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
+def test_output_is_called(parameters: torch.dtype) -> None:
+    """In float32 whatever the parameters' dtype, as a module, with its hooks."""
+    module = MultiheadPooling(12, 3).to(parameters)
+    hidden = torch.randn(2, 5, 12)
+    plain = module(hidden).detach()
+    module.output.register_forward_hook(lambda _, __, result: result + 1)
+    assert same_bits(module(hidden).detach(), plain + 1)
+    module.output = Adapter().to(parameters)
+    torch.nn.init.zeros_(module.output.weight)
+    taken = []
+    module.output.beside.register_forward_hook(lambda _, arguments, __: taken.append(arguments[0]))
+    result = module(hidden)
+    assert [one.dtype for one in taken] == [torch.float32]
+    beside = module.output.beside.weight.detach().float(), module.output.beside.bias.detach().float()
+    expected = torch.nn.functional.linear(taken[0], *beside).squeeze(1) + module.output.bias.float()
+    torch.testing.assert_close(result, expected)
+    result.sum().backward()
+    assert module.output.beside.weight.grad.dtype == parameters
+
+
 # ---- state
 
 
@@ -219,6 +251,12 @@ def fold(probe: Any, **options: Any) -> MultiheadPooling:
     return MultiheadPooling.from_multihead(torch.nn.MultiheadAttention(12, 3, **options), probe)
 
 
+def with_forward_of_its_own() -> torch.nn.Linear:
+    linear = torch.nn.Linear(12, 12)
+    linear.forward = lambda x: x  # as hooks of some libraries do
+    return linear
+
+
 def fold_projections(*projections: Any) -> MultiheadPooling:
     return MultiheadPooling.from_projections(torch.ones(12), *projections, 3)
 
@@ -272,6 +310,16 @@ def fold_projections(*projections: Any) -> MultiheadPooling:
             lambda: fold_projections(LINEAR, MULTIHEAD, LINEAR),
             TypeError,
             "from_projections: value must be a torch.nn.Linear, got MultiheadAttention",
+        ),
+        (
+            lambda: fold_projections(LINEAR, Adapter(), LINEAR),
+            TypeError,
+            "value must compute what torch.nn.Linear does, .* got Adapter with a forward of its own; merge",
+        ),
+        (
+            lambda: fold_projections(with_forward_of_its_own(), LINEAR, LINEAR),
+            TypeError,
+            "key must compute what torch.nn.Linear does, .* got Linear with a forward",
         ),
         (
             lambda: fold_projections(LINEAR, torch.nn.Linear(12, 8), LINEAR),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import functional
 from ..calls import accumulator
-from ..checks import has_rows
+from ..checks import FLOATS, has_rows
 from ..options import count
 from .attention import SPREAD
 from .ending import Ending, end, given
@@ -38,7 +38,7 @@ class MultiheadPooling(Ending):
     weights of a model; what such a model does to the vector afterwards (SigLIP an MLP) remains to be done.
 
     Parameters are `query` [queries * heads, H], each with its scale in it, `value` [heads, inner / heads, H], and
-    `output`, a torch.nn.Linear.
+    `output`, a torch.nn.Linear, or what stands there later, such as an adapter around it.
 
     Returns:
         [B, truncate_dim or outputs]; with several queries [B, queries, truncate_dim or outputs]. All is computed in
@@ -145,13 +145,19 @@ class MultiheadPooling(Ending):
             options: truncate_dim, normalize and out_dtype.
 
         Raises:
-            TypeError: something else than modules and a tensor.
+            TypeError: something else than modules and a tensor; a module whose forward is not torch.nn.Linear's, such
+                as an adapter's.
             ValueError: shapes that do not fit.
         """
         name = f"fastpool.nn.{cls.__name__}.from_projections"
         for argument, module in (("key", key), ("value", value), ("output", output)):
             if not isinstance(module, torch.nn.Linear):
                 raise TypeError(f"{name}: {argument} must be a torch.nn.Linear, got {type(module).__name__}")
+            if getattr(module.forward, "__func__", None) is not torch.nn.Linear.forward:
+                raise TypeError(
+                    f"{name}: {argument} must compute what torch.nn.Linear does, for its weights alone are taken, got "
+                    f"{type(module).__name__} with a forward of its own; merge an adapter into the weights first"
+                )
         inner, width = key.weight.shape
         if value.weight.shape != key.weight.shape:
             raise ValueError(f"{name}: value must map {width} columns to {inner}, as key does, got {value!r}")
@@ -196,8 +202,9 @@ class MultiheadPooling(Ending):
         of_heads = means.unflatten(1, (self.queries, self.heads))
         with own_precision(means):
             values = torch.einsum("bkhw,hdw->bkhd", of_heads, self.value.to(wide)).flatten(-2)
-            bias = self.output.bias.to(wide)
-            vectors = torch.nn.functional.linear(values, self.output.weight.to(wide), bias)
+            # The module itself is called, be it one with hooks or an adapter, but computes in the means' precision.
+            widened = {name: one.to(wide) for name, one in self.output.named_parameters() if one.dtype in FLOATS}
+            vectors: Tensor = torch.func.functional_call(self.output, widened, values)
         vectors = vectors.squeeze(1) if self.queries == 1 else vectors
         return end(vectors, self.truncate_dim, self.normalize, self.out_dtype or hidden.dtype)
 
