@@ -8,7 +8,7 @@ import torch
 from helpers.nv_embed import CONFIG, token_states, weights
 from helpers.padding import check_padding_gets_nothing
 
-from fastpool.nn import AttentionPooling, LatentAttention
+from fastpool.nn import AttentionPooling, LatentAttention, MultiheadPooling
 from fastpool.testing import LAYOUTS, same_bits, sequences
 
 WHOLE = "latent_attention_model."
@@ -112,6 +112,37 @@ def test_vmap() -> None:
     hidden, mask = torch.randn(4, 2, 5, 8), torch.randint(2, (4, 2, 5))
     expected = torch.stack([module(*one) for one in zip(hidden, mask, strict=True)])
     torch.testing.assert_close(torch.vmap(module)(hidden, mask), expected)
+
+
+class Quantised(torch.nn.Module):
+    """A linear layer whose weight is stored in integers, as quantised ones are."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.scale = linear.weight.detach().abs().max() / 127
+        self.register_buffer("weight", (linear.weight.detach() / self.scale).round().to(torch.int8))
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.dtype == torch.float32
+        return torch.nn.functional.linear(x, self.weight * self.scale, self.bias)
+
+
+@pytest.mark.parametrize("names", [("keys", "values", "up", "down"), ("project",), ("output",)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quantised_layers(dtype: torch.dtype, names: tuple[str, ...]) -> None:
+    """Their integers are no dtype to compute in."""
+    torch.manual_seed(0)
+    module: Any = {
+        "keys": lambda: LatentAttention.from_state_dict(CONFIG, weights()),
+        "project": lambda: AttentionPooling(8, scorer="tanh"),
+        "output": lambda: MultiheadPooling(8, 2),
+    }[names[0]]()
+    hidden = torch.randn(2, 5, 8).to(dtype)
+    expected = module(hidden).detach()
+    for name in names:
+        setattr(module, name, Quantised(getattr(module, name)))
+    torch.testing.assert_close(module(hidden).detach(), expected, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("scorer", ["latents", "tanh"])

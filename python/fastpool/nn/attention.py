@@ -9,7 +9,7 @@ from .. import functional
 from ..checks import has_rows
 from ..options import count
 from .ending import Ending, given
-from .precision import own_precision
+from .precision import in_dtype_of, own_precision
 from .tokens import real_rows, rows
 
 SCORERS = ("linear", "tanh")
@@ -114,8 +114,9 @@ class AttentionPooling(Ending):
 
     def _scores(self, x: Tensor) -> Tensor:
         """Of each row."""
+        x = in_dtype_of(x, self.project.weight, self.score.weight)
         with own_precision(x):
-            scores: Tensor = self.score(torch.tanh(self.project(x.to(self.project.weight.dtype))))
+            scores: Tensor = self.score(torch.tanh(self.project(x)))
         return scores.squeeze(-1)
 
 

@@ -13,7 +13,7 @@ from ..calls import accumulator
 from ..checks import has_rows
 from ..options import count
 from .ending import Ending, given
-from .precision import own_precision
+from .precision import in_dtype_of, own_precision
 from .tokens import in_layout_of, real_rows
 
 _WIDER = 4  # times as many columns within the feed-forward layer
@@ -156,7 +156,7 @@ class LatentAttention(Ending):
 
     def states(self, x: Tensor) -> Tensor:
         """What each token becomes, [..., H] to [..., H], in the parameters' dtype."""
-        x = x.to(self.keys.weight.dtype)
+        x = in_dtype_of(x, self.keys.weight, self.norm.weight)
         with own_precision(x):
             scores = self.keys(self.norm(x)).unflatten(-1, (self.heads, self.latents))
             x = x + self.values(scores.softmax(-1).flatten(-2))
