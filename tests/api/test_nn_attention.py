@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 from typing import Any
 
@@ -131,6 +132,8 @@ def test_multihead_attention_of_torch(kdim: int | None, bias: bool, probes: int)
             result = module(**arguments).detach()
             assert result.shape == ((3, 12) if probes == 1 else (3, probes, 12))
             torch.testing.assert_close(result.view(3, probes, 12), expected, rtol=0, atol=1e-5)
+    other = MultiheadPooling.from_multihead(theirs, probe.to(torch.float64))
+    assert same_bits(other.query.detach(), module.query.detach())
     cut = MultiheadPooling.from_multihead(theirs, probe, truncate_dim=5, normalize=True)(**padded).detach()
     expected = torch.nn.functional.normalize(expected[..., :5], dim=-1)
     torch.testing.assert_close(cut.view(3, probes, 5), expected, rtol=0, atol=1e-5)
@@ -251,6 +254,14 @@ def fold(probe: Any, **options: Any) -> MultiheadPooling:
     return MultiheadPooling.from_multihead(torch.nn.MultiheadAttention(12, 3, **options), probe)
 
 
+def fold_options(**options: Any) -> MultiheadPooling:
+    return MultiheadPooling.from_multihead(torch.nn.MultiheadAttention(12, 3), torch.ones(12), **options)
+
+
+def fold_scale(query: torch.Tensor, scale: Any = None, **options: Any) -> MultiheadPooling:
+    return MultiheadPooling.from_projections(query, LINEAR, LINEAR, LINEAR, 3, scale, **options)
+
+
 def with_forward_of_its_own() -> torch.nn.Linear:
     linear = torch.nn.Linear(12, 12)
     linear.forward = lambda x: x  # as hooks of some libraries do
@@ -310,6 +321,20 @@ def fold_projections(*projections: Any) -> MultiheadPooling:
             lambda: fold_projections(LINEAR, MULTIHEAD, LINEAR),
             TypeError,
             "from_projections: value must be a torch.nn.Linear, got MultiheadAttention",
+        ),
+        (lambda: fold(torch.ones(12).int()), TypeError, "from_multihead: probe must be float16, .*, got int32"),
+        (lambda: fold_options(queries=3), TypeError, "from_multihead.. got an unexpected keyword argument 'queries'"),
+        (lambda: fold_options(scale=0.1), TypeError, "from_multihead.. got an unexpected keyword argument 'scale'"),
+        (lambda: fold_scale(torch.ones(12), width=3), TypeError, "from_projections.. got .* argument 'width'"),
+        (lambda: fold_scale(torch.ones(12).long()), TypeError, "from_projections: query must be float16, .* got int64"),
+        (lambda: fold_scale(torch.ones(12), "a"), TypeError, "from_projections: scale must be a float, got str"),
+        (lambda: fold_scale(torch.ones(12), True), TypeError, "from_projections: scale must be a float, got bool"),
+        (lambda: fold_scale(torch.ones(12), math.nan), ValueError, "from_projections: scale must be finite, got nan"),
+        (lambda: fold_scale(torch.ones(12), -math.inf), ValueError, "scale must be finite, got -inf"),
+        (
+            lambda: fold_projections(LINEAR, LINEAR, torch.nn.Linear(12, 12, dtype=torch.complex64)),
+            TypeError,
+            "output.weight must be float16, .* got complex64",
         ),
         (
             lambda: fold_projections(LINEAR, Adapter(), LINEAR),

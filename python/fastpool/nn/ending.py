@@ -22,6 +22,13 @@ def end(x: Tensor, truncate_dim: int | None, normalize: bool, out_dtype: torch.d
     return x[..., :truncate_dim].to(out_dtype)
 
 
+def check_ending(name: str, options: dict[str, Any]) -> None:
+    """Raises TypeError for options that are none of Ending's; their values it looks at itself."""
+    unknown = {one: value for one, value in options.items() if one not in ("truncate_dim", "normalize", "out_dtype")}
+    if unknown:
+        functional.refuse(name, unknown)
+
+
 class Ending(torch.nn.Module):
     """A module with the options that every pooling function has.
 

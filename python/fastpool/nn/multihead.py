@@ -1,5 +1,6 @@
 """Multi-head attention whose queries are learned, folded into queries over raw tokens."""
 
+import math
 from typing import Any, NoReturn
 
 import torch
@@ -7,10 +8,10 @@ from torch import Tensor
 
 from .. import functional
 from ..calls import accumulator
-from ..checks import FLOATS, has_rows
-from ..options import count
+from ..checks import FLOATS, check_float, has_rows
+from ..options import count, option
 from .attention import SPREAD
-from .ending import Ending, end, given
+from .ending import Ending, check_ending, end, given
 from .precision import own_precision
 
 
@@ -95,16 +96,17 @@ class MultiheadPooling(Ending):
             options: truncate_dim, normalize and out_dtype.
 
         Raises:
-            TypeError: something else than such a module or a tensor.
+            TypeError: something else than such a module or a tensor of float numbers; an option that there is not.
             ValueError: a probe of another shape; keys and values that are not the tokens' alone (add_bias_kv,
                 add_zero_attn), or of two widths.
         """
         name = f"fastpool.nn.{cls.__name__}.from_multihead"
+        check_ending(name, options)
         if not isinstance(attention, torch.nn.MultiheadAttention):
             raise TypeError(f"{name}: attention must be a torch.nn.MultiheadAttention, got {type(attention).__name__}")
-        for option, has in (("add_bias_kv", attention.bias_k is not None), ("add_zero_attn", attention.add_zero_attn)):
+        for extra, has in (("add_bias_kv", attention.bias_k is not None), ("add_zero_attn", attention.add_zero_attn)):
             if has:
-                raise ValueError(f"{name}: attention must attend to tokens alone, got one with {option}=True")
+                raise ValueError(f"{name}: attention must attend to tokens alone, got one with {extra}=True")
         if attention.kdim != attention.vdim:
             raise ValueError(
                 f"{name}: attention must take keys and values of one width, got kdim {attention.kdim} and "
@@ -118,7 +120,7 @@ class MultiheadPooling(Ending):
         biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
         query, key, value = (_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
         with torch.no_grad():
-            projected = query(probe)
+            projected = query(probe.to(query.weight.dtype))
         return cls.from_projections(projected, key, value, attention.out_proj, attention.num_heads, **options)
 
     @classmethod
@@ -145,11 +147,12 @@ class MultiheadPooling(Ending):
             options: truncate_dim, normalize and out_dtype.
 
         Raises:
-            TypeError: something else than modules and a tensor; a module whose forward is not torch.nn.Linear's, such
-                as an adapter's.
-            ValueError: shapes that do not fit.
+            TypeError: something else than modules and a tensor of float numbers; a module whose weight is of another
+                kind, or whose forward is not torch.nn.Linear's, such as an adapter's; an option that there is not.
+            ValueError: shapes that do not fit, a scale that is not finite.
         """
         name = f"fastpool.nn.{cls.__name__}.from_projections"
+        check_ending(name, options)
         for argument, module in (("key", key), ("value", value), ("output", output)):
             if not isinstance(module, torch.nn.Linear):
                 raise TypeError(f"{name}: {argument} must be a torch.nn.Linear, got {type(module).__name__}")
@@ -158,12 +161,17 @@ class MultiheadPooling(Ending):
                     f"{name}: {argument} must compute what torch.nn.Linear does, for its weights alone are taken, got "
                     f"{type(module).__name__} with a forward of its own; merge an adapter into the weights first"
                 )
+            check_float(name, f"{argument}.weight", module.weight.dtype)
         inner, width = key.weight.shape
         if value.weight.shape != key.weight.shape:
             raise ValueError(f"{name}: value must map {width} columns to {inner}, as key does, got {value!r}")
         if output.in_features != inner:
             raise ValueError(f"{name}: output must take {inner} columns, which value gives, got {output!r}")
         _check_query(name, "query", query, inner)
+        if scale is not None:
+            scale = option(name, "scale", scale, float)
+            if not math.isfinite(scale):
+                raise ValueError(f"{name}: scale must be finite, got {scale}")
         query = query.detach().reshape(-1, inner)
         pooling = cls(width, heads, len(query), inner, output.out_features, **options)
         pooling.to(key.weight.device, key.weight.dtype)
@@ -212,6 +220,7 @@ class MultiheadPooling(Ending):
 def _check_query(name: str, argument: str, query: Any, width: int) -> None:
     if not isinstance(query, Tensor):
         raise TypeError(f"{name}: {argument} must be a torch.Tensor, got {type(query).__name__}")
+    check_float(name, argument, query.dtype)
     shape = list(query.shape)
     if len(shape) not in (1, 2, 3) or shape[-1] != width or (len(shape) == 3 and shape[0] != 1) or query.numel() == 0:
         raise ValueError(
