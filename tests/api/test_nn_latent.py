@@ -193,7 +193,46 @@ MODULE = LatentAttention(8, 6, 2)
             ValueError,
             r"latent_attention_model.cross_attend_blocks.0.fn.to_q.weight must have shape \(20, 8\), got \(10, 8\)",
         ),
-        (lambda: LatentAttention.from_state_dict(CONFIG, {}), KeyError, "'latents'"),
+        (
+            lambda: LatentAttention.from_state_dict(CONFIG, weights(WHOLE)),
+            KeyError,
+            "from_state_dict: state must have latents; where its names begin otherwise, give prefix=",
+        ),
+        (
+            lambda: LatentAttention.from_state_dict(CONFIG, weights(), WHOLE),
+            KeyError,
+            "state must have latent_attention_model.latents;",
+        ),
+        (
+            lambda: LatentAttention.from_state_dict(None, weights()),
+            TypeError,
+            "from_state_dict: config must be a mapping, got NoneType",
+        ),
+        (
+            lambda: LatentAttention.from_state_dict(CONFIG, list(weights())),
+            TypeError,
+            "from_state_dict: state must be a mapping, got list",
+        ),
+        (
+            lambda: LatentAttention.from_state_dict(CONFIG, {**weights(), "latents": [1.0]}),
+            TypeError,
+            "from_state_dict: latents must be a torch.Tensor, got list",
+        ),
+        (
+            lambda: LatentAttention.from_state_dict(CONFIG, weights(dtype=torch.int8)),
+            TypeError,
+            "from_state_dict: latents must be float16, .*, got int8",
+        ),
+        (
+            lambda: LatentAttention.from_state_dict(CONFIG, weights(WHOLE, torch.complex64), WHOLE),
+            TypeError,
+            "latent_attention_model.latents must be .*, got complex64",
+        ),
+        (
+            lambda: LatentAttention.from_state_dict(CONFIG, weights(), width=3),
+            TypeError,
+            "from_state_dict.. got an unexpected keyword argument 'width'",
+        ),
         (lambda: MODULE(HIDDEN[..., 1:]), ValueError, "LatentAttention: hidden must have 8 columns, got 7"),
         (lambda: MODULE(HIDDEN.tolist()), TypeError, "hidden must be a torch.Tensor, got list"),
         (lambda: MODULE(HIDDEN, torch.ones(2, 3)), TypeError, "additive mask"),

@@ -10,9 +10,9 @@ from torch.nn import functional as formula
 
 from .. import functional
 from ..calls import accumulator
-from ..checks import has_rows
+from ..checks import check_float, check_tensor, has_rows
 from ..options import count
-from .ending import Ending, given
+from .ending import Ending, check_ending, given
 from .precision import in_dtype_of, own_precision
 from .tokens import in_layout_of, real_rows
 
@@ -122,21 +122,31 @@ class LatentAttention(Ending):
             options: truncate_dim, normalize (output_normalize if not given) and out_dtype.
 
         Raises:
-            KeyError: a weight is missing.
-            TypeError: a number of the configuration that is none.
+            KeyError: a weight is missing, and which.
+            TypeError: a number of the configuration that is none; a weight that is no tensor of float numbers; an
+                option that there is not.
             ValueError: one that does not fit, or a weight of another shape, and which.
         """
         name = f"fastpool.nn.{cls.__name__}.from_state_dict"
+        check_ending(name, options)
+        for argument, value in (("config", config), ("state", state)):
+            if not isinstance(value, Mapping):
+                raise TypeError(f"{name}: {argument} must be a mapping, got {type(value).__name__}")
         sizes = {key: count(name, key, config.get(key, default)) for key, default in SIZES.items()}
         latents, heads, columns, width, _ = sizes.values()
         if sizes["hidden_dim"] != width:
             raise ValueError(f"{name}: hidden_dim must be latent_dim, {width}, got {sizes['hidden_dim']}")
-        wide = accumulator(state[prefix + _LATENTS].dtype)
-        found: dict[str, Tensor] = {}
+        stored: dict[str, Tensor] = {}
         for key, shape in shapes(sizes).items():
-            found[key] = state[prefix + key].detach().to(wide)
-            if found[key].shape != shape:
-                raise ValueError(f"{name}: {prefix + key} must have shape {shape}, got {tuple(found[key].shape)}")
+            if prefix + key not in state:
+                raise KeyError(f"{name}: state must have {prefix + key}; where its names begin otherwise, give prefix=")
+            stored[key] = state[prefix + key]
+            check_tensor(name, prefix + key, stored[key], optional=False)
+            check_float(name, prefix + key, stored[key].dtype)
+            if stored[key].shape != shape:
+                raise ValueError(f"{name}: {prefix + key} must have shape {shape}, got {tuple(stored[key].shape)}")
+        wide = accumulator(stored[_LATENTS].dtype)
+        found = {key: weight.detach().to(wide) for key, weight in stored.items()}
         options.setdefault("normalize", config.get("output_normalize", True))
         module = cls(width, latents, heads, **options).to(found[_LATENTS].device, wide)
         for ours, theirs in _WHOLE.items():
