@@ -138,6 +138,17 @@ STATES = [torch.randn(2, 3, 8)] * 5
         (lambda: module()(STATES[0]), TypeError, "hidden_states must be a sequence of a model's layers, got Tensor"),
         (lambda: module()(STATES[1:]), ValueError, "hidden_states must be 5 layers, the embedding layer first, got 4"),
         (lambda: module()([[1.0]] * 5), TypeError, "hidden must be a torch.Tensor, got list"),
+        (
+            lambda: module()([*STATES[1:], torch.randn(1, 3, 8)]),
+            ValueError,
+            r"hidden_states\[4\] must have the first and last dimension of hidden_states\[2\], \(2, 8\), got \(1, 8\)",
+        ),
+        (
+            lambda: module(truncate_dim=5)([*STATES[:3], torch.randn(2, 3, 7), STATES[4]]),
+            ValueError,
+            r"hidden_states\[3\] must .*, \(2, 8\), got \(2, 7\)",
+        ),
+        (lambda: module()([*STATES[1:], None]), TypeError, "hidden must be a torch.Tensor, got NoneType"),
         (lambda: module(truncate_dim=9)(STATES), ValueError, "between 1 and the columns of a vector, 8, got 9"),
         (lambda: module()(STATES, weights=torch.ones(2, 3)), ValueError, "weights go to none of the modes: mean"),
     ],

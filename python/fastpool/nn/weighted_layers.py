@@ -47,7 +47,7 @@ class WeightedLayers(Ending):
     Raises:
         TypeError: an argument of the wrong type, a tensor in place of several; in calls, what the functions raise.
         ValueError: an unknown mode, or max; a count below 1, a layer_start that leaves no layer; in calls, another
-            number of layers, and what Pooling raises.
+            number of layers, layers of different batches or widths, and what Pooling raises.
 
     >>> layers = [hidden] * 13
     >>> vectors = fastpool.nn.WeightedLayers("mean", normalize=True)(layers, mask)
@@ -106,6 +106,12 @@ class WeightedLayers(Ending):
         layers = hidden_states[self.layer_start :]
         wide = accumulator(layers[0].dtype) if has_rows(layers[0]) else None  # else the function says what is wrong
         if wide is not None:
+            for i, layer in enumerate(layers, self.layer_start):
+                if has_rows(layer) and _ends(layer) != _ends(layers[0]):
+                    raise ValueError(
+                        f"{self._name}: hidden_states[{i}] must have the first and last dimension of "
+                        f"hidden_states[{self.layer_start}], {_ends(layers[0])}, got {_ends(layer)}"
+                    )
             self._keep_at_most((1 if isinstance(self.mode, str) else len(self.mode)) * layers[0].shape[-1])
         pooling = Pooling(self.mode, self.truncate_dim, out_dtype=wide)
         bounds = {"lengths": lengths, "starts": starts, "ends": ends}
@@ -117,3 +123,8 @@ class WeightedLayers(Ending):
         for share, layer in zip(shares[1:], others, strict=True):
             total = total + share * pooling(layer, mask, cu_seqlens, weights, **bounds)
         return end(total / shares.sum(), self.truncate_dim, self.normalize, self.out_dtype or layers[0].dtype)
+
+
+def _ends(layer: Tensor) -> tuple[int, int]:
+    """The sizes that layers have in common, of which those between are the tokens', and symbols of jagged ones."""
+    return layer.shape[0], layer.shape[-1]
