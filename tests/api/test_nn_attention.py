@@ -191,7 +191,7 @@ def test_output_is_called(parameters: torch.dtype) -> None:
 @pytest.mark.parametrize("shown", MODULES)
 def test_state(shown: str) -> None:
     module = made(shown)
-    assert repr(module).partition("\n")[0].replace("(\n", "(") in (shown, f"{type(module).__name__}(")
+    assert repr(module).partition("\n")[0] in (shown, f"{type(module).__name__}(")
     assert module.extra_repr() == shown.partition("(")[2][:-1]
     hidden = torch.randn(2, 3, 12)
     saved = io.BytesIO()
@@ -203,6 +203,21 @@ def test_state(shown: str) -> None:
     others = (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(saved, weights_only=False), loaded)
     for other in others:
         assert same_bits(other(hidden).detach(), module(hidden).detach())
+
+
+@pytest.mark.parametrize("shown", MODULES)
+def test_reset_parameters(shown: str) -> None:
+    """As from a new module, whose numbers neither are all the same nor those of another seed."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        module = MODULES[shown]()
+    module.to_empty(device="cpu").apply(lambda one: [torch.nn.init.constant_(p, torch.nan) for p in one.parameters()])
+    module.reset_parameters()
+    new = MODULES[shown]().state_dict()
+    for name, value in module.state_dict().items():
+        assert 0.1 < value.std() / new[name].std() < 10, name
+        assert name != "query" or value.std() < 0.05
+        assert not value.equal(new[name])
 
 
 @pytest.mark.parametrize("shown", MODULES)

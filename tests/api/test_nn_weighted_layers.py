@@ -78,6 +78,9 @@ def test_defaults() -> None:
     made = WeightedLayers()
     assert (made.mode, made.num_hidden_layers, made.layer_start) == ("mean", 12, 4)
     assert made.layer_weights.tolist() == [1.0] * 9
+    torch.nn.init.zeros_(made.layer_weights)
+    made.reset_parameters()
+    assert made.layer_weights.tolist() == [1.0] * 9
 
 
 def test_weights_that_add_up_to_nothing() -> None:

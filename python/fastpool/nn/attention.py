@@ -77,7 +77,8 @@ class AttentionPooling(Ending):
         if scorer == "linear":
             if inner is not None:
                 raise ValueError(f"{self._name}: inner goes with scorer 'tanh', got {inner!r} with 'linear'")
-            self.query = _query(self.queries, self.width)
+            several = (self.queries,) if self.queries > 1 else ()
+            self.query = torch.nn.Parameter(torch.empty(*several, self.width))
         else:
             if self.queries > 1:
                 raise ValueError(f"{self._name}: scorer 'tanh' has one query, got queries={self.queries}")
@@ -85,6 +86,15 @@ class AttentionPooling(Ending):
                 self.width, count(self._name, "inner", self.width if inner is None else inner)
             )
             self.score = torch.nn.Linear(self.project.out_features, 1, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as a new module's are."""
+        if self.scorer == "linear":
+            torch.nn.init.normal_(self.query, std=SPREAD)
+        else:
+            self.project.reset_parameters()
+            self.score.reset_parameters()
 
     def extra_repr(self) -> str:
         inner = self.project.out_features if self.scorer == "tanh" else self.width
@@ -118,7 +128,3 @@ class AttentionPooling(Ending):
         with own_precision(x):
             scores: Tensor = self.score(torch.tanh(self.project(x)))
         return scores.squeeze(-1)
-
-
-def _query(queries: int, width: int) -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.randn(*((queries,) if queries > 1 else ()), width) * SPREAD)

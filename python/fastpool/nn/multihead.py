@@ -77,12 +77,17 @@ class MultiheadPooling(Ending):
         if self.inner % self.heads:
             raise ValueError(f"{self._name}: heads must divide inner, {self.inner}, got {self.heads}")
         self._keep_at_most(self.outputs)
-        self.query = torch.nn.Parameter(torch.randn(self.queries * self.heads, self.width) * SPREAD)
-        bound = self.width**-0.5  # torch.nn.Linear's
-        self.value = torch.nn.Parameter(
-            torch.empty(self.heads, self.inner // self.heads, self.width).uniform_(-bound, bound)
-        )
+        self.query = torch.nn.Parameter(torch.empty(self.queries * self.heads, self.width))
+        self.value = torch.nn.Parameter(torch.empty(self.heads, self.inner // self.heads, self.width))
         self.output = torch.nn.Linear(self.inner, self.outputs)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as a new module's are."""
+        bound = self.width**-0.5  # torch.nn.Linear's
+        torch.nn.init.normal_(self.query, std=SPREAD)
+        torch.nn.init.uniform_(self.value, -bound, bound)
+        self.output.reset_parameters()
 
     @classmethod
     def from_multihead(

@@ -78,7 +78,12 @@ class WeightedLayers(Ending):
                 f"{self._name}: layer_start must be at most num_hidden_layers, {self.num_hidden_layers}, "
                 f"got {self.layer_start}"
             )
-        self.layer_weights = torch.nn.Parameter(torch.ones(self.num_hidden_layers + 1 - self.layer_start))
+        self.layer_weights = torch.nn.Parameter(torch.empty(self.num_hidden_layers + 1 - self.layer_start))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Ones, as in a new module."""
+        torch.nn.init.ones_(self.layer_weights)
 
     def extra_repr(self) -> str:
         options = given(num_hidden_layers=(self.num_hidden_layers, LAYERS), layer_start=(self.layer_start, START))
