@@ -221,6 +221,7 @@ def tile(width: int, element_size: int) -> tuple[int, int]:
 
 
 LEAST_CHUNK = 64  # rows
+MOST_CHUNK = 1 << 30  # kernels take it in 32 bits
 
 
 def chunk(rows: int, strips: int, tile_rows: int, sm_count: int) -> int:
@@ -231,7 +232,8 @@ def chunk(rows: int, strips: int, tile_rows: int, sm_count: int) -> int:
     def each(per_processor: int) -> int:
         return -(-rows // max(1, per_processor * sm_count // strips))
 
-    return max(1, -(-max(each(16), min(LEAST_CHUNK, each(4))) // tile_rows)) * tile_rows
+    wanted = min(max(each(16), min(LEAST_CHUNK, each(4))), MOST_CHUNK)
+    return max(1, -(-wanted // tile_rows)) * tile_rows
 
 
 def scan(mean: int, weighted: bool) -> tuple[int, int]:

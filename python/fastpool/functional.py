@@ -221,6 +221,7 @@ last: Pooling = _pooling_function(MODES["last"])
 weighted_mean: WeightedPooling = _pooling_function(MODES["weighted_mean"])
 softmax_mean: ScoredPooling = _pooling_function(MODES["softmax_mean"])
 attention: AttentionPooling = _pooling_function(MODES["attention"])
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {name: globals()[name] for name in MODES}
 
 
 def pool(
@@ -278,13 +279,18 @@ def pool(
         if value is not None and not any(MODES[mode].takes(argument) for mode in chosen):
             raise ValueError(f"{name}: {argument} go to none of the modes: {', '.join(chosen)}")
     own = {mode: {key: value for key, value in per_token.items() if MODES[mode].takes(key)} for mode in chosen}
+    if len(chosen) == 1:
+        return _FUNCTIONS[chosen[0]](
+            hidden, mask, cu_seqlens, **own[chosen[0]], lengths=lengths, starts=starts, ends=ends,
+            truncate_dim=truncate_dim, normalize=normalize, out_dtype=out_dtype,
+        )  # fmt: skip
     names = OWN
     if lengths is not None or getattr(hidden, "is_nested", False):
         hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
     more = _given(name, starts, ends, truncate_dim, normalize, out_dtype)
     try:
         proper = isinstance(hidden, Tensor) and hidden.dim() > 0  # else the first mode's op says what is wrong
-        if proper and len(chosen) > 1:
+        if proper:
             chosen = tuple(mode for mode, _ in several.columns_of(chosen, hidden.shape[-1], more.get("truncate_dim")))
         if len(chosen) == 1 or not proper:
             one: Callable[..., Tensor] = getattr(torch.ops.fastpool, chosen[0]).default

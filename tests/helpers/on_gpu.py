@@ -44,7 +44,7 @@ def batches(
     Over all modes and dtypes, every layout comes with every mode and with every dtype. It does not come with every
     pair of them, which would be four times as many programs, each a second or two of Triton's compiler. Modes that
     Triton compiles alike come with the same."""
-    turn = {"max": 1, "cls": 1, "last": 1, "weighted_mean": 2}.get(mode, 0) + given - DTYPES.index(dtype)
+    turn = {"max": 1, "cls": 1, "last": 1, "weighted_mean": 2}.get(mode, 0) + bool(given) - DTYPES.index(dtype)
     for name in list(LAYOUTS)[turn % len(DTYPES) :: len(DTYPES)]:
         for lengths, width in shapes:
             for holes in (False, True) if LAYOUTS[name].holes else (False,):

@@ -1,6 +1,6 @@
 """Pooling by one mode or several, and normalising, as modules. Their state is what they were made with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
@@ -75,12 +75,6 @@ class Pooling(Ending):
         starts: Tensor | None = None,
         ends: Tensor | None = None,
     ) -> Tensor:
-        if len(self.modes) == 1 and weights is None and scores is None:  # at once
-            function: Callable[..., Tensor] = getattr(functional, self.modes[0])
-            return function(
-                hidden, mask, cu_seqlens, lengths=lengths, starts=starts, ends=ends, truncate_dim=self.truncate_dim,
-                normalize=self.normalize, out_dtype=self.out_dtype,
-            )  # fmt: skip
         return functional.pool(
             hidden, mask, cu_seqlens, weights, scores, modes=self.modes, lengths=lengths, starts=starts, ends=ends,
             truncate_dim=self.truncate_dim, normalize=self.normalize, out_dtype=self.out_dtype,
