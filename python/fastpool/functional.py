@@ -286,7 +286,9 @@ def pool(
         )  # fmt: skip
     names = OWN
     if lengths is not None or getattr(hidden, "is_nested", False):
-        hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
+        hidden, cu_seqlens, starts, ends, names = to_op(
+            f"fastpool.{chosen[0]}", hidden, cu_seqlens, starts, ends, lengths
+        )
     more = _given(name, starts, ends, truncate_dim, normalize, out_dtype)
     try:
         proper = isinstance(hidden, Tensor) and hidden.dim() > 0  # else the first mode's op says what is wrong
