@@ -129,8 +129,8 @@ FASTPOOL_INLINE V power_between(V smaller, V larger) {
   return times_power_of_two(one, smaller == larger ? zero : smaller - larger);
 }
 
-// p and an integer n with e^x = p 2^n; p is between 0.7 and 1.42, and coarse where x is so large that its last place is.
-// -inf: 0 and -inf; NaN and inf: NaN and -inf.
+// p and an integer n with e^x = p 2^n; p is between 0.7 and 1.42, and coarse where x is so large that its last place
+// is. -inf: 0 and -inf; NaN and inf: NaN and -inf.
 template <class V>
 struct Exponential {
   V p, n;

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from . import dispatch, docstrings, several
 from .autograd import below_autograd, skips_autograd
-from .calls import Call, PoolCall
+from .calls import PoolCall
 from .checks import check_float
 from .constants import NORM_EPS
-from .layouts import OWN, Names, to_op
+from .layouts import OWN, raise_in_callers_words, to_op
 from .modes import MODES, Mode
-from .ops import call_of
 from .options import mode_names, option
 from .signatures import AttentionPooling, Pooling, ScoredPooling, WeightedPooling
 
@@ -24,33 +23,6 @@ __all__ = ["attention", "cls", "explain", "l2_normalize", "last", "max", "mean",
 __all__ += ["pool", "sum", "weighted_mean"]
 
 _WRONG = (RuntimeError, TypeError, ValueError)
-
-
-def _raise_in_callers_words(
-    error: Exception, names: Names, *calls: tuple[str, tuple[Any, ...], dict[str, Any]]
-) -> NoReturn:
-    """The error of these ops' calls: it calls arguments by the names that the caller gave them, and where torch's
-    parser came first, it says what the op itself would have said. What a signal's handler has raised stays as it is."""
-    try:
-        refused = bool(names) and type(error) in (TypeError, ValueError)
-        if refused or (type(error) is RuntimeError and "() Expected a value of type " in str(error)):
-            for op, args, more in calls:
-                _refuse_in_callers_words(call_of(op, *args, **more), names)
-        raise error
-    finally:
-        del error  # or this frame, which it knows, would keep it and all tensors
-
-
-def _refuse_in_callers_words(call: Call, names: Names) -> None:
-    if isinstance(call, PoolCall):
-        call.names = names
-    try:
-        dispatch.check(call)
-        if dispatch.validates():
-            with torch.no_grad():
-                dispatch.run(call)  # what is wrong with a result is seen once there is one
-    except (TypeError, ValueError) as proper:
-        raise proper from None
 
 
 def refuse(name: str, unknown: dict[str, Any]) -> NoReturn:
@@ -115,7 +87,7 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
                     return op(*args, **more)
             return op(*args, **more)
         except _WRONG as error:
-            _raise_in_callers_words(error, names, (mode.name, args, more))
+            raise_in_callers_words(error, names, (mode.name, args, more))
 
     # A body for each signature, which is documentation; and that without arguments of its own does not go through
     # `call`, for it is the hot path of small batches.
@@ -205,7 +177,7 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
                         return op(hidden, mask, cu_seqlens, **more)
                 return op(hidden, mask, cu_seqlens, **more)
             except _WRONG as error:
-                _raise_in_callers_words(error, names, (mode.name, (hidden, mask, cu_seqlens), more))
+                raise_in_callers_words(error, names, (mode.name, (hidden, mask, cu_seqlens), more))
 
     pool.__name__ = pool.__qualname__ = mode.name
     pool.__doc__ = docstrings.of_pooling(mode)
@@ -308,7 +280,7 @@ def pool(
     except _WRONG as error:
         more.pop("truncate_dim", None)
         calls = [(mode, (hidden, mask, cu_seqlens), own[mode] | more) for mode in chosen]
-        _raise_in_callers_words(error, names, *calls)
+        raise_in_callers_words(error, names, *calls)
 
 
 def l2_normalize(
@@ -365,7 +337,7 @@ def l2_normalize(
                 return op(x, **more)
         return op(x, **more)
     except RuntimeError as error:
-        _raise_in_callers_words(error, OWN, ("l2_normalize", (x,), more))
+        raise_in_callers_words(error, OWN, ("l2_normalize", (x,), more))
 
 
 def explain(

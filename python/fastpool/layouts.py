@@ -1,13 +1,16 @@
 """The forms of input that are Python's alone: `lengths=` is another name for `ends=`, and a jagged nested tensor is
-packed rows with offsets."""
+packed rows with offsets. And errors, which call arguments as the caller did."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from . import dispatch
+from .calls import Call, PoolCall
 from .checks import check_memory
+from .ops import call_of
 
 # What the op's arguments are in a call with a nested hidden, whose own parts they are.
 _OF_NESTED = {
@@ -51,3 +54,30 @@ def to_op(
             check_memory(op, "hidden.lengths()", held)
             starts, ends = offsets[:-1], offsets[:-1] + held
     return hidden, cu_seqlens, starts, ends, names
+
+
+def raise_in_callers_words(
+    error: Exception, names: Names, *calls: tuple[str, tuple[Any, ...], dict[str, Any]]
+) -> NoReturn:
+    """The error of these ops' calls: it calls arguments by the names that the caller gave them, and where torch's
+    parser came first, it says what the op itself would have said. What a signal's handler has raised stays as it is."""
+    try:
+        refused = bool(names) and type(error) in (TypeError, ValueError)
+        if refused or (type(error) is RuntimeError and "() Expected a value of type " in str(error)):
+            for op, args, more in calls:
+                _refuse_in_callers_words(call_of(op, *args, **more), names)
+        raise error
+    finally:
+        del error  # or this frame, which it knows, would keep it and all tensors
+
+
+def _refuse_in_callers_words(call: Call, names: Names) -> None:
+    if isinstance(call, PoolCall):
+        call.names = names
+    try:
+        dispatch.check(call)
+        if dispatch.validates():
+            with torch.no_grad():
+                dispatch.run(call)  # what is wrong with a result is seen once there is one
+    except (TypeError, ValueError) as proper:
+        raise proper from None
