@@ -244,6 +244,7 @@ def test_padding_gets_nothing(shown: str, layout: str) -> None:
 
 @pytest.mark.parametrize("shown", MODULES)
 def test_compile_and_export(shown: str) -> None:
+    torch.compiler.reset()  # functions of several modes share code, and each test would be one more version of it
     module = made(shown)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     batches = [(torch.randn(b, s, 12), torch.rand(b, s) > 0.3) for b, s in ((2, 5), (3, 40))]
