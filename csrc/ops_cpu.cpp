@@ -7,12 +7,9 @@
 namespace fastpool {
 namespace {
 
-template <int code>
-void pool(StableIValue* stack, uint64_t, uint64_t) {
-  constexpr const Mode& mode = kModes[code];
-  if (ran_in_python(mode.name, stack, native::kCpu, 0)) return;
-  PoolArguments arguments(mode, stack);
-  answer(mode.name, stack, arguments, [&] {
+template <class Arguments>
+void answer_pool(const char* name, StableIValue* stack, Arguments& arguments) {
+  answer(name, stack, arguments, [&] {
     PoolCall call = arguments.call();
     // The output first: a batch that no memory can hold fails here, not after walking over all of it.
     Tensor out = arguments.output(call);
@@ -26,21 +23,19 @@ void pool(StableIValue* stack, uint64_t, uint64_t) {
   });
 }
 
+template <int code>
+void pool(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr const Mode& mode = kModes[code];
+  if (ran_in_python(mode.name, stack, native::kCpu, 0)) return;
+  PoolArguments arguments(mode, stack);
+  answer_pool(mode.name, stack, arguments);
+}
+
 void pool_several(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = "_pool_several";
   if (ran_in_python(name, stack, native::kCpu, 0)) return;
   PoolSeveralArguments arguments(stack);
-  answer(name, stack, arguments, [&] {
-    PoolCall call = arguments.call();
-    Tensor out = arguments.output(call);
-    call.out = out.mutable_data();
-    require(cpu::valid_bounds(call), "bounds");
-    require(cpu::valid_weights(call), "weights");
-    require(cpu::valid_scores(call), "scores");
-    require(cpu::valid_queries(call), "query");
-    require(cpu::pool(call, parallel()), "mask");
-    return out;
-  });
+  answer_pool(name, stack, arguments);
 }
 
 void pool_backward(StableIValue* stack, uint64_t, uint64_t) {

@@ -31,9 +31,8 @@ static Softmax<A> total_softmax(const PoolCall& call, int64_t b, const Segment& 
     int n = 0;
     for (int64_t i = at; i < at + kLeaf && i < tokens.end; ++i) {
       if (!is_real(call.mask, b, i)) continue;
-      scores[n++] = query == nullptr
-                        ? score_of<A>(call, b, i)
-                        : static_cast<A>(call.queries.scale) * dot(query, rows + i * call.row_stride, call.width);
+      scores[n++] = query == nullptr ? score_of<A>(call, b, i)
+                                     : score_of_product(call, dot(query, rows + i * call.row_stride, call.width));
     }
     Softmax<A> leaf;
     weigh(scores, scale, n, leaf);

@@ -121,7 +121,7 @@ static void add_leaf_of_queries(const PoolCall& call, const QueryGradients& grad
         for (int r = 0; r < k; ++r) {
           const A product =
               q == 0 ? dot(query, rows[r], call.width, queue.take_row(rows[r])) : dot(query, rows[r], call.width);
-          weight[r] = static_cast<A>(call.queries.scale) * product;
+          weight[r] = score_of_product(call, product);
         }
         Softmax<A>& softmax = softmax_of(state, columns);
         if (g == 0) softmax = {};

@@ -107,6 +107,12 @@ static void load_query(const PoolCall& call, int64_t b, int64_t k, A* x) {
   }
 }
 
+// What a token's product with a query makes its score.
+template <class A>
+FASTPOOL_INLINE A score_of_product(const PoolCall& call, A product) {
+  return static_cast<A>(call.queries.scale) * product;
+}
+
 // What the gradient of a segment's vector is shared out by, for one of its queries: its gradient over the divisor; its
 // query, if it has one; and numbers.
 template <class A>
@@ -134,9 +140,8 @@ struct SegmentGradient {
   // The gradient of its product with the query; its weight is left in weight().
   template <class T>
   __attribute__((always_inline)) A of_product(const PoolCall& call, const T* x, A& weight) const {
-    const A scale = static_cast<A>(call.queries.scale);
-    weight = softmax_weight(scale * dot(query, x, call.width), exponent());
-    return (of_weight(x, call.dim) * weight) * scale;
+    weight = softmax_weight(score_of_product(call, dot(query, x, call.width)), exponent());
+    return (of_weight(x, call.dim) * weight) * static_cast<A>(call.queries.scale);
   }
 };
 

@@ -1,17 +1,15 @@
 // What a block has: its shared memory, its segment and unit, and the weights of tokens.
 #pragma once
-#include <type_traits>
-
 #include "../weight.h"
 #include "numbers.cuh"
 #include "plan.h"
 
 namespace fastpool::cuda {
 
-// The gradient of a query: tokens are added up, each times what its product with the query gets, but not these weights.
-struct QueryState : WeightedState {};
+// Whether weights are added up too; those of a query's gradient are not. (Kernels have SoftmaxState for scores of
+// either kind, so that its weights alone depend on states.)
 template <class S>
-constexpr bool sums_weights = S::weighted && !std::is_same_v<S, QueryState>;
+constexpr bool sums_weights = S::weighted && !S::queried;
 
 // All of a block's shared memory; PoolPlan::shared says what stands where.
 extern __shared__ uint4 shared_memory[];

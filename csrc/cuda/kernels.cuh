@@ -34,7 +34,7 @@ FASTPOOL_KERNEL_INLINE void clear_around(const PoolCall& call, int64_t b, void* 
 
 // Blocks that a multiprocessor has registers for: products with queries take many in float64.
 template <class T, class S>
-constexpr int kBlocks = sizeof(T) == 8 && (S::softmax || std::is_same_v<S, QueryState>) ? 1 : 2;
+constexpr int kBlocks = sizeof(T) == 8 && (S::softmax || S::queried) ? 1 : 2;
 
 template <class T, class S, int V>
 __global__ void __launch_bounds__(kThreads, kBlocks<T, S>)
@@ -123,7 +123,7 @@ cudaError_t launch_pool(const PoolCall& call, const PoolPlan& plan, const Worksp
   };
   if (call.mode.one_token())
     return launch(copy_token_kernel<T, V>, grid, plan.threads, plan.shared.bytes, stream, call, plan);
-  if (call.queries.data != nullptr && !call.mode.softmax()) return reduce(reduce_kernel<T, QueryState, V>);
+  if (call.queries.data != nullptr && !call.mode.softmax()) return reduce(reduce_kernel<T, QueryGradientState, V>);
   return with_state(call.mode, [&](auto state) {
     using S = decltype(state);  // scores are staged alike, given or not
     return reduce(reduce_kernel<T, std::conditional_t<S::softmax, SoftmaxState, S>, V>);

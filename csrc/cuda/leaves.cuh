@@ -107,7 +107,7 @@ FASTPOOL_KERNEL_INLINE void stage(const PoolCall& call, const PoolPlan& plan, co
       else if (real)
         score = value_of<A>(call.scores, unit.segment, i, [](auto* p) { return widen(*p); });
       stage_softmax(real ? score : Softmax<A>().exponent, e, shared);
-    } else if constexpr (std::is_same_v<S, QueryState>) {
+    } else if constexpr (S::queried) {
       shared.weights[e * kLeaf + lane()] = of_each_token<A>(word, [&](int j) {
         return share_of_product<A>(call, plan.quads, prologue, unit.segment, unit.query, token(j)).share;
       });
