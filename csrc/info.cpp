@@ -17,6 +17,7 @@ PYBIND11_MODULE(_native, m) {
   m.attr("torch_version") = FASTPOOL_TORCH_VERSION;
   m.attr("cuda_architectures") = FASTPOOL_CUDA_ARCHITECTURES;
   m.attr("LEAF") = kLeaf;
+  m.attr("MOST_MODES") = Several::kMost;
   m.attr("NORM_EPS") = kNormEps;
   m.attr("NORM_SCALES") = py::make_tuple(kNormScale32, kNormScale64);
   // Of each mode: its name, and its traits as their places in the enumerations of modes.py.

@@ -44,13 +44,13 @@ def together(modes: tuple[str, ...]) -> bool:
 def columns_of(modes: tuple[str, ...], width: int, truncate_dim: int | None) -> list[tuple[str, int]]:
     """The modes that the first `truncate_dim` columns of all together are of, and how many of each. Raises ValueError
     where there are not so many."""
-    together = width * len(modes)
+    all_columns = width * len(modes)
     if truncate_dim is None:
-        truncate_dim = together
-    elif not 1 <= truncate_dim <= together:
+        truncate_dim = all_columns
+    elif not 1 <= truncate_dim <= all_columns:
         raise ValueError(
             f"fastpool.pool: truncate_dim must lie between 1 and the columns of {', '.join(modes)} together, "
-            f"{together}, got {truncate_dim}"
+            f"{all_columns}, got {truncate_dim}"
         )
     left = [(mode, truncate_dim - i * width) for i, mode in enumerate(modes)]
     return [(mode, min(columns, width)) for mode, columns in left if columns > 0 or width == 0]

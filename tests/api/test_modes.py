@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fastpool
+from fastpool import several
 from fastpool.backends import native
 from fastpool.constants import LEAF, NORM_EPS, NORM_SCALES
 from fastpool.modes import MODES
@@ -241,6 +242,7 @@ def test_table_is_complete() -> None:
     assert rows == native.info.MODES
     assert (native.info.LEAF, native.info.NORM_EPS) == (LEAF, NORM_EPS)
     assert native.info.NORM_SCALES == NORM_SCALES
+    assert native.info.MOST_MODES == several.MOST
     for mode in MODES.values():
         assert mode.formula[:20] in (getattr(fastpool, mode.name).__doc__ or "").replace("The", "the")
         assert mode.name in fastpool.__all__
