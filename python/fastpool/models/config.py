@@ -51,9 +51,7 @@ class PoolingConfig:
     default_prompt_name: str | None = None
     similarity: str | None = None  # "cosine", "dot", ...
     layers: tuple[Layer, ...] = ()  # Dense, LayerNorm and Normalize on the vector, but for a Normalize at the end
-    token_layers: tuple[
-        Layer, ...
-    ] = ()  # the same on token states, before they are pooled; LatentAttention comes first
+    token_layers: tuple[Layer, ...] = ()  # the same on token states, LatentAttention first, before they are pooled
     layer_weights: LayerWeights | None = None  # of the model's layers, all of which apply then takes
     word_weights: WordWeights | None = None  # of tokens by their id, which apply then takes as input_ids
     architecture: str | None = None

@@ -15,6 +15,7 @@ from ..calls import accumulator
 from ..checks import check_leading, check_memory
 from ..dispatch import validates
 from ..nn.tokens import each, rows
+from ..nn.weighted_layers import LAYERS, START
 from .files import Document, Folder, Module, held, inside
 from .weights import Weights
 
@@ -35,9 +36,9 @@ class LayerWeights:
     @staticmethod
     def read(folder: Folder, module: Module, document: Document) -> "LayerWeights":
         """Raises ValueError, naming file and key."""
-        number = document.positive("num_hidden_layers") or 12  # theirs
+        number = document.positive("num_hidden_layers") or LAYERS
         start = document.get("layer_start", int)
-        start = 4 if start is None else start
+        start = START if start is None else start
         if not 0 <= start <= number:
             raise document.error("layer_start", f"a whole number from 0 to num_hidden_layers, {number}")
         return LayerWeights(module.path, number, start, folder)
