@@ -23,6 +23,7 @@ from triton.runtime.jit import MockTensor
 
 from ..calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
 from ..constants import NORM_EPS
+from ..modes import Weight
 from ..text import shown, told
 from .launch import Launch, settle_cache_keys
 from .machine_code import Report, read_amd, read_nvidia
@@ -67,6 +68,14 @@ class Variant:
     def meets(self) -> bool:
         """Whether its programs may have parts of one segment."""
         return not self.launch.arguments.get("WHOLE", True)
+
+    @property
+    def spills(self) -> int:
+        """Bytes that it may spill. Of a softmax in float64 each level of the counter is three numbers, which are six
+        registers, and up to 25 of them with the polynomial's constants are more than the 255 of a thread."""
+        arguments = self.launch.arguments
+        double = any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in arguments.values())
+        return 256 if double and arguments.get("WEIGHT") in (Weight.SCORE, Weight.QUERY) else 0
 
 
 def kernel_name(launch: Launch) -> str:
@@ -364,7 +373,7 @@ def run(
                 print(f"{head}  FAILED: {told(found)}", flush=True)
                 continue
             variant = _variants(dtype, dim, target, every)[index]
-            complaint = found.complaint(variant.wide, variant.meets)
+            complaint = found.complaint(variant.wide, variant.meets, variant.spills)
             wrong += complaint is not None
             print(
                 f"{head}  registers {found.registers}  spills {found.spills}  shared {found.shared}  load {found.load}"

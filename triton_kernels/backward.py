@@ -34,8 +34,16 @@ from .state import (
 )
 from .weight import load_share, load_vector, product, score_of, softmax_weight, weight_gradient, weight_of
 
-STEPS = tl.constexpr(8)  # weights of a leaf whose loads are in flight together
 NEVER = tl.constexpr(2**31 - 1)  # where a maximum is that has not been found
+
+
+@triton.constexpr_function
+def steps_of(weight):
+    """How many of a leaf's weights have their loads in flight together: fewer where powers take registers meanwhile;
+    products take long to compile."""
+    if weight == QUERY:
+        return 1
+    return 4 if weight == SCORE else 8
 
 
 @triton.constexpr_function
@@ -51,7 +59,7 @@ def total_weight(
 ):  # fmt: skip
     """The state of the weights of the real tokens among [first, last): their sum, and the exponent of a softmax."""
     MERGE: tl.constexpr = merging(SUM, WEIGHT)
-    steps: tl.constexpr = 1 if WEIGHT == QUERY else STEPS  # a product takes long to compile
+    steps: tl.constexpr = steps_of(WEIGHT)
     leaf = tl.arange(0, LEAVES)
     nothing = neutral_state((1,), (), MERGE, False, ACC)
     levels = counter(nothing, counters(LEAVES))

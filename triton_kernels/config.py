@@ -59,6 +59,7 @@ class Shape:
     warp_size: int = 32  # threads of a warp; 64 on most AMD GPUs
     may_overlap: bool = False  # segments, each of which may then be as long as all rows
     summed: bool = False  # tokens are added as they are
+    softmax: bool = False  # weights are powers of scores
 
     @property
     def light(self) -> bool:
@@ -116,16 +117,19 @@ def is_wide(shape: Shape) -> bool:
 
 
 def loads(shape: Shape) -> int:
-    """Half a leaf where registers allow it, which spares short texts a wait; fewer where values are wide, or rows."""
+    """Half a leaf where registers allow it, which spares short texts a wait; fewer where values are wide, or rows, or
+    powers are computed meanwhile."""
     if shape.light and shape.element_size == 2 and shape.columns <= 1024:
         return 16
-    return 8 >> (shape.element_size == 8) >> 2 * is_wide(shape)
+    return 8 >> (shape.element_size == 8) >> shape.softmax >> 2 * is_wide(shape)
 
 
 def usual(shape: Shape, leaves: int, levels: int) -> Config:
-    """Wide rows with weights have half of the threads, with all the registers there are."""
+    """Wide rows with weights have half of the threads, with all the registers there are; with powers all rows that
+    would have as many."""
     config = Config(leaves, levels, warps(leaves, shape.columns, shape.element_size, shape.warp_size), loads(shape))
-    return halved(config) if shape.weighted and is_wide(shape) else config
+    many = config.warps * shape.warp_size == MOST_THREADS
+    return halved(config) if many and (shape.softmax or shape.weighted and is_wide(shape)) else config
 
 
 def halved(config: Config) -> Config:
@@ -199,7 +203,7 @@ def single_program(shape: Shape) -> tuple[int, Config]:
     columns = min(shape.columns, row_bytes // shape.element_size)
     leaves = max(1, MOST_THREADS * LOAD_BYTES // (columns * shape.element_size))
     levels = 14 if shape.longest <= 1 << 20 else 24
-    config = Config(leaves, levels, warps(leaves, columns, shape.element_size, shape.warp_size), 4)
+    config = Config(leaves, levels, warps(leaves, columns, shape.element_size, shape.warp_size), 4 >> shape.softmax)
     return columns, halved(config) if shape.weighted else config
 
 
@@ -252,7 +256,7 @@ def choose(shape: Shape, device: str) -> Config:
 def key(shape: Shape) -> str:
     """Shapes alike enough to share a measured configuration: powers of two of everything."""
     mean, batch = power_of_two(max(shape.mean, 1)), power_of_two(max(shape.batch, 1))
-    kind = "w" if shape.weighted else "" if shape.light else "h"
+    kind = "s" if shape.softmax else "w" if shape.weighted else "" if shape.light else "h"
     return f"{shape.columns}x{shape.element_size}{kind}-{batch}x{mean}"
 
 

@@ -32,10 +32,11 @@ class Report:
     cached: int = 0
     uncached: int = 0
 
-    def complaint(self, wide: Sequence[str] = (), meets: bool = False) -> str | None:
+    def complaint(self, wide: Sequence[str] = (), meets: bool = False, spills: int = 0) -> str | None:
         """What is wrong with it, if anything. `wide`: what has to be LOAD_BYTES wide; `meets`: units of a segment meet
-        in an arrival tree, which takes one atomic operation; beside it only the minimum of integers is allowed."""
-        if self.spills:
+        in an arrival tree, which takes one atomic operation; beside it only the minimum of integers is allowed.
+        `spills`: bytes that may be spilled."""
+        if self.spills > spills:
             return f"{self.spills} bytes spilled"
         if self.inexact:
             return f"not rounded as IEEE's: {', '.join(self.inexact)}"

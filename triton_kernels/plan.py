@@ -106,7 +106,7 @@ def shape_of(call: PoolCall, width: int, device: DeviceProperties) -> Shape:
     mode = MODES[call.mode]
     return Shape(
         call.batch * call.queries, call.rows, mean, columns, element_size, mode.weighted, device.sm_count,
-        device.warp_size, may_overlap, mode.only_adds,
+        device.warp_size, may_overlap, mode.only_adds, mode.softmax,
     )  # fmt: skip
 
 

@@ -18,11 +18,16 @@ from fastpool.triton_kernels.config import Config, Shape  # likewise
 from fastpool.triton_kernels.launch import Launch  # likewise
 
 SHAPES = [
-    Shape(batch, longest, mean, columns, size, weighted, 132, summed=summed)
+    Shape(batch, longest, mean, columns, size, weighted, 132, summed=summed, softmax=softmax)
     for batch in (1, 7, 1024)
     for longest, mean in ((16, 16), (512, 512), (8192, 300), (32768, 32768))
     for columns, size in ((256, 2), (1024, 2), (4096, 2), (128, 4), (4096, 4), (64, 8), (1024, 8))
-    for weighted, summed in ((False, False), (False, True), (True, False))
+    for weighted, summed, softmax in (
+        (False, False, False),
+        (False, True, False),
+        (True, False, False),
+        (True, False, True),
+    )
 ]
 
 
