@@ -25,6 +25,7 @@ from ..calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, Pool
 from ..constants import NORM_EPS
 from ..modes import Weight
 from ..text import shown, told
+from .config import LOAD_BYTES
 from .launch import Launch, settle_cache_keys
 from .machine_code import Report, read_amd, read_nvidia
 from .plan import DeviceProperties, plan_normalize, plan_normalize_backward, plan_pool
@@ -61,8 +62,16 @@ class Variant:
 
     @property
     def wide(self) -> tuple[str, ...]:
-        """What has to be LOAD_BYTES wide."""
-        return WIDE[kernel_name(self.launch)] if self.launch.arguments.get("VECTOR", 1) > 1 else ()
+        """What has to be LOAD_BYTES wide: nothing where rows are not aligned, nor where a program has more threads than
+        its rows have such loads, as one of a long text with a query."""
+        arguments, name = self.launch.arguments, kernel_name(self.launch)
+        if arguments.get("VECTOR", 1) == 1:
+            return ()
+        if name == "pool":
+            loads = arguments["LEAVES"] * arguments["COLUMNS"] * arguments["hidden"].element_size() // LOAD_BYTES
+            if loads < 32 * self.launch.options["num_warps"]:
+                return ()
+        return WIDE[name]
 
     @property
     def meets(self) -> bool:

@@ -129,7 +129,7 @@ def usual(shape: Shape, leaves: int, levels: int) -> Config:
     would have as many."""
     config = Config(leaves, levels, warps(leaves, shape.columns, shape.element_size, shape.warp_size), loads(shape))
     many = config.warps * shape.warp_size == MOST_THREADS
-    return halved(config) if many and (shape.softmax or shape.weighted and is_wide(shape)) else config
+    return halved(config) if many and (shape.softmax or (shape.weighted and is_wide(shape))) else config
 
 
 def halved(config: Config) -> Config:
@@ -138,11 +138,10 @@ def halved(config: Config) -> Config:
     return replace(config, warps=num_warps, registers=registers(num_warps, shared=False))
 
 
-def one_row(config: Config, columns: int, element_size: int, warp_size: int) -> Config:
+def one_row(config: Config, warps: int) -> Config:
     """Units of as many tokens, read a row at a time: its product with a query is then one number, which the compiler
     need not lay out as it does columns; and there is one product, since it takes long to compile."""
-    levels = config.levels + config.leaves.bit_length() - 1
-    return Config(1, levels, warps(1, columns, element_size, warp_size), 1)
+    return Config(1, config.levels + config.leaves.bit_length() - 1, warps, 1)
 
 
 def deep(shape: Shape, leaves: int) -> int:

@@ -112,14 +112,24 @@ def shape_of(call: PoolCall, width: int, device: DeviceProperties) -> Shape:
 
 def cut(call: PoolCall, width: int, device: DeviceProperties) -> tuple[int, Config]:
     """How many columns a program takes, and how the work is cut up otherwise."""
-    shape = shape_of(call, width, device)
-    if MODES[call.mode].one_token:
+    shape, mode = shape_of(call, width, device), MODES[call.mode]
+    if mode.one_token:
         return shape.columns, one_token(shape)
+    columns, config = shape.columns, _in_units(shape, width, device)
+    if config is None:
+        columns, config = single_program(shape)
+        return columns, one_row(config, config.warps) if mode.takes_query else config
+    threads = warps(1, columns, shape.element_size, shape.warp_size)
+    return columns, one_row(config, threads) if mode.takes_query else config
+
+
+def _in_units(shape: Shape, width: int, device: DeviceProperties) -> Config | None:
+    """None: each segment has to be taken by one program, however long it is."""
     config = choose(shape, device.name)
     if shape.longest <= config.split:
-        return shape.columns, config
+        return config
     if not device.splits or -(-shape.longest // config.split) > MOST_UNITS:
-        return single_program(shape)
+        return None
     usual = max(config.levels, deep(shape, config.leaves))
     if shape.may_overlap:
         # Each segment may be as long as all rows, and gets slots for that: larger units, fewer.
@@ -127,11 +137,11 @@ def cut(call: PoolCall, width: int, device: DeviceProperties) -> tuple[int, Conf
         while config.levels < deepest(shape, config.leaves) and _workspace(shape, config, width) > most:
             config = replace(config, levels=config.levels + 1)
         if _workspace(shape, config, width) > most:
-            return single_program(shape)
+            return None
     if (shape.weighted or config.levels > usual) and config.warps > 4 and config.registers == 0:
         # Weights or many levels, and the arrival tree, take more registers than each of so many threads has.
         config = halved(config)
-    return shape.columns, config
+    return config
 
 
 def _workspace(shape: Shape, config: Config, width: int) -> int:
@@ -188,8 +198,6 @@ def make_pool_plan(call: PoolCall, device: DeviceProperties, gradient_dim: int |
     batch, rows, cu, queries = call.batch, call.rows, call.cu_seqlens is not None, call.queries
     row_stride, batch_stride = hidden.stride(-2), hidden.stride(0) if call.padded else 0
     columns, config = cut(call, dim, device)
-    if mode.takes_query:
-        config = one_row(config, columns, element_size, device.warp_size)
     strips = -(-dim // columns)
 
     units = -(-rows // config.split)  # of a segment, at most

@@ -62,8 +62,9 @@ def make_pool_backward_plan(call: PoolBackwardCall, device: DeviceProperties) ->
         strips = strips or -(-written // columns)
         total = batch * rows if padded else rows
         each = config.chunk(total, strips, tile_rows, device.sm_count)
+        threads = max(device.warp_size, min(config.TILE_THREADS, tile_rows * columns * element_size // LOAD_BYTES))
         return planned(
-            kernel, (-(-total // each), strips, 1), config.TILE_THREADS, vector_width, width=written // vector_width,
+            kernel, (-(-total // each), strips, 1), threads, vector_width, width=written // vector_width,
             chunk=each, COLUMNS=columns, PIECES=pieces(dot, columns), TILE_ROWS=tile_rows, **more,
         )  # fmt: skip
 

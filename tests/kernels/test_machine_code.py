@@ -12,6 +12,7 @@ def test_what_is_wrong_is_said() -> None:
     assert good.complaint(wide=("load",)) is None
     assert good.complaint(wide=("load", "store")) == "the widest store of aligned rows is 4 bytes"
     assert Report(128, 8, 0, 16, 16).complaint() == "8 bytes spilled"
+    assert Report(128, 8, 0, 16, 16).complaint(spills=8) is None
     assert Report(100, 0, 0, 8, 16).complaint(wide=("load",)) == "the widest load of aligned rows is 8 bytes"
 
 
