@@ -141,7 +141,9 @@ def halved(config: Config) -> Config:
 def one_row(config: Config, warps: int) -> Config:
     """Units of as many tokens, read a row at a time: its product with a query is then one number, which the compiler
     need not lay out as it does columns; and there is one product, since it takes long to compile."""
-    return Config(1, config.levels + config.leaves.bit_length() - 1, warps, 1)
+    return replace(
+        config, leaves=1, levels=config.levels + config.leaves.bit_length() - 1, warps=warps, loads=1, stages=1
+    )
 
 
 def deep(shape: Shape, leaves: int) -> int:

@@ -119,8 +119,8 @@ def cut(call: PoolCall, width: int, device: DeviceProperties) -> tuple[int, Conf
     if config is None:
         columns, config = single_program(shape)
         return columns, one_row(config, config.warps) if mode.takes_query else config
-    threads = warps(1, columns, shape.element_size, shape.warp_size)
-    return columns, one_row(config, threads) if mode.takes_query else config
+    row = min(config.warps, warps(1, columns, shape.element_size, shape.warp_size))
+    return columns, one_row(config, row) if mode.takes_query else config
 
 
 def _in_units(shape: Shape, width: int, device: DeviceProperties) -> Config | None:
