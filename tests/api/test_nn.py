@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -189,6 +190,25 @@ def test_state(shown: str) -> None:
         assert repr(other) == shown
         hidden = torch.randn(2, 3, 300)
         assert same_bits(other(hidden), module(hidden))
+
+
+LEARNED = {
+    "AttentionPooling": partial(fastpool.nn.AttentionPooling, 8, 2),
+    "AttentionPooling, tanh": partial(fastpool.nn.AttentionPooling, 8, scorer="tanh"),
+    "MultiheadPooling": partial(fastpool.nn.MultiheadPooling, 8, 2),
+    "LatentAttention": partial(fastpool.nn.LatentAttention, 8, 3, 2),
+    "WeightedLayers": fastpool.nn.WeightedLayers,
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_parameters_are_made_as_asked(name: str) -> None:
+    make = LEARNED[name]
+    kinds = {(one.device.type, one.dtype) for one in make(device="meta", dtype=torch.bfloat16).parameters()}
+    assert kinds == {("meta", torch.bfloat16)}
+    assert {one.dtype for one in make().parameters()} == {torch.float32}
+    with pytest.raises(TypeError, match=f"{name.partition(',')[0]}: dtype must be .* or float64, got int8"):
+        make(dtype=torch.int8)
 
 
 def test_signature_is_the_functions() -> None:

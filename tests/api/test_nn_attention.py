@@ -127,14 +127,15 @@ def test_multihead_attention_of_torch(kdim: int | None, bias: bool, probes: int)
     hidden = padded["hidden"].nan_to_num(0)  # which torch's own multiplies with 0
     expected = theirs(probe.expand(3, -1, -1), hidden, hidden, key_padding_mask=padded["mask"] == 0)[0].detach()
     for given in (probe, probe[0], probe[0, 0]) if probes == 1 else (probe, probe[0]):
-        module = MultiheadPooling.from_multihead(theirs, given)
+        module = AttentionPooling.from_multihead(theirs, given)
         for arguments in (padded, packed):
             result = module(**arguments).detach()
+            assert type(module) is MultiheadPooling
             assert result.shape == ((3, 12) if probes == 1 else (3, probes, 12))
             torch.testing.assert_close(result.view(3, probes, 12), expected, rtol=0, atol=1e-5)
-    other = MultiheadPooling.from_multihead(theirs, probe.to(torch.float64))
+    other = AttentionPooling.from_multihead(theirs, probe.to(torch.float64))
     assert same_bits(other.query.detach(), module.query.detach())
-    cut = MultiheadPooling.from_multihead(theirs, probe, truncate_dim=5, normalize=True)(**padded).detach()
+    cut = AttentionPooling.from_multihead(theirs, probe, truncate_dim=5, normalize=True)(**padded).detach()
     expected = torch.nn.functional.normalize(expected[..., :5], dim=-1)
     torch.testing.assert_close(cut.view(3, probes, 5), expected, rtol=0, atol=1e-5)
 
@@ -267,11 +268,11 @@ MULTIHEAD = torch.nn.MultiheadAttention(12, 3)
 
 
 def fold(probe: Any, **options: Any) -> MultiheadPooling:
-    return MultiheadPooling.from_multihead(torch.nn.MultiheadAttention(12, 3, **options), probe)
+    return AttentionPooling.from_multihead(torch.nn.MultiheadAttention(12, 3, **options), probe)
 
 
 def fold_options(**options: Any) -> MultiheadPooling:
-    return MultiheadPooling.from_multihead(torch.nn.MultiheadAttention(12, 3), torch.ones(12), **options)
+    return AttentionPooling.from_multihead(torch.nn.MultiheadAttention(12, 3), torch.ones(12), **options)
 
 
 def fold_scale(query: torch.Tensor, scale: Any = None, **options: Any) -> MultiheadPooling:
@@ -307,9 +308,9 @@ def fold_projections(*projections: Any) -> MultiheadPooling:
         (lambda: MultiheadPooling(12, 2, outputs=0), ValueError, "outputs must be at least 1, got 0"),
         (lambda: MultiheadPooling(12, 2, outputs=4, truncate_dim=5), ValueError, "the columns of a vector, 4, got 5"),
         (
-            lambda: MultiheadPooling.from_multihead(LINEAR, torch.ones(12)),
+            lambda: AttentionPooling.from_multihead(LINEAR, torch.ones(12)),
             TypeError,
-            "MultiheadPooling.from_multihead: attention must be a torch.nn.MultiheadAttention, got Linear",
+            "AttentionPooling.from_multihead: attention must be a torch.nn.MultiheadAttention, got Linear",
         ),
         (
             lambda: fold(torch.ones(11)),

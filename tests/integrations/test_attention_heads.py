@@ -30,7 +30,7 @@ def build(model: str, name: str, config: str, **more: Any) -> Any:
 
 def with_mlp(head: Any) -> Head:
     """What stands behind the attention is done as before."""
-    pooling = MultiheadPooling.from_multihead(head.attention, head.probe)
+    pooling = AttentionPooling.from_multihead(head.attention, head.probe)
 
     def run(*arguments: Any, **more: Any) -> torch.Tensor:
         y = pooling(*arguments, **more)

@@ -8,12 +8,12 @@ from torch import Tensor
 from .. import functional
 from ..checks import has_rows
 from ..options import count
-from .ending import Ending, given
+from .ending import Ending, check_ending, given
+from .multihead import SPREAD, MultiheadPooling, check_query
 from .precision import in_dtype_of, own_precision
 from .tokens import real_rows, rows
 
 SCORERS = ("linear", "tanh")
-SPREAD = 0.02  # of a query's first values, as models initialise embeddings
 
 
 class AttentionPooling(Ending):
@@ -33,9 +33,11 @@ class AttentionPooling(Ending):
         truncate_dim: keep the first `truncate_dim` columns only (Matryoshka); scores are of all columns.
         normalize: divide each vector by max(its L2 norm, 1e-12).
         out_dtype: of the result; hidden's dtype if not given.
+        device: of the parameters.
+        dtype: of the parameters, torch's default if not given.
 
     Calls take the arguments of fastpool.mean, in every layout that it knows:
-    `pooling(hidden, mask, cu_seqlens, lengths=, starts=, ends=)`.
+    `pooling(hidden, mask, cu_seqlens, lengths=, starts=, ends=)`. `from_multihead` folds a multi-head attention.
 
     Parameters are `query` [H], or [queries, H]; with "tanh" `project` and `score`, torch.nn.Linear modules. They may
     have another dtype than hidden.
@@ -63,6 +65,8 @@ class AttentionPooling(Ending):
         truncate_dim: int | None = None,
         normalize: bool = False,
         out_dtype: torch.dtype | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         **unknown: NoReturn,
     ) -> None:
         super().__init__(truncate_dim, normalize, out_dtype, unknown)
@@ -74,18 +78,18 @@ class AttentionPooling(Ending):
             raise ValueError(f"{self._name}: scorer must be one of {', '.join(SCORERS)}, got {scorer!r}")
         self.scorer = scorer
         self._keep_at_most(self.width)
+        made = self._made_with(device, dtype)
         if scorer == "linear":
             if inner is not None:
                 raise ValueError(f"{self._name}: inner goes with scorer 'tanh', got {inner!r} with 'linear'")
             several = (self.queries,) if self.queries > 1 else ()
-            self.query = torch.nn.Parameter(torch.empty(*several, self.width))
+            self.query = torch.nn.Parameter(torch.empty(*several, self.width, **made))
         else:
             if self.queries > 1:
                 raise ValueError(f"{self._name}: scorer 'tanh' has one query, got queries={self.queries}")
-            self.project = torch.nn.Linear(
-                self.width, count(self._name, "inner", self.width if inner is None else inner)
-            )
-            self.score = torch.nn.Linear(self.project.out_features, 1, bias=False)
+            inner = count(self._name, "inner", self.width if inner is None else inner)
+            self.project = torch.nn.Linear(self.width, inner, **made)
+            self.score = torch.nn.Linear(inner, 1, bias=False, **made)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -95,6 +99,49 @@ class AttentionPooling(Ending):
         else:
             self.project.reset_parameters()
             self.score.reset_parameters()
+
+    @classmethod
+    def from_multihead(cls, attention: torch.nn.MultiheadAttention, probe: Tensor, **options: Any) -> MultiheadPooling:
+        """A learned query's multi-head attention to a text's tokens, folded: a module that gives for each text what
+        attention(probe, hidden, hidden)[0] does, without its dropout.
+
+        Args:
+            attention: its weights are copied; kdim and vdim may differ from embed_dim, but not from each other.
+            probe: the learned query, [E], or several, [queries, E]; a leading dimension of 1 is left out.
+            options: truncate_dim, normalize and out_dtype.
+
+        Raises:
+            TypeError: something else than such a module or a tensor of float numbers; an option that there is not.
+            ValueError: a probe of another shape; keys and values that are not the tokens' alone (add_bias_kv,
+                add_zero_attn), or of two widths.
+
+        >>> attention, probe = torch.nn.MultiheadAttention(384, 12, batch_first=True), torch.randn(1, 1, 384)
+        >>> vectors = fastpool.nn.AttentionPooling.from_multihead(attention, probe)(hidden, mask)
+        """
+        name = f"fastpool.nn.{cls.__name__}.from_multihead"
+        check_ending(name, options)
+        if not isinstance(attention, torch.nn.MultiheadAttention):
+            raise TypeError(f"{name}: attention must be a torch.nn.MultiheadAttention, got {type(attention).__name__}")
+        for extra, has in (("add_bias_kv", attention.bias_k is not None), ("add_zero_attn", attention.add_zero_attn)):
+            if has:
+                raise ValueError(f"{name}: attention must attend to tokens alone, got one with {extra}=True")
+        if attention.kdim != attention.vdim:
+            raise ValueError(
+                f"{name}: attention must take keys and values of one width, got kdim {attention.kdim} and "
+                f"vdim {attention.vdim}"
+            )
+        check_query(name, "probe", probe, attention.embed_dim)
+        if attention.in_proj_weight is None:
+            weights = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
+        else:
+            weights = attention.in_proj_weight.chunk(3)
+        biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
+        query, key, value = (_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        with torch.no_grad():
+            projected = query(probe.to(query.weight.dtype))
+        return MultiheadPooling.from_projections(
+            projected, key, value, attention.out_proj, attention.num_heads, **options
+        )
 
     def extra_repr(self) -> str:
         inner = self.project.out_features if self.scorer == "tanh" else self.width
@@ -128,3 +175,12 @@ class AttentionPooling(Ending):
         with own_precision(x):
             scores: Tensor = self.score(torch.tanh(self.project(x)))
         return scores.squeeze(-1)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> torch.nn.Linear:
+    """A module of these very weights."""
+    module = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    module.weight = torch.nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        module.bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
+    return module

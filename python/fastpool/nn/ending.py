@@ -53,6 +53,12 @@ class Ending(torch.nn.Module):
         self.normalize = option(self._name, "normalize", normalize, bool)
         self.out_dtype = out_dtype
 
+    def _made_with(self, device: torch.device | str | int | None, dtype: torch.dtype | None) -> dict[str, Any]:
+        """What torch's modules take for their parameters."""
+        if dtype is not None:
+            check_float(self._name, "dtype", dtype)
+        return {"device": device, "dtype": dtype}
+
     @property
     def _name(self) -> str:
         return f"fastpool.nn.{type(self).__name__}"

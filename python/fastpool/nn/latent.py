@@ -65,6 +65,8 @@ class LatentAttention(Ending):
         truncate_dim: keep the first `truncate_dim` columns only (Matryoshka); truncation comes before normalisation.
         normalize: divide each vector by max(its L2 norm, 1e-12).
         out_dtype: of the result; hidden's dtype if not given.
+        device: of the parameters.
+        dtype: of the parameters, torch's default if not given.
 
     Calls take the arguments of fastpool.mean, in every layout that it knows:
     `attention(hidden, mask, cu_seqlens, lengths=, starts=, ends=)`.
@@ -93,6 +95,8 @@ class LatentAttention(Ending):
         truncate_dim: int | None = None,
         normalize: bool = False,
         out_dtype: torch.dtype | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         **unknown: NoReturn,
     ) -> None:
         super().__init__(truncate_dim, normalize, out_dtype, unknown)
@@ -101,12 +105,13 @@ class LatentAttention(Ending):
         self.heads = count(self._name, "heads", heads)
         self.inner = count(self._name, "inner", _WIDER * self.width if inner is None else inner)
         self._keep_at_most(self.width)
-        self.norm = torch.nn.LayerNorm(self.width)
-        self.keys = torch.nn.Linear(self.width, self.heads * self.latents, bias=False)
-        self.values = torch.nn.Linear(self.heads * self.latents, self.width, bias=False)
-        self.feed_norm = torch.nn.LayerNorm(self.width)
-        self.up = torch.nn.Linear(self.width, 2 * self.inner)
-        self.down = torch.nn.Linear(self.inner, self.width)
+        made = self._made_with(device, dtype)
+        self.norm = torch.nn.LayerNorm(self.width, **made)
+        self.keys = torch.nn.Linear(self.width, self.heads * self.latents, bias=False, **made)
+        self.values = torch.nn.Linear(self.heads * self.latents, self.width, bias=False, **made)
+        self.feed_norm = torch.nn.LayerNorm(self.width, **made)
+        self.up = torch.nn.Linear(self.width, 2 * self.inner, **made)
+        self.down = torch.nn.Linear(self.inner, self.width, **made)
 
     @classmethod
     def from_state_dict(
@@ -148,7 +153,7 @@ class LatentAttention(Ending):
         wide = accumulator(stored[_LATENTS].dtype)
         found = {key: weight.detach().to(wide) for key, weight in stored.items()}
         options.setdefault("normalize", config.get("output_normalize", True))
-        module = cls(width, latents, heads, **options).to(found[_LATENTS].device, wide)
+        module = cls(width, latents, heads, **options, device=found[_LATENTS].device, dtype=wide)
         for ours, theirs in _WHOLE.items():
             module.get_submodule(ours).load_state_dict({one: found[theirs + one] for one in ("weight", "bias")})
         with torch.no_grad():

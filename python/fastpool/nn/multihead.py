@@ -10,9 +10,10 @@ from .. import functional
 from ..calls import accumulator
 from ..checks import FLOATS, check_float, has_rows
 from ..options import count, option
-from .attention import SPREAD
 from .ending import Ending, check_ending, end, given
 from .precision import own_precision
+
+SPREAD = 0.02  # of a query's first values, as models initialise embeddings
 
 
 class MultiheadPooling(Ending):
@@ -33,10 +34,13 @@ class MultiheadPooling(Ending):
         truncate_dim: keep the first `truncate_dim` columns only (Matryoshka).
         normalize: divide each vector by max(its L2 norm, 1e-12).
         out_dtype: of the result; hidden's dtype if not given.
+        device: of the parameters.
+        dtype: of the parameters, torch's default if not given.
 
     Calls take the arguments of fastpool.mean, in every layout that it knows:
-    `pooling(hidden, mask, cu_seqlens, lengths=, starts=, ends=)`. `from_multihead` and `from_projections` take the
-    weights of a model; what such a model does to the vector afterwards (SigLIP an MLP) remains to be done.
+    `pooling(hidden, mask, cu_seqlens, lengths=, starts=, ends=)`. `from_projections` and, for torch's own module,
+    AttentionPooling.from_multihead take the weights of a model; what such a model does to the vector afterwards (SigLIP
+    an MLP) remains to be done.
 
     Parameters are `query` [queries * heads, H], each with its scale in it, `value` [heads, inner / heads, H], and
     `output`, a torch.nn.Linear, or what stands there later, such as an adapter around it.
@@ -52,8 +56,7 @@ class MultiheadPooling(Ending):
         ValueError: a count below 1, heads that do not divide inner, truncate_dim beyond outputs; in calls, hidden of
             another width, and what the functions raise.
 
-    >>> attention, probe = torch.nn.MultiheadAttention(384, 12, batch_first=True), torch.randn(1, 1, 384)
-    >>> vectors = fastpool.nn.MultiheadPooling.from_multihead(attention, probe)(hidden, mask)
+    >>> vectors = fastpool.nn.MultiheadPooling(384, heads=12)(hidden, mask)
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class MultiheadPooling(Ending):
         truncate_dim: int | None = None,
         normalize: bool = False,
         out_dtype: torch.dtype | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         **unknown: NoReturn,
     ) -> None:
         super().__init__(truncate_dim, normalize, out_dtype, unknown)
@@ -77,9 +82,10 @@ class MultiheadPooling(Ending):
         if self.inner % self.heads:
             raise ValueError(f"{self._name}: heads must divide inner, {self.inner}, got {self.heads}")
         self._keep_at_most(self.outputs)
-        self.query = torch.nn.Parameter(torch.empty(self.queries * self.heads, self.width))
-        self.value = torch.nn.Parameter(torch.empty(self.heads, self.inner // self.heads, self.width))
-        self.output = torch.nn.Linear(self.inner, self.outputs)
+        made = self._made_with(device, dtype)
+        self.query = torch.nn.Parameter(torch.empty(self.queries * self.heads, self.width, **made))
+        self.value = torch.nn.Parameter(torch.empty(self.heads, self.inner // self.heads, self.width, **made))
+        self.output = torch.nn.Linear(self.inner, self.outputs, **made)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -88,45 +94,6 @@ class MultiheadPooling(Ending):
         torch.nn.init.normal_(self.query, std=SPREAD)
         torch.nn.init.uniform_(self.value, -bound, bound)
         self.output.reset_parameters()
-
-    @classmethod
-    def from_multihead(
-        cls, attention: torch.nn.MultiheadAttention, probe: Tensor, **options: Any
-    ) -> "MultiheadPooling":
-        """What attention(probe, hidden, hidden)[0] gives for each text, without its dropout.
-
-        Args:
-            attention: its weights are copied; kdim and vdim may differ from embed_dim, but not from each other.
-            probe: the learned query, [E], or several, [queries, E]; a leading dimension of 1 is left out.
-            options: truncate_dim, normalize and out_dtype.
-
-        Raises:
-            TypeError: something else than such a module or a tensor of float numbers; an option that there is not.
-            ValueError: a probe of another shape; keys and values that are not the tokens' alone (add_bias_kv,
-                add_zero_attn), or of two widths.
-        """
-        name = f"fastpool.nn.{cls.__name__}.from_multihead"
-        check_ending(name, options)
-        if not isinstance(attention, torch.nn.MultiheadAttention):
-            raise TypeError(f"{name}: attention must be a torch.nn.MultiheadAttention, got {type(attention).__name__}")
-        for extra, has in (("add_bias_kv", attention.bias_k is not None), ("add_zero_attn", attention.add_zero_attn)):
-            if has:
-                raise ValueError(f"{name}: attention must attend to tokens alone, got one with {extra}=True")
-        if attention.kdim != attention.vdim:
-            raise ValueError(
-                f"{name}: attention must take keys and values of one width, got kdim {attention.kdim} and "
-                f"vdim {attention.vdim}"
-            )
-        _check_query(name, "probe", probe, attention.embed_dim)
-        if attention.in_proj_weight is None:
-            weights = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
-        else:
-            weights = attention.in_proj_weight.chunk(3)
-        biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
-        query, key, value = (_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
-        with torch.no_grad():
-            projected = query(probe.to(query.weight.dtype))
-        return cls.from_projections(projected, key, value, attention.out_proj, attention.num_heads, **options)
 
     @classmethod
     def from_projections(
@@ -172,14 +139,14 @@ class MultiheadPooling(Ending):
             raise ValueError(f"{name}: value must map {width} columns to {inner}, as key does, got {value!r}")
         if output.in_features != inner:
             raise ValueError(f"{name}: output must take {inner} columns, which value gives, got {output!r}")
-        _check_query(name, "query", query, inner)
+        check_query(name, "query", query, inner)
         if scale is not None:
             scale = option(name, "scale", scale, float)
             if not math.isfinite(scale):
                 raise ValueError(f"{name}: scale must be finite, got {scale}")
         query = query.detach().reshape(-1, inner)
+        options |= {"device": key.weight.device, "dtype": key.weight.dtype}
         pooling = cls(width, heads, len(query), inner, output.out_features, **options)
-        pooling.to(key.weight.device, key.weight.dtype)
         each = inner // pooling.heads
         with torch.no_grad():  # products of weights, once, so in float64
             queries = query.double().unflatten(-1, (pooling.heads, each)) * (each**-0.5 if scale is None else scale)
@@ -222,7 +189,7 @@ class MultiheadPooling(Ending):
         return end(vectors, self.truncate_dim, self.normalize, self.out_dtype or hidden.dtype)
 
 
-def _check_query(name: str, argument: str, query: Any, width: int) -> None:
+def check_query(name: str, argument: str, query: Any, width: int) -> None:
     if not isinstance(query, Tensor):
         raise TypeError(f"{name}: {argument} must be a torch.Tensor, got {type(query).__name__}")
     check_float(name, argument, query.dtype)
@@ -231,12 +198,3 @@ def _check_query(name: str, argument: str, query: Any, width: int) -> None:
         raise ValueError(
             f"{name}: {argument} must have shape [{width}], [queries, {width}] or [1, queries, {width}], got {shape}"
         )
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> torch.nn.Linear:
-    """A module of these very weights."""
-    module = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    module.weight = torch.nn.Parameter(weight.detach(), requires_grad=False)
-    if bias is not None:
-        module.bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
-    return module

@@ -32,6 +32,8 @@ class WeightedLayers(Ending):
         truncate_dim: keep the first `truncate_dim` columns only (Matryoshka); truncation comes before normalisation.
         normalize: divide each vector by max(its L2 norm, 1e-12).
         out_dtype: of the result; that of the layers if not given.
+        device: of the parameters.
+        dtype: of the parameters, torch's default if not given.
 
     Calls take what a model of transformers gives as hidden_states (with output_hidden_states=True), that is
     num_hidden_layers + 1 tensors of one layout, and then the arguments of Pooling:
@@ -61,6 +63,8 @@ class WeightedLayers(Ending):
         truncate_dim: int | None = None,
         normalize: bool = False,
         out_dtype: torch.dtype | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         **unknown: NoReturn,
     ) -> None:
         super().__init__(truncate_dim, normalize, out_dtype, unknown)
@@ -78,7 +82,8 @@ class WeightedLayers(Ending):
                 f"{self._name}: layer_start must be at most num_hidden_layers, {self.num_hidden_layers}, "
                 f"got {self.layer_start}"
             )
-        self.layer_weights = torch.nn.Parameter(torch.empty(self.num_hidden_layers + 1 - self.layer_start))
+        weights = torch.empty(self.num_hidden_layers + 1 - self.layer_start, **self._made_with(device, dtype))
+        self.layer_weights = torch.nn.Parameter(weights)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
