@@ -84,7 +84,8 @@ class Variant:
         registers, and up to 25 of them with the polynomial's constants are more than the 255 of a thread."""
         arguments = self.launch.arguments
         double = any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in arguments.values())
-        return 256 if double and arguments.get("WEIGHT") in (Weight.SCORE, Weight.QUERY) else 0
+        softmax = arguments.get("WEIGHT") in [weight for weight in Weight if weight.softmax]
+        return 256 if double and softmax else 0
 
 
 def kernel_name(launch: Launch) -> str:

@@ -69,7 +69,9 @@ static uint64_t reduce_units(const PoolCall& call, const QueryGradients& gradien
                              A* scratch, A* partials, Totals* totals) {
   const int64_t columns = state_columns(call);
   const int64_t row_bytes = (S::queried ? call.width : call.dim) * static_cast<int64_t>(sizeof(T));
-  const bool ahead = S::queried || sizeof(T) < 4 || row_bytes > kShortRow;
+  int group = S::queried || row_bytes > kShortRow ? kGroupRows : 1;
+  if (sizeof(T) < 4) group = S::several ? kGroupRowsOfSeveral : kGroupRows;
+  const bool ahead = S::several || group > 1;
   Queue<T, A, S> queue(call, units, n, row_bytes, ahead ? kAheadBytes : 1);
   A* const queries = scratch;
   int64_t queries_of = -1;  // a segment
@@ -105,10 +107,10 @@ static uint64_t reduce_units(const PoolCall& call, const QueryGradients& gradien
       }
       add_leaf_of_queries(call, gradients, unit.segment, leaf, queries, level[0], queue);
     } else if (ahead) {
-      add_leaf<S, true>(leaf, call.dim, level[0], queue);
+      add_leaf<S, true>(leaf, group, call.dim, level[0], queue);
     } else {
       if (leaf.last) queue.fetch(kHeadBytes);
-      add_leaf<S, false>(leaf, call.dim, level[0], queue);
+      add_leaf<S, false>(leaf, group, call.dim, level[0], queue);
     }
     if constexpr (S::softmax && !S::queried) {
       softmax_of(level[0], padded_columns(call.dim)) = leaf.softmax;

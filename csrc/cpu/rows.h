@@ -8,7 +8,13 @@
 namespace fastpool::FASTPOOL_ISA {
 
 constexpr int kBlockVecs = 8;              // vectors of columns whose sums stay in registers
+#if defined(__AVX512VL__)
+constexpr int kBlockStates = 2;  // of so many modes; of more, half as many columns
+#else
+constexpr int kBlockStates = 1;
+#endif
 constexpr int kGroupRows = 8;              // rows added to them in one go
+constexpr int kGroupRowsOfSeveral = 2;     // of several modes, which compute more
 constexpr int64_t kAheadBytes = 64 << 10;  // how far ahead lines are fetched
 constexpr int64_t kShortRow = 4 << 10;     // up to here float32 rows go one at a time
 constexpr int64_t kHeadBytes = 4 << 10;    // and only the head of the next segment is fetched ahead
@@ -78,7 +84,7 @@ FASTPOOL_INLINE void add_rows(const T* const* rows, const A* weight, const A* sc
 template <class S, bool ahead, class T, class A>
 FASTPOOL_INLINE void add_group(const T* const* rows, const A* weight, const A* scale, int k, int64_t dim, bool fresh,
                                A* acc, Queue<T, A, S>& queue) {
-  constexpr int vecs = S::count == 1 ? kBlockVecs : kBlockVecs / 2;
+  constexpr int vecs = S::count <= kBlockStates ? kBlockVecs : kBlockVecs / 2;
   constexpr int lanes = Vec<A>::lanes, block = vecs * lanes;
   const auto add = [&](auto n, int64_t c, int part) __attribute__((always_inline)) {
     add_rows<S, decltype(n)::value, ahead>(rows, weight, scale, k, dim, c, part, fresh, acc, queue);
@@ -93,8 +99,7 @@ FASTPOOL_INLINE void add_group(const T* const* rows, const A* weight, const A* s
 
 // One leaf into acc[0..dim), a group of rows at a time.
 template <class S, bool ahead, class T, class A>
-FASTPOOL_INLINE void add_leaf(const Leaf<T, A>& leaf, int64_t dim, A* acc, Queue<T, A, S>& queue) {
-  constexpr int group = ahead ? kGroupRows : 1;
+FASTPOOL_INLINE void add_leaf(const Leaf<T, A>& leaf, int group, int64_t dim, A* acc, Queue<T, A, S>& queue) {
   int g = 0;
   do {
     const int k = leaf.count - g < group ? leaf.count - g : group;
