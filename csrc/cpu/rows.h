@@ -7,7 +7,7 @@
 
 namespace fastpool::FASTPOOL_ISA {
 
-constexpr int kBlockVecs = 8;              // vectors of columns whose sums stay in registers
+constexpr int kBlockVecs = 8;  // vectors of columns whose sums stay in registers
 #if defined(__AVX512VL__)
 constexpr int kBlockStates = 2;  // of so many modes; of more, half as many columns
 #else
