@@ -59,6 +59,7 @@ class Variant:
     name: str
     launch: Launch
     key: tuple[object, ...]
+    warp_size: int = 32
 
     @property
     def wide(self) -> tuple[str, ...]:
@@ -69,7 +70,7 @@ class Variant:
             return ()
         if name == "pool":
             loads = arguments["LEAVES"] * arguments["COLUMNS"] * arguments["hidden"].element_size() // LOAD_BYTES
-            if loads < 32 * self.launch.options["num_warps"]:
+            if loads < self.warp_size * self.launch.options["num_warps"]:
                 return ()
         return WIDE[name]
 
@@ -81,11 +82,11 @@ class Variant:
     @property
     def spills(self) -> int:
         """Bytes that it may spill. Of a softmax in float64 each level of the counter is three numbers, which are six
-        registers, and up to 25 of them with the polynomial's constants are more than the 255 of a thread."""
+        registers, and up to 28 of them with the polynomial's constants are more than the 255 of a thread."""
         arguments = self.launch.arguments
         double = any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in arguments.values())
         softmax = arguments.get("WEIGHT") in [weight for weight in Weight if weight.softmax]
-        return 256 if double and softmax else 0
+        return 320 if double and softmax else 0
 
 
 def kernel_name(launch: Launch) -> str:
@@ -253,7 +254,7 @@ def variants(
         for what, launch in _launches(dtype, dim, warp_size, splits, every):
             key = key_of(launch)
             if key not in found:
-                found[key] = Variant(_name(what, dtype, launch), launch, key)
+                found[key] = Variant(_name(what, dtype, launch), launch, key, warp_size)
     return list(found.values())
 
 
