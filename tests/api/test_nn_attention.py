@@ -267,6 +267,13 @@ LINEAR = torch.nn.Linear(12, 12)
 MULTIHEAD = torch.nn.MultiheadAttention(12, 3)
 
 
+class OwnForward(torch.nn.MultiheadAttention):
+    """As those that quantise have it, whose weights stand elsewhere."""
+
+    def forward(self, *arguments: Any, **more: Any) -> Any:
+        return super().forward(*arguments, **more)
+
+
 def fold(probe: Any, **options: Any) -> MultiheadPooling:
     return AttentionPooling.from_multihead(torch.nn.MultiheadAttention(12, 3, **options), probe)
 
@@ -311,6 +318,11 @@ def fold_projections(*projections: Any) -> MultiheadPooling:
             lambda: AttentionPooling.from_multihead(LINEAR, torch.ones(12)),
             TypeError,
             "AttentionPooling.from_multihead: attention must be a torch.nn.MultiheadAttention, got Linear",
+        ),
+        (
+            lambda: AttentionPooling.from_multihead(OwnForward(12, 3), torch.ones(12)),
+            TypeError,
+            "must compute what torch.nn.MultiheadAttention does, .*, got OwnForward with a forward of its own",
         ),
         (
             lambda: fold(torch.ones(11)),

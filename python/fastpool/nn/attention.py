@@ -9,7 +9,7 @@ from .. import functional
 from ..checks import has_rows
 from ..options import count
 from .ending import Ending, check_ending, given
-from .multihead import SPREAD, MultiheadPooling, check_query
+from .multihead import SPREAD, MultiheadPooling, check_computes, check_query
 from .precision import in_dtype_of, own_precision
 from .tokens import real_rows, rows
 
@@ -111,7 +111,8 @@ class AttentionPooling(Ending):
             options: truncate_dim, normalize and out_dtype.
 
         Raises:
-            TypeError: something else than such a module or a tensor of float numbers; an option that there is not.
+            TypeError: something else than such a module or a tensor of float numbers; a module whose forward is not
+                torch.nn.MultiheadAttention's; an option that there is not.
             ValueError: a probe of another shape; keys and values that are not the tokens' alone (add_bias_kv,
                 add_zero_attn), or of two widths.
 
@@ -120,8 +121,7 @@ class AttentionPooling(Ending):
         """
         name = f"fastpool.nn.{cls.__name__}.from_multihead"
         check_ending(name, options)
-        if not isinstance(attention, torch.nn.MultiheadAttention):
-            raise TypeError(f"{name}: attention must be a torch.nn.MultiheadAttention, got {type(attention).__name__}")
+        check_computes(name, "attention", attention, torch.nn.MultiheadAttention)
         for extra, has in (("add_bias_kv", attention.bias_k is not None), ("add_zero_attn", attention.add_zero_attn)):
             if has:
                 raise ValueError(f"{name}: attention must attend to tokens alone, got one with {extra}=True")

@@ -126,13 +126,7 @@ class MultiheadPooling(Ending):
         name = f"fastpool.nn.{cls.__name__}.from_projections"
         check_ending(name, options)
         for argument, module in (("key", key), ("value", value), ("output", output)):
-            if not isinstance(module, torch.nn.Linear):
-                raise TypeError(f"{name}: {argument} must be a torch.nn.Linear, got {type(module).__name__}")
-            if getattr(module.forward, "__func__", None) is not torch.nn.Linear.forward:
-                raise TypeError(
-                    f"{name}: {argument} must compute what torch.nn.Linear does, for its weights alone are taken, got "
-                    f"{type(module).__name__} with a forward of its own; merge an adapter into the weights first"
-                )
+            check_computes(name, argument, module, torch.nn.Linear)
             check_float(name, f"{argument}.weight", module.weight.dtype)
         inner, width = key.weight.shape
         if value.weight.shape != key.weight.shape:
@@ -187,6 +181,17 @@ class MultiheadPooling(Ending):
             vectors: Tensor = torch.func.functional_call(self.output, widened, values)
         vectors = vectors.squeeze(1) if self.queries == 1 else vectors
         return end(vectors, self.truncate_dim, self.normalize, self.out_dtype or hidden.dtype)
+
+
+def check_computes(name: str, argument: str, module: Any, kind: type[torch.nn.Module]) -> None:
+    """Raises TypeError for what is no module of this kind, or computes something else with its weights."""
+    if not isinstance(module, kind):
+        raise TypeError(f"{name}: {argument} must be a torch.nn.{kind.__name__}, got {type(module).__name__}")
+    if getattr(module.forward, "__func__", None) is not kind.forward:
+        raise TypeError(
+            f"{name}: {argument} must compute what torch.nn.{kind.__name__} does, for its weights alone are taken, got "
+            f"{type(module).__name__} with a forward of its own; merge an adapter into the weights first"
+        )
 
 
 def check_query(name: str, argument: str, query: Any, width: int) -> None:
