@@ -144,12 +144,17 @@ STATES = [torch.randn(2, 3, 8)] * 5
         (
             lambda: module()([*STATES[1:], torch.randn(1, 3, 8)]),
             ValueError,
-            r"hidden_states\[4\] must have the first and last dimension of hidden_states\[2\], \(2, 8\), got \(1, 8\)",
+            r"hidden_states\[4\] must have the shape of hidden_states\[2\], \(2, 3, 8\), got \(1, 3, 8\)",
+        ),
+        (
+            lambda: module()([*STATES[:3], torch.randn(2, 4, 8), STATES[4]]),
+            ValueError,
+            r"hidden_states\[3\] must .*, \(2, 3, 8\), got \(2, 4, 8\)",
         ),
         (
             lambda: module(truncate_dim=5)([*STATES[:3], torch.randn(2, 3, 7), STATES[4]]),
             ValueError,
-            r"hidden_states\[3\] must .*, \(2, 8\), got \(2, 7\)",
+            r"hidden_states\[3\] must .*, \(2, 3, 8\), got \(2, 3, 7\)",
         ),
         (lambda: module()([*STATES[1:], None]), TypeError, "hidden must be a torch.Tensor, got NoneType"),
         (lambda: module(truncate_dim=9)(STATES), ValueError, "between 1 and the columns of a vector, 8, got 9"),

@@ -49,7 +49,7 @@ class WeightedLayers(Ending):
     Raises:
         TypeError: an argument of the wrong type, a tensor in place of several; in calls, what the functions raise.
         ValueError: an unknown mode, or max; a count below 1, a layer_start that leaves no layer; in calls, another
-            number of layers, layers of different batches or widths, and what Pooling raises.
+            number of layers, layers of different shapes, and what Pooling raises.
 
     >>> layers = [hidden] * 13
     >>> vectors = fastpool.nn.WeightedLayers("mean", normalize=True)(layers, mask)
@@ -117,10 +117,10 @@ class WeightedLayers(Ending):
         wide = accumulator(layers[0].dtype) if has_rows(layers[0]) else None  # else the function says what is wrong
         if wide is not None:
             for i, layer in enumerate(layers, self.layer_start):
-                if has_rows(layer) and _ends(layer) != _ends(layers[0]):
+                if has_rows(layer) and _shape(layer) != _shape(layers[0]):
                     raise ValueError(
-                        f"{self._name}: hidden_states[{i}] must have the first and last dimension of "
-                        f"hidden_states[{self.layer_start}], {_ends(layers[0])}, got {_ends(layer)}"
+                        f"{self._name}: hidden_states[{i}] must have the shape of "
+                        f"hidden_states[{self.layer_start}], {_shape(layers[0])}, got {_shape(layer)}"
                     )
             self._keep_at_most((1 if isinstance(self.mode, str) else len(self.mode)) * layers[0].shape[-1])
         pooling = Pooling(self.mode, self.truncate_dim, out_dtype=wide)
@@ -135,6 +135,6 @@ class WeightedLayers(Ending):
         return end(total / shares.sum(), self.truncate_dim, self.normalize, self.out_dtype or layers[0].dtype)
 
 
-def _ends(layer: Tensor) -> tuple[int, int]:
-    """The sizes that layers have in common, of which those between are the tokens', and symbols of jagged ones."""
-    return layer.shape[0], layer.shape[-1]
+def _shape(layer: Tensor) -> tuple[int, ...]:
+    """But for the tokens of jagged ones, which are symbols, each layer's its own."""
+    return (layer.shape[0], layer.shape[-1]) if layer.is_nested else tuple(layer.shape)
