@@ -123,11 +123,13 @@ static void add_leaf_of_queries(const PoolCall& call, const QueryGradients& grad
     for (int64_t q = 0; q < call.queries.count; ++q, state += query_columns(call)) {
       if constexpr (S::softmax) {
         const A* const query = queries + q * padded_columns(call.width);
-        for (int r = 0; r < k; ++r) {
-          const A product =
+        int r = 0;
+        if (q > 0)
+          for (; r + kRowsAtOnce <= k; r += kRowsAtOnce) dots(query, rows + r, call.width, weight + r);
+        for (; r < k; ++r)
+          weight[r] =
               q == 0 ? dot(query, rows[r], call.width, queue.take_row(rows[r])) : dot(query, rows[r], call.width);
-          weight[r] = score_of_product(call, product);
-        }
+        for (r = 0; r < k; ++r) weight[r] = score_of_product(call, weight[r]);
         Softmax<A>& softmax = softmax_of(state, columns);
         if (g == 0) softmax = {};
         weigh(weight, scale, k, softmax);

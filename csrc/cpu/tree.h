@@ -69,39 +69,76 @@ struct AddNeighboursOfEight {
   }
 };
 
-// Sum of `dim` columns in an aligned binary tree, neighbours first; never -0. `at(c, n)` is a vector of the n columns
-// from c on.
-template <class A, class At>
-FASTPOOL_INLINE A add_columns(int64_t dim, At at) {
+// One for each of several rows, whose trees have the same shape.
+template <class V, int R>
+struct OfRows {
+  V row[R];
+};
+struct AddNeighboursOfRows {
+  template <class V, int R>
+  __attribute__((always_inline)) OfRows<V, R> operator()(const OfRows<V, R>& left, const OfRows<V, R>& right) const {
+    OfRows<V, R> both;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) both.row[r] = AddNeighbours{}(left.row[r], right.row[r]);
+    return both;
+  }
+};
+
+// Sums of `dim` columns of each of R rows in an aligned binary tree, neighbours first; never -0. `at(r, c, n)` is a
+// vector of row r's n columns from c on.
+template <class A, int R, class At>
+FASTPOOL_INLINE void add_columns(int64_t dim, At at, A* sums) {
   using V = typename Vec<A>::type;
   constexpr int lanes = Vec<A>::lanes, block = 8;  // vectors that meet in registers
   constexpr AddNeighbours merge;
-  Tree<V, AddNeighbours> blocks;
-  const auto add = [&](V* s) __attribute__((always_inline)) {
-    if constexpr (lanes == 8) return blocks.add(AddNeighboursOfEight{}(s));
+  Tree<OfRows<V, R>, AddNeighboursOfRows> blocks;
+  const auto meet = [&](V* s) __attribute__((always_inline)) {
+    if constexpr (lanes == 8) return AddNeighboursOfEight{}(s);
 #pragma GCC unroll 8
     for (int half = block / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
       for (int v = 0; v < half; ++v) s[v] = merge(s[2 * v], s[2 * v + 1]);
-    blocks.add(s[0]);
+    return s[0];
   };
   V s[block];
+  OfRows<V, R> x;
   int64_t c = 0;
   for (; c + block * lanes <= dim; c += block * lanes) {
 #pragma GCC unroll 8
-    for (int v = 0; v < block; ++v) s[v] = at(c + v * lanes, lanes);
-    add(s);
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < block; ++v) s[v] = at(r, c + v * lanes, lanes);
+      x.row[r] = meet(s);
+    }
+    blocks.add(x);
   }
   if (c < dim) {
-    for (int v = 0; v < block; ++v, c += lanes) {
-      s[v] = c < dim ? at(c, dim - c < lanes ? static_cast<int>(dim - c) : lanes) : V{};
-      for (int64_t i = c < dim ? dim - c : lanes; i < lanes; ++i) s[v][i] = 0;
+    for (int r = 0; r < R; ++r) {
+      int64_t d = c;
+      for (int v = 0; v < block; ++v, d += lanes) {
+        s[v] = d < dim ? at(r, d, dim - d < lanes ? static_cast<int>(dim - d) : lanes) : V{};
+        for (int64_t i = d < dim ? dim - d : lanes; i < lanes; ++i) s[v][i] = 0;
+      }
+      x.row[r] = meet(s);
     }
-    add(s);
+    blocks.add(x);
   }
-  V sum = blocks.root();
-  for (int n = lanes; n > 1; n /= 2) sum = merge(sum, V{});
-  return sum[0] + A{};
+  x = blocks.root();
+  // Rows meet in one vector, as far as its lanes go, while what is left of each meets in itself.
+  int vectors = R;
+  for (int n = lanes; n > 1; n /= 2) {
+#pragma GCC unroll 8
+    for (int v = 0; v < (R + 1) / 2; ++v)
+      if (2 * v < vectors) x.row[v] = merge(x.row[2 * v], 2 * v + 1 < vectors ? x.row[2 * v + 1] : V{});
+    vectors = (vectors + 1) / 2;
+  }
+  for (int r = 0; r < R; ++r) sums[r] = x.row[r / lanes][r % lanes] + A{};
+}
+template <class A, class At>
+FASTPOOL_INLINE A add_columns(int64_t dim, At at) {
+  A sum;
+  add_columns<A, 1>(dim, [&](int, int64_t c, int n) __attribute__((always_inline)) { return at(c, n); }, &sum);
+  return sum;
 }
 
 }  // namespace fastpool::FASTPOOL_ISA
