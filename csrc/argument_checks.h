@@ -1,5 +1,7 @@
 // What the arguments of several ops have in common: their way between a stack and their places, and their checks.
 #pragma once
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "arguments.h"
@@ -149,6 +151,10 @@ inline Queries queries(const Tensor& t, const PoolCall& call, double scale) {
   queries.batch_stride = rank == 3 ? t.stride(0) : 0;
   queries.stride = rank == 1 ? 0 : t.stride(rank - 2);
   queries.column_stride = t.stride(rank - 1);
+  // In the accumulator's precision it would be infinite, which a number that is so from the start may be.
+  const double largest =
+      call.dtype == DType::float64 ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+  require(std::abs(scale) <= largest || !std::isfinite(scale), "scale");
   queries.scale = scale;
   return queries;
 }

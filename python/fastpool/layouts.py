@@ -63,7 +63,8 @@ def raise_in_callers_words(
     parser came first, it says what the op itself would have said. What a signal's handler has raised stays as it is."""
     try:
         refused = bool(names) and type(error) in (TypeError, ValueError)
-        if refused or (type(error) is RuntimeError and "() Expected a value of type " in str(error)):
+        parsed = type(error) is RuntimeError and "() Expected a value of type " in str(error)
+        if refused or parsed or type(error) is NotImplementedError:  # a nested mask's
             for op, args, more in calls:
                 _refuse_in_callers_words(call_of(op, *args, **more), names)
         raise error

@@ -249,6 +249,8 @@ def test_nested() -> None:
         fastpool.mean(torch.nested.nested_tensor([torch.randn(3, 4)]))
     with pytest.raises(ValueError, match="ragged in dimension 1"):
         fastpool.mean(jagged.transpose(1, 2))
+    with pytest.raises(TypeError, match=r"fastpool\.mean: mask must be a dense strided tensor, got a nested one"):
+        fastpool.mean(X, jagged)
 
 
 NESTED_TABLE: list[tuple[str, list[int], list[int] | None, dict[str, Any], str]] = [

@@ -140,6 +140,13 @@ def test_multihead_attention_of_torch(kdim: int | None, bias: bool, probes: int)
     torch.testing.assert_close(cut.view(3, probes, 5), expected, rtol=0, atol=1e-5)
 
 
+def test_projections_of_several_dtypes() -> None:
+    key, value = (torch.nn.Linear(12, 8, dtype=dtype) for dtype in (torch.float16, torch.bfloat16))
+    module = MultiheadPooling.from_projections(torch.ones(8), key, value, torch.nn.Linear(8, 5), 2)
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+    assert same_bits(module.value.detach().flatten(0, 1), value.weight.detach().float())
+
+
 def test_projections_in_their_dtype() -> None:
     """Weights of float64 are folded and kept as such; hidden may have another dtype."""
     key, value, output = (torch.nn.Linear(a, b, dtype=torch.float64) for a, b in ((12, 8), (12, 8), (8, 5)))
@@ -352,9 +359,16 @@ def fold_projections(*projections: Any) -> MultiheadPooling:
             "from_projections: value must be a torch.nn.Linear, got MultiheadAttention",
         ),
         (lambda: fold(torch.ones(12).int()), TypeError, "from_multihead: probe must be float16, .*, got int32"),
+        (lambda: fold(torch.ones(12, device="meta")), ValueError, "probe must be on attention's device, cpu, got meta"),
         (lambda: fold_options(queries=3), TypeError, "from_multihead.. got an unexpected keyword argument 'queries'"),
         (lambda: fold_options(scale=0.1), TypeError, "from_multihead.. got an unexpected keyword argument 'scale'"),
         (lambda: fold_scale(torch.ones(12), width=3), TypeError, "from_projections.. got .* argument 'width'"),
+        (lambda: fold_scale(torch.ones(12, device="meta")), ValueError, "query must be on key's device, cpu, got meta"),
+        (
+            lambda: fold_projections(LINEAR, LINEAR, torch.nn.Linear(12, 12, device="meta")),
+            ValueError,
+            "output.weight must be on key's device, cpu, got meta",
+        ),
         (lambda: fold_scale(torch.ones(12).long()), TypeError, "from_projections: query must be float16, .* got int64"),
         (lambda: fold_scale(torch.ones(12), "a"), TypeError, "from_projections: scale must be a float, got str"),
         (lambda: fold_scale(torch.ones(12), True), TypeError, "from_projections: scale must be a float, got bool"),

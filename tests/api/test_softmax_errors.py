@@ -32,16 +32,20 @@ QUERY_TABLE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("0-D query", {"hidden": HIDDEN, "query": torch.tensor(1.0)}, ValueError, r"query must have shape .*, got \[\]"),
     ("4-D query", {"hidden": HIDDEN, "query": torch.ones(1, 2, 3, 8)}, ValueError, r"query must have shape .*, got \[1, 2, 3, 8\]"),
     ("queries of other texts", {"hidden": HIDDEN, "query": torch.ones(3, 1, 8)}, ValueError, r"query \[B, K, 8\] must have one row of queries for each of the 2 segments, got \[3, 1, 8\]"),
+    ("scale beyond float32", {"hidden": HIDDEN, "query": QUERY, "scale": -1e39}, ValueError, r"scale beside float32 states is float32, so it must not be greater than 3.40282e\+38 in size, got -1e\+39; scale the query, or give float64 states"),
     ("queries of packed", {"hidden": PACKED, "cu_seqlens": CU, "query": torch.ones(10, 1, 8)}, ValueError, "for each of the 2 segments"),
 ]  # fmt: skip
 OWN_TABLE = [
     (mode, *row) for mode, table in (("softmax_mean", SCORES_TABLE), ("attention", QUERY_TABLE)) for row in table
 ]
+NESTED = torch.nested.nested_tensor([torch.ones(5), torch.ones(4)], layout=torch.jagged)
 FUNCTION_OWN_TABLE: list[tuple[str, str, dict[str, Any], type[Exception], str]] = [
     ("softmax_mean", "list of scores", {"hidden": HIDDEN, "scores": [[1.0] * 5] * 2}, TypeError, "scores must be a torch.Tensor, got list"),
     ("softmax_mean", "scores elsewhere", {"hidden": HIDDEN, "scores": torch.ones(2, 5, device="meta")}, ValueError, "scores must be on hidden's device, cpu, got meta"),
     ("attention", "list as query", {"hidden": HIDDEN, "query": [1.0] * 8}, TypeError, "query must be a torch.Tensor, got list"),
     ("attention", "query elsewhere", {"hidden": HIDDEN, "query": QUERY.to("meta")}, ValueError, "query must be on hidden's device, cpu, got meta"),
+    ("softmax_mean", "nested scores", {"hidden": HIDDEN, "scores": NESTED}, TypeError, "scores must be a dense strided tensor, got a nested one"),
+    ("attention", "nested query", {"hidden": HIDDEN, "query": NESTED}, TypeError, "query must be a dense strided tensor, got a nested one"),
     ("attention", "sparse query", {"hidden": HIDDEN, "query": QUERY.to_sparse()}, TypeError, "query must be a dense strided tensor, got layout torch.sparse_coo"),
 ]  # fmt: skip
 

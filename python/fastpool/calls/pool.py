@@ -5,6 +5,7 @@ only in where start and end come from. csrc/arguments.cpp checks the same things
 argument, it turns to the op's Python kernel, what is wrong is said here, and errors.py brings it out.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -190,6 +191,14 @@ class PoolCall:
             ValueError,
             f"{op}: query [B, K, {width}] must have one row of queries for each of the {self.batch} segments, "
             f"got {list(query.shape)}",
+        )
+        sums = accumulator(self.hidden.dtype)
+        largest = torch.finfo(sums).max
+        require(
+            not largest < abs(self.scale) < math.inf,
+            ValueError,
+            f"{op}: scale beside {name_of(self.hidden.dtype)} states is {name_of(sums)}, so it must not be greater "
+            f"than {largest:g} in size, got {self.scale:g}; scale the query, or give float64 states",
         )
 
     def _check_bounds_shape(self) -> None:

@@ -9,7 +9,7 @@ from .. import functional
 from ..checks import has_rows
 from ..options import count
 from .ending import Ending, check_ending, given
-from .multihead import SPREAD, MultiheadPooling, check_computes, check_query
+from .multihead import SPREAD, MultiheadPooling, check_computes, check_device, check_query
 from .precision import in_dtype_of, own_precision
 from .tokens import real_rows, rows
 
@@ -114,7 +114,7 @@ class AttentionPooling(Ending):
             TypeError: something else than such a module or a tensor of float numbers; a module whose forward is not
                 torch.nn.MultiheadAttention's; an option that there is not.
             ValueError: a probe of another shape; keys and values that are not the tokens' alone (add_bias_kv,
-                add_zero_attn), or of two widths.
+                add_zero_attn), or of two widths; tensors on several devices.
 
         >>> attention, probe = torch.nn.MultiheadAttention(384, 12, batch_first=True), torch.randn(1, 1, 384)
         >>> vectors = fastpool.nn.AttentionPooling.from_multihead(attention, probe)(hidden, mask)
@@ -131,6 +131,7 @@ class AttentionPooling(Ending):
                 f"vdim {attention.vdim}"
             )
         check_query(name, "probe", probe, attention.embed_dim)
+        check_device(name, "probe", probe, "attention", attention.out_proj.weight.device)
         if attention.in_proj_weight is None:
             weights = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
         else:

@@ -106,7 +106,8 @@ class MultiheadPooling(Ending):
         scale: float | None = None,
         **options: Any,
     ) -> "MultiheadPooling":
-        """What scaled_dot_product_attention(query, key(hidden), value(hidden)) gives, in heads, and then output.
+        """What scaled_dot_product_attention(query, key(hidden), value(hidden)) gives, in heads, and then output. Its
+        parameters have the widest of the weights' dtypes.
 
         Args:
             query: as it meets the keys, so already projected: [inner], or several, [queries, inner]; a leading
@@ -121,25 +122,28 @@ class MultiheadPooling(Ending):
         Raises:
             TypeError: something else than modules and a tensor of float numbers; a module whose weight is of another
                 kind, or whose forward is not torch.nn.Linear's, such as an adapter's; an option that there is not.
-            ValueError: shapes that do not fit, a scale that is not finite.
+            ValueError: shapes that do not fit, tensors on several devices, a scale that is not finite.
         """
         name = f"fastpool.nn.{cls.__name__}.from_projections"
         check_ending(name, options)
         for argument, module in (("key", key), ("value", value), ("output", output)):
             check_computes(name, argument, module, torch.nn.Linear)
             check_float(name, f"{argument}.weight", module.weight.dtype)
+            check_device(name, f"{argument}.weight", module.weight, "key", key.weight.device)
         inner, width = key.weight.shape
         if value.weight.shape != key.weight.shape:
             raise ValueError(f"{name}: value must map {width} columns to {inner}, as key does, got {value!r}")
         if output.in_features != inner:
             raise ValueError(f"{name}: output must take {inner} columns, which value gives, got {output!r}")
         check_query(name, "query", query, inner)
+        check_device(name, "query", query, "key", key.weight.device)
         if scale is not None:
             scale = option(name, "scale", scale, float)
             if not math.isfinite(scale):
                 raise ValueError(f"{name}: scale must be finite, got {scale}")
         query = query.detach().reshape(-1, inner)
-        options |= {"device": key.weight.device, "dtype": key.weight.dtype}
+        dtype = torch.promote_types(torch.promote_types(key.weight.dtype, value.weight.dtype), output.weight.dtype)
+        options |= {"device": key.weight.device, "dtype": dtype}
         pooling = cls(width, heads, len(query), inner, output.out_features, **options)
         each = inner // pooling.heads
         with torch.no_grad():  # products of weights, once, so in float64
@@ -192,6 +196,11 @@ def check_computes(name: str, argument: str, module: Any, kind: type[torch.nn.Mo
             f"{name}: {argument} must compute what torch.nn.{kind.__name__} does, for its weights alone are taken, got "
             f"{type(module).__name__} with a forward of its own; merge an adapter into the weights first"
         )
+
+
+def check_device(name: str, argument: str, tensor: Tensor, of: str, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(f"{name}: {argument} must be on {of}'s device, {device}, got {tensor.device}")
 
 
 def check_query(name: str, argument: str, query: Any, width: int) -> None:
