@@ -71,7 +71,7 @@ def test_nothing_spills(cuobjdump: str) -> None:
         # Two blocks of 256 threads on a multiprocessor, four of those that are all latency; of some in float64 three,
         # and of what multiplies by queries three, in float64 two or one.
         attention = "scatter_attention" in name
-        one = re.search(f"reduce_kernelId.*(QueryState|{SOFTMAX})", name)
+        one = re.search(f"reduce_kernelId.*(QueryGradientState|{SOFTMAX})", name)
         two = "reduce_kernel" in name or re.search("scatter_attention_gradient_kernelId", name)
         three = attention or re.search("(normalize_backward|scatter_weight_gradient)_kernelId", name)
         most = 255 if one else 128 if two else 80 if three else 64
@@ -92,8 +92,8 @@ def test_loads_are_wide_and_come_together(cuobjdump: str) -> None:
     """Eight rows of 16 bytes are on their way before anything is done with the first."""
     seen = 0
     for name, code in machine_code(cuobjdump).items():
-        state = re.search(r"reduce_kernelI\w*(?:ReduceE(\d)EE|QueryState)ELi(\d+)E", name)
-        multiplies = SOFTMAX in name or "QueryState" in name  # by queries, in loads of their own; and looks at scales
+        state = re.search(r"reduce_kernelI\w*(?:ReduceE(\d)EE|QueryGradientState)ELi(\d+)E", name)
+        multiplies = SOFTMAX in name or "QueryGradientState" in name  # by queries, in loads of their own; and looks at scales
         # A maximum of float64 works on predicates, of which there are too few; it has one to four loads on their way.
         # So has what multiplies by queries in float64.
         if state is None or state[2] == "1":
