@@ -93,9 +93,8 @@ def test_loads_are_wide_and_come_together(cuobjdump: str) -> None:
     seen = 0
     for name, code in machine_code(cuobjdump).items():
         state = re.search(r"reduce_kernelI\w*(?:ReduceE(\d)EE|QueryGradientState)ELi(\d+)E", name)
-        multiplies = (
-            SOFTMAX in name or "QueryGradientState" in name
-        )  # by queries, in loads of their own; and looks at scales
+        # By queries, in loads of their own; and looks at scales.
+        multiplies = SOFTMAX in name or "QueryGradientState" in name
         # A maximum of float64 works on predicates, of which there are too few; it has one to four loads on their way.
         # So has what multiplies by queries in float64.
         if state is None or state[2] == "1":
