@@ -60,6 +60,7 @@ def calls_of(hidden: Tensor) -> Calls:
 
     calls: Calls = {
         "mean": (lambda: fastpool.mean(hidden), lambda: hidden.double().mean(1)),
+        "max": (lambda: fastpool.max(hidden), lambda: hidden.double().amax(1)),
         "weighted_mean": (lambda: fastpool.weighted_mean(hidden, weights=weights), by_scores),
         "softmax_mean": (lambda: fastpool.softmax_mean(hidden, scores=scores), by_scores),
         "softmax, bmm": (

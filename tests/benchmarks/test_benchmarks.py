@@ -256,17 +256,19 @@ def test_verdicts_on_cpus() -> None:
 def test_verdicts_on_attention() -> None:
     """Of large cases alone, and of those where both calls have a time."""
     cases_ = [("a", 1 << 24, 1.2), ("b", 1 << 25, 1.4), ("small", 1 << 23, 9.0), ("half", 1 << 25, None)]
-    us = {"mean": 10.0, "attention": 15.0, "weighted_mean": 12.0}
+    us = {"mean": 10.0, "max": 20.0, "attention": 15.0, "weighted_mean": 12.0, "mean, max, cls": 21.0}
     rows = [
         {"case": name, "bytes": size, "us": us | ({"softmax_mean": 12 * ratio} if ratio else {}), "failures": {}}
         for name, size, ratio in cases_
     ]
-    by_scores, by_query = targets.attention_verdicts(rows)
-    assert (by_scores.goal, by_query.goal) == (
+    by_scores, by_query, several = targets.attention_verdicts(rows)
+    assert (by_scores.goal, by_query.goal, several.goal) == (
         "softmax_mean / weighted_mean, 16 MiB and more ≤ 1.3", "attention / mean, 16 MiB and more ≤ 2",
+        "mean, max, cls / mean or max, 16 MiB and more ≤ 1.1",
     )  # fmt: skip
     assert (by_scores.met, by_scores.of, by_scores.worst, by_scores.where) == (1, 2, 1.4, "b")
     assert (by_query.met, by_query.of, by_query.worst) == (3, 3, 1.5)
+    assert (several.met, several.of, several.worst) == (3, 3, 1.05)
 
 
 def test_a_provider_without_figures_does_not_count() -> None:
