@@ -35,7 +35,8 @@ demo: $(VENV)/extra-demo
 test: $(VENV)/extra-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
 
-# What takes minutes and seldom finds what `make test` does not: more machine code, installs, addresses of the CUDA kernels.
+# What takes minutes and seldom finds what `make test` does not: more machine code, installs, addresses of the
+# CUDA kernels, every float32 of the elementary functions.
 test-wide: $(VENV)/extra-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal --wide $(PYTEST)
 

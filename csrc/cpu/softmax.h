@@ -78,17 +78,6 @@ FASTPOOL_INLINE A dot(const A* a, const T* b, int64_t dim) {
   return add_columns<A>(
       dim, [&](int64_t c, int n) __attribute__((always_inline)) { return read<V>(a + c) * load_part<V>(b + c, n); });
 }
-// The same of a row with each of kRowsAtOnce.
-constexpr int kRowsAtOnce = 4;
-template <class A, class T>
-FASTPOOL_INLINE void dots(const A* a, const T* const* rows, int64_t dim, A* sums) {
-  using V = typename Vec<A>::type;
-  add_columns<A, kRowsAtOnce>(
-      dim,
-      [&](int r, int64_t c, int n)
-          __attribute__((always_inline)) { return read<V>(a + c) * load_part<V>(rows[r] + c, n); },
-      sums);
-}
 // The same; a line of `later` is fetched for every line that is read.
 template <class A, class T>
 FASTPOOL_INLINE A dot(const A* a, const T* b, int64_t dim, const char* later) {
@@ -98,6 +87,17 @@ FASTPOOL_INLINE A dot(const A* a, const T* b, int64_t dim, const char* later) {
     if (c % line == 0) __builtin_prefetch(later + c * sizeof(T), 0, 2);
     return read<V>(a + c) * load_part<V>(b + c, n);
   });
+}
+// The same of each of several rows at once.
+constexpr int kRowsAtOnce = 4;
+template <class A, class T>
+FASTPOOL_INLINE void dots(const A* a, const T* const* rows, int64_t dim, A* sums) {
+  using V = typename Vec<A>::type;
+  add_columns<A, kRowsAtOnce>(
+      dim,
+      [&](int r, int64_t c, int n)
+          __attribute__((always_inline)) { return read<V>(a + c) * load_part<V>(rows[r] + c, n); },
+      sums);
 }
 
 // A query's columns into accumulator lanes.
