@@ -94,9 +94,15 @@ FIRST = (
 # Nothing is compiled beside what measures, since some of it is the host's time.
 REST = (
     _BUILD,
-    Stage("precompile figures", 60, f"{_BESIDE} figures tune", background=True),
+    Stage("precompile figures", 90, f"{_BESIDE} modes figures tune", background=True),
     Stage("machine code", 40, f"{_PYTEST} tests/kernels/test_cuda_build.py -m gpu_machine", judges=True),
     Stage("native forward", 90, f'{_ON_CORES} {_FORWARD} -k "not triton"', judges=True),
+    Stage(
+        "modes",
+        60,
+        "python -m benchmarks.gpu_modes --seconds {seconds} --out {out}/modes.jsonl",
+        ("precompile figures",),
+    ),
     Stage(
         "figures",
         150,

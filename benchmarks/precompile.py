@@ -3,6 +3,7 @@
     python -m benchmarks.precompile PART... [--jobs N]
 
 smoke figures     for gpu_smoke.py, and for every case of run.py (quick: for those of run.py --quick)
+modes             for gpu_modes.py
 tune tune-all     for tune.py's short list, and for all that it may try
 tests -- -k bf16  for the GPU tests, or those that pytest's own options choose
 --jobs 12         on so many processes
@@ -45,7 +46,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver
 
-from benchmarks import ROOT, bandwidth_gpu, tune
+from benchmarks import ROOT, bandwidth_gpu, gpu_modes, tune
 from benchmarks.cases import CASES, DTYPES, Case
 from benchmarks.gpu_stages import GPU_TESTS, MARKED, workers
 from benchmarks.machine import cores
@@ -225,6 +226,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "smoke": smoke,
     "figures": figures,
     "quick": quick,
+    "modes": gpu_modes.plan,
     "tune": partial(tune.plan_calls, tune.SHORT_LIST, tune.near),
     "tune-all": partial(tune.plan_calls, tune.ALL, candidates),
 }

@@ -141,9 +141,7 @@ def segment_prologue_kernel(
     weight = tl.zeros((), ACC)
     count = last - first
     if sums_weights(WEIGHT):
-        if weights is not None:
-            weights += segment * weight_skew
-        source = (weights, weight_stride, query, width, tl.full((), scale, ACC))
+        source = (weights, segment * weight_skew, weight_stride, query, width, tl.full((), scale, ACC))
         state = total_weight(
             hidden, mask, source, row_step, token_stride, first, last, WEIGHT, ACC, COLUMNS, PIECES, LEAVES
         )
@@ -227,14 +225,6 @@ def maximum_of(maxima, segment, there, dim, columns):
 
 
 @triton.jit
-def source_of(weights, segment, weight_skew, weight_stride):
-    """Where the weights, or scores, of a segment's tokens come from."""
-    if weights is not None:
-        weights += segment * weight_skew
-    return weights, weight_stride, None, None, None
-
-
-@triton.jit
 def token_gradient(x, maximum, source, share, row, first, real, maxima, WEIGHT: tl.constexpr, COLUMNS: tl.constexpr):
     """What each of the rows that are `real` gets of a segment's gradient x, which the divisor has divided already;
     [1, COLUMNS] where all get the same."""
@@ -253,7 +243,7 @@ def add_queries(x, hidden, query, query_step, width, scale, shares, vector, quer
     """x after what rows, pointers `hidden` [N, 1], get from each query of a segment, the first of which is number
     `vector`: of its gradient, and of its product with the token."""
     for k in range(queries):
-        source = (None, 0, query + k * query_step, width, scale)
+        source = (None, 0, 0, query + k * query_step, width, scale)
         share = load_share(shares, vector + k, True)
         weight = weight_of(source, share, hidden, row, 0, real, QUERY, x.dtype, COLUMNS, PIECES)
         of_product = (weight_gradient(share, hidden, real, x.dtype, COLUMNS, PIECES) * weight) * scale
@@ -302,7 +292,7 @@ def scatter_gradient_kernel(
                 share = load_share(shares, segment, there)
                 x = gradient_of(share, there, columns)
                 maximum = maximum_of(maxima, segment, there, dim, columns)
-                source = source_of(weights, segment, weight_skew, weight_stride)
+                source = (weights, segment * weight_skew, weight_stride, None, None, None)
             for some in range(at, stop, TILE_ROWS):
                 row = some + tl.arange(0, TILE_ROWS)
                 real = real_tokens(mask, segment, mask_skew, token_stride, row, first, last)
@@ -340,7 +330,7 @@ def scatter_gradient_kernel(
                     share = load_share(shares, segment, True)
                     y = gradient_of(share, True, columns)
                     maximum = maximum_of(maxima, segment, True, dim, columns)
-                    source = source_of(weights, segment, weight_skew, weight_stride)
+                    source = (weights, segment * weight_skew, weight_stride, None, None, None)
                     y = token_gradient(y, maximum, source, share, row, first, real, maxima, WEIGHT, COLUMNS)
                     x += tl.where(real[:, None] & inside, y, 0.0)
                 segment = next_overlap(segments, segment + 1, high, at, stop)
@@ -372,7 +362,7 @@ def scatter_weight_gradient_kernel(
             share = load_share(shares, segment, True)
             y = weight_gradient(share, states, real, ACC, COLUMNS, PIECES)
             if WEIGHT == SCORE:
-                source = source_of(weights, segment, weight_skew, weight_stride)
+                source = (weights, segment * weight_skew, weight_stride, None, None, None)
                 y *= weight_of(source, share, None, row, first, real, WEIGHT, ACC, COLUMNS, PIECES)
             x += tl.where(real, y, 0.0)
             segment = next_overlap(segments, segment + 1, high, at, stop)

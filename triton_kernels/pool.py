@@ -182,15 +182,13 @@ def pool_kernel(
     if mask is not None:
         mask += segment * mask_batch_stride
         first = first_real(mask, token_stride, first, last, SCAN)
-    if weights is not None:
-        weights += segment * weight_batch_stride
     if query is not None:
         query += segment * (query_batch_stride.to(tl.int64) * VECTOR)
     share = None
     if gradient is not None:
         shares = (gradient, gradient_dim.to(tl.int64) * VECTOR, divisors, products, exponents)
         share = load_share(shares, vector, True)
-    source = (weights, weight_stride, query, width, tl.full((), scale, ACC))
+    source = (weights, segment * weight_batch_stride, weight_stride, query, width, tl.full((), scale, ACC))
     if MERGE == MAX:  # modes of one token are of this kind
         if mask is not None:  # noqa: SIM102  # this is decided by the compiler, what follows by the call
             if select == LAST:

@@ -1,9 +1,9 @@
 """What a real token is multiplied by: a given weight, or else its position; e to the power of its score, which is given
 or its product with a query; and gradients that are products of tokens with the gradient of a result.
 
-Where weights come from is a tuple, `source`: given values and their stride, the query, its width, and the scale of its
-products. What a segment's gradient shares out depends on another, `share`: the gradient and its columns, its divisor,
-its product with the result, the exponent of the softmax."""
+Where weights come from is a tuple, `source`: given values, where a segment's begin, and their stride; the query, its
+width, and the scale of its products. What a segment's gradient shares out depends on another, `share`: the gradient and
+its columns, its divisor, its product with the result, the exponent of the softmax."""
 
 import triton
 import triton.language as tl
@@ -42,16 +42,16 @@ def product(rows, there, vector, divisor, width, ACC: tl.constexpr, COLUMNS: tl.
 
 
 @triton.jit
-def value_of(values, row, stride, real, ACC: tl.constexpr):
-    return widen(tl.load(values + row * stride, mask=real, other=0.0), ACC)
+def value_of(source, row, real, ACC: tl.constexpr):
+    return widen(tl.load(source[0] + source[1] + row * source[2], mask=real, other=0.0), ACC)
 
 
 @triton.jit
 def score_of(source, rows, row, real, ACC: tl.constexpr, COLUMNS: tl.constexpr, PIECES: tl.constexpr):
     """The scores of tokens; -inf for those that are not real."""
-    values, stride, query, width, scale = source
+    _, _, _, query, width, scale = source
     if query is None:
-        score = value_of(values, row, stride, real, ACC)
+        score = value_of(source, row, real, ACC)
     else:
         score = scale * product(rows, real, query, None, width, ACC, COLUMNS, PIECES)
     return tl.where(real, score, float("-inf"))
@@ -68,11 +68,11 @@ def softmax_weight(score, exponent):
 
 @triton.jit
 def number_of(values, vector, there):
-    """One of `values`, 0 where it is not there; None without them."""
+    """One of `values`, 0 where it is not there or there are none. (Functions of older Tritons cannot return None.)"""
     if values is not None:
         return tl.load(values + vector, mask=there, other=0.0)
     else:
-        return None
+        return 0.0
 
 
 @triton.jit
@@ -105,11 +105,11 @@ def weight_of(
     real."""
     if WEIGHT == TOKEN:
         if source[0] is not None:
-            return value_of(source[0], row, source[1], real, ACC)
+            return value_of(source, row, real, ACC)
         else:
             return tl.where(real, (row - first).to(tl.int32) + 1, 0).to(ACC)  # a narrow one takes fewer registers
     else:
         weight, _, _ = softmax_weight(score_of(source, rows, row, real, ACC, COLUMNS, PIECES), share[4])
         if WEIGHT == OF_QUERY:
-            weight = (weight_gradient(share, rows, real, ACC, COLUMNS, PIECES) * weight) * source[4]
+            weight = (weight_gradient(share, rows, real, ACC, COLUMNS, PIECES) * weight) * source[5]
         return tl.where(real, weight, 0.0)
