@@ -1,17 +1,17 @@
 """How fast every mode and its gradient are on a GPU, beside reading, or writing, the same bytes once.
 
-    python -m benchmarks.gpu_modes [--filter TEXT] [--seconds N] [--out FILE]
+    python -m benchmarks.gpu_modes [--filter TEXT] [--only TEXT] [--backends BACKEND...] [--seconds N] [--out FILE]
 
 Cold, in a CUDA graph, packed, nothing normalised: microseconds a call, medians. `read` is the fastest kernel that reads
 the same token states, `write` torch's own that fills as many; "SDPA", "amax" and "sum" are torch's for texts of one
-length. --out: a JSON object a line, as it comes.
+length. --only: calls whose name holds TEXT. --out: a JSON object a line, as it comes.
 """
 
 import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def plan(filter: str = "") -> None:
 
 
 @torch.inference_mode()
-def measure(case: Case, until: float) -> Iterator[dict[str, Any]]:
+def measure(case: Case, only: str, backends: Sequence[str], until: float) -> Iterator[dict[str, Any]]:
     from benchmarks.gpu import Gpu
     from benchmarks.timing_cuda import copies_of, time_calls
 
@@ -141,10 +141,11 @@ def measure(case: Case, until: float) -> Iterator[dict[str, Any]]:
     reads = [timed("auto", "read", [READERS[name](one.packed) for one in batches]) for name in READERS]
     yield min(reads, key=lambda one: one.get("us", math.inf))
     for name in of_torch(case, batches[0], given):
-        yield timed("auto", name, [of_torch(case, one, given)[name] for one in batches])
+        if only in name:
+            yield timed("auto", name, [of_torch(case, one, given)[name] for one in batches])
     for kind in (forward, backward):
         for name in kind(batches[0], given):
-            for backend in BACKENDS:
+            for backend in backends if only in name else ():
                 if time.monotonic() < until:
                     yield timed(backend, name, [kind(one, given)[name] for one in batches])
 
@@ -152,6 +153,8 @@ def measure(case: Case, until: float) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--filter", default="", metavar="TEXT", help="cases whose name holds TEXT, and no others")
+    parser.add_argument("--only", default="", metavar="TEXT", help="calls whose name holds TEXT, and no others")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--seconds", type=float, default=math.inf, metavar="N", help="nothing is begun after so many")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a file to write besides")
     asked = parser.parse_args()
@@ -162,7 +165,7 @@ def main() -> None:
         if asked.filter not in case.name or time.monotonic() > until:
             continue
         read = 0.0
-        for one in measure(case, until):
+        for one in measure(case, asked.only, asked.backends, until):
             read = one.get("us", 0.0) if one["name"] == "read" else read
             shown = f"{one['us']:9.2f} us {one['us'] / read:6.2f} reads" if "us" in one else one["failure"]
             print(f"{case.name}, {one['backend']}, {one['name']}: {shown}", flush=True)

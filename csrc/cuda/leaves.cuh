@@ -86,37 +86,77 @@ FASTPOOL_KERNEL_INLINE void stage_softmax(A score, int entry, const Shared<A>& s
   if (lane() == kLeaf - 1) shared.exponents[entry] = largest;
 }
 
+// What follows from products of tokens with a query, for each real token of these leaves, whose first stands at row(e):
+// a score or, for the gradient of the query, a share. Warps take a few neighbours each, whatever leaf they are of.
+template <class S, class T, class A, class Row>
+FASTPOOL_KERNEL_INLINE void stage_products(const PoolCall& call, const PoolPlan& plan, const Prologue& prologue,
+                                           const BlockUnit& unit, int entries, Row row, const Shared<A>& shared) {
+  constexpr int N = S::queried ? 2 : 4, M = S::queried ? 2 : 1;
+  const int64_t at = unit.segment * call.queries.count + unit.query;
+  Factor<A> factors[M];
+  factors[0] = query_of<A>(call, unit.segment, unit.query);
+  if constexpr (S::queried) factors[1] = gradient_of<A>(prologue, at);
+#pragma unroll 1
+  for (int t = warp() * N; t < entries * kLeaf; t += warps() * N) {
+    const int e = t / kLeaf;
+    const uint32_t word = shared.words[e] >> t % kLeaf & ((1u << N) - 1);
+    if (word == 0) continue;
+    const T* const first =
+        static_cast<const T*>(call.hidden) + unit.segment * call.batch_stride + (row(e) + t % kLeaf) * call.row_stride;
+    const T* tokens[N];
+#pragma unroll
+    for (int n = 0; n < N; ++n) tokens[n] = word >> n & 1 ? first + n * call.row_stride : nullptr;
+    A sums[N][M];
+    products<2>(tokens, plan.quads, factors, sums);
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      A value = static_cast<A>(call.queries.scale) * sums[n][0];
+      if constexpr (S::queried) value = word >> n & 1 ? share_of_product(call, prologue, at, sums[n]).share : A{};
+      if (lane() == n) shared.weights[t + n] = value;
+    }
+  }
+}
+
 // Which tokens of the next `per` leaves of every group's run are real, and their weights: a warp votes on each leaf.
 template <class S, class T, class A>
 FASTPOOL_KERNEL_INLINE void stage(const PoolCall& call, const PoolPlan& plan, const Prologue& prologue,
                                   const BlockUnit& unit, int per, int begin, bool count, const Shared<A>& shared) {
+  const int entries = plan.groups * per;
+  const auto row = [&](int e) {
+    return unit.from + static_cast<int64_t>(e / per * unit.run + begin + e % per) * kLeaf;
+  };
 #pragma unroll 1
-  for (int e = warp(); e < plan.groups * per; e += warps()) {
-    const int of_run = begin + e % per;
-    const int64_t i = unit.from + static_cast<int64_t>(e / per * unit.run + of_run) * kLeaf + lane();
-    const bool real = of_run < unit.run && i < unit.to && is_real(call.mask, unit.segment, i);
+  for (int e = warp(); e < entries; e += warps()) {
+    const int64_t i = row(e) + lane();
+    const bool real = begin + e % per < unit.run && i < unit.to && is_real(call.mask, unit.segment, i);
     const unsigned word = __ballot_sync(kAll, real);
-    const auto token = [&](int j) {
-      return static_cast<const T*>(call.hidden) + unit.segment * call.batch_stride + (i - lane() + j) * call.row_stride;
-    };
     if constexpr (S::softmax) {
-      A score{};
-      if (call.mode.takes_query())
-        score = of_each_token<A>(
-            word, [&](int j) { return score_of<A>(call, plan.quads, unit.segment, unit.query, token(j)); });
-      else if (real)
-        score = value_of<A>(call.scores, unit.segment, i, [](auto* p) { return widen(*p); });
-      stage_softmax(real ? score : Softmax<A>().exponent, e, shared);
+      if (call.queries.data == nullptr) {
+        A score = Softmax<A>().exponent;
+        if (real) score = value_of<A>(call.scores, unit.segment, i, [](auto* p) { return widen(*p); });
+        stage_softmax(score, e, shared);
+      }
     } else if constexpr (S::queried) {
-      shared.weights[e * kLeaf + lane()] = of_each_token<A>(word, [&](int j) {
-        return share_of_product<A>(call, plan.quads, prologue, unit.segment, unit.query, token(j)).share;
-      });
+      shared.weights[e * kLeaf + lane()] = A{};  // of those that are not real
     } else if constexpr (S::weighted) {
       shared.weights[e * kLeaf + lane()] = real ? weight_of<A>(call, unit.segment, unit.first, i) : A{};
     }
     if (lane() == 0) {
       shared.words[e] = word;
       if (count) atomicAdd(shared.count, __popc(word));
+    }
+  }
+  if constexpr (S::softmax || S::queried) {
+    if (call.queries.data == nullptr) return;
+    __syncthreads();
+    stage_products<S, T>(call, plan, prologue, unit, entries, row, shared);
+    if constexpr (S::softmax) {
+      __syncthreads();
+#pragma unroll 1
+      for (int e = warp(); e < entries; e += warps()) {
+        const bool real = shared.words[e] >> lane() & 1;
+        stage_softmax(real ? shared.weights[e * kLeaf + lane()] : Softmax<A>().exponent, e, shared);
+      }
     }
   }
 }

@@ -40,8 +40,8 @@ bool aligned(const PoolCall& call, int64_t bytes, int64_t more) {
 Quads quads_of(const PoolCall& call) {
   const Queries& queries = call.queries;
   const int64_t a = accumulator_size(call.dtype);
-  return {aligned(call, std::min<int64_t>(kQuad * size_of(call.dtype), 16), 0),
-          (address(queries.data) | queries.stride * a | queries.batch_stride * a) % 16 == 0};
+  const bool query = (address(queries.data) | queries.stride * a | queries.batch_stride * a) % 16 == 0;
+  return {aligned(call, std::min<int64_t>(kQuad * size_of(call.dtype), 16), 0), query, query && aligned(call, 16, 0)};
 }
 
 SharedLayout shared_layout(const PoolCall& call, const PoolPlan& plan) {

@@ -26,9 +26,10 @@ struct UnitTotals : Totals {
   double exponent = 0;
 };
 
-// Whether rows of hidden, and queries, begin where four values may be loaded at once.
+// Whether rows of hidden, and queries, begin where four values may be loaded at once; whether both do where 16 bytes
+// may.
 struct Quads {
-  bool hidden = false, query = false;
+  bool hidden = false, query = false, whole = false;
 };
 
 // Where a block keeps what in its shared memory, in bytes. Its row of sums comes first.

@@ -230,7 +230,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
       for (int k = 0; k < tile.overlaps; ++k) {
         const Overlap overlap = tile[k];
         if (r < overlap.from || r >= overlap.to) continue;
-        A share = share_of_weight<A>(prologue, overlap.segment, x, plan.quads.hidden);
+        const T* const tokens[1] = {x};
+        A sums[1][1];
+        products<4>(tokens, plan.quads, {gradient_of<A>(prologue, overlap.segment)}, sums);
+        A share = sums[0][0] - static_cast<const A*>(prologue.products)[overlap.segment];
         if (pool.mode.softmax()) share *= tile.softmax_weight(r, prologue.totals[overlap.segment]);
         sum += share;
       }
@@ -246,7 +249,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
 template <class A>
 constexpr int kTileBytes = static_cast<int>((sizeof(TileMemory<A>) + 31) / 32 * 32);
 template <class T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
     scatter_attention_gradient_kernel(const __grid_constant__ PoolBackwardCall call,
                                       const __grid_constant__ BackwardPlan plan,
                                       const __grid_constant__ Prologue prologue) {
@@ -269,14 +272,17 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
 #pragma unroll 1
       for (int64_t query = 0; query < pool.queries.count; ++query) {
         const int64_t at = overlap.segment * pool.queries.count + query;
-        const A* const gradient = static_cast<const A*>(prologue.gradient) + at * pool.dim;
-        const auto [weight, share] = share_of_product<A>(pool, plan.quads, prologue, overlap.segment, query, x);
+        const T* const tokens[1] = {x};
+        const Factor<A> of_query = query_of<A>(pool, overlap.segment, query), gradient = gradient_of<A>(prologue, at);
+        A sums_of_token[1][2];
+        products<4>(tokens, plan.quads, {of_query, gradient}, sums_of_token);
+        const auto [weight, share] = share_of_product(pool, prologue, at, sums_of_token[0]);
 #pragma unroll 1
         for (int i = lane(); i * kQuad < columns; i += 32) {
           const int64_t c = begin + i * kQuad;
           A g[kQuad], q[kQuad];
-          read_quad(gradient, c, pool.dim, pool.dim % kQuad == 0, g);
-          read_quad(query_of<A>(pool, overlap.segment, query), c, pool.width, plan.quads.query, q);
+          read_quad(gradient.row, c, pool.dim, pool.dim % kQuad == 0, g);
+          read_quad(of_query.row, c, pool.width, plan.quads.query, q);
           Pack<A, kQuad> sum = sums[i];
 #pragma unroll
           for (int n = 0; n < kQuad; ++n) {

@@ -26,7 +26,7 @@ import fastpool
 from benchmarks.gpu import Gpu
 from benchmarks.targets import allowance
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, LAYOUTS, same_bits, sequences, special_values, variants
+from fastpool.testing import DTYPES, LAYOUTS, required, same_bits, sequences, special_values, variants
 
 pytestmark = MARKS
 
@@ -96,9 +96,10 @@ def test_a_batch_does_not_matter(backend: str, layout: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_special_values(backend: str, mode: str) -> None:
     hidden = special_values(6, 300, 90)
+    arguments = {"hidden": hidden, **required(mode, hidden.shape)}
     for normalize in (False, True):
-        result = pool(mode, {"hidden": hidden}, normalize=normalize)
-        assert same_bits(result.cpu(), expected(mode, {"hidden": hidden}, normalize=normalize)), normalize
+        result = pool(mode, arguments, normalize=normalize)
+        assert same_bits(result.cpu(), expected(mode, arguments, normalize=normalize)), normalize
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -204,7 +205,7 @@ def test_validation_where_asked(backend: str) -> None:
     hidden, lengths = torch.ones(2, 5, 8, device=DEVICE), torch.tensor([1, 9], device=DEVICE)
     fastpool.mean(hidden, lengths=lengths)
     fastpool.validate()
-    with pytest.raises(ValueError, match=r"ends must lie between 0 and 5, got ends\[1\] = 9"):
+    with pytest.raises(ValueError, match=r"lengths must lie between 0 and 5, got lengths\[1\] = 9"):
         fastpool.mean(hidden, lengths=lengths)
     with pytest.raises(ValueError, match="ends must lie between 0 and 5"):
         torch.ops.fastpool.mean(hidden, ends=lengths)

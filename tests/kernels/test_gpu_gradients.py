@@ -9,7 +9,7 @@ from helpers.on_gpu import DEVICE, MARKS, all_moved, assert_a_graph_sees_new_len
 from torch import Tensor
 
 import fastpool
-from fastpool.testing import DTYPES, gradients, same_bits, variants
+from fastpool.testing import DTYPES, gradients, own_arguments, same_bits, variants
 
 pytestmark = MARKS
 
@@ -49,8 +49,7 @@ def test_gradients_of_overlapping_segments(backend: str, mode: str, given: str |
         "starts": starts,
         "ends": (starts + torch.randint(0, 300, (150,), generator=generator)).clamp(max=390),
     }
-    if given:
-        arguments["weights"] = torch.rand(400, generator=generator)
+    arguments |= own_arguments(given, torch.rand(400, generator=generator), 130)
     assert_the_cpus(mode, arguments)
 
 
