@@ -80,10 +80,10 @@ class Launch:
             return
         compiled = self.programs.get(device)
         if compiled is None:
+            settle_cache_keys()  # before the look-up: Triton's key is a kernel's hash too
             key = (self.kernel, device.index, *self.options.values(), *self._compiled_for())
             compiled = self.programs[device] = _compiled.get(key)
             if compiled is None:
-                settle_cache_keys()
                 compiled = self.kernel[self.grid](*arguments, **self.options)
                 self.programs[device] = _compiled[key] = compiled
                 return

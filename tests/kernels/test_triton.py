@@ -345,6 +345,10 @@ def test_known_programs_are_launched_alike(monkeypatch: pytest.MonkeyPatch) -> N
     class Kernel:
         compiled = 0
 
+        def __hash__(self) -> int:
+            assert settled, "Triton's hash of a kernel is its key, and settles it"
+            return id(self)
+
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Compiled]:
             def first(*arguments: Any, **options: Any) -> Compiled:
                 assert options["num_warps"] >= 1
@@ -353,7 +357,9 @@ def test_known_programs_are_launched_alike(monkeypatch: pytest.MonkeyPatch) -> N
 
             return first
 
+    settled: list[None] = []
     monkeypatch.setattr(launch, "_compiled", {})
+    monkeypatch.setattr(launch, "settle_cache_keys", lambda: settled.append(None))
     kernel, device = Kernel(), torch.device("cuda", 0)
 
     def launched(hidden: torch.Tensor, **more: Any) -> launch.Launch:
