@@ -179,14 +179,14 @@ def _native_below_bytes(device: torch.device) -> int:
     return below
 
 
-def _fastest_first(tensor: Tensor) -> tuple[str, ...]:
+def _fastest_first(tensor: Tensor, favours_cpp: bool = False) -> tuple[str, ...]:
     """`auto` takes the first of these that supports the call. All give the same bits."""
     if tensor.device.type != "cuda":
         return "native", "reference", "triton"
     if native.cuda_unavailable() is None:
         small = tensor.numel() * tensor.element_size() < _native_below_bytes(tensor.device)
         # In float64 Triton's programs take so many registers that few fit a processor.
-        if small or tensor.dtype == torch.float64:
+        if small or favours_cpp or tensor.dtype == torch.float64:
             return "native", "triton", "reference"
     return "triton", "native", "reference"
 
@@ -207,7 +207,7 @@ def _choose(call: Call, asked: str) -> ModuleType:
         if reason is not None:
             raise RuntimeError(f"{call.op}: backend {asked!r} was asked for and cannot serve this call: {reason}")
         return BACKENDS[asked]
-    order = [BACKENDS[name] for name in _fastest_first(call.tensor)]
+    order = [BACKENDS[name] for name in _fastest_first(call.tensor, call.favours_cpp)]
     chosen = next(module for module in order if module.supports(call) is None)
     if chosen is reference:
         _warn_slow(call)
@@ -249,7 +249,7 @@ def explain_call(call: Call) -> Explanation:
     asked = requested()
     reasons: dict[str, str] = {}
     taken: str | None = None
-    order = _fastest_first(call.tensor)
+    order = _fastest_first(call.tensor, call.favours_cpp)
     for name in order:
         reason = BACKENDS[name].supports(call)
         if asked not in ("auto", name):

@@ -186,6 +186,7 @@ def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert dispatch._fastest_first(gpu_tensor(below // 2 - 1)) == ("native", "triton", "reference")
         assert dispatch._fastest_first(gpu_tensor(below // 2)) == ("triton", "native", "reference")
         assert dispatch._fastest_first(gpu_tensor(below, torch.float64)) == ("native", "triton", "reference")
+        assert dispatch._fastest_first(gpu_tensor(below), favours_cpp=True) == ("native", "triton", "reference")
         assert told.pop() == (0, below)
         assert told == []
     monkeypatch.setattr(native, "_why_not_cuda", "the CUDA library was not built")

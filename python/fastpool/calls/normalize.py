@@ -27,6 +27,7 @@ class NormalizeCall:
     """The arguments of l2_normalize."""
 
     kernel: ClassVar[str] = "l2_normalize"  # what a backend calls it
+    favours_cpp: ClassVar[bool] = False  # see PoolCall
     x: Tensor
     truncate_dim: int | None = None
     truncate_dims: Tensor | None = None
@@ -109,6 +110,7 @@ class NormalizeBackwardCall:
     accumulator's dtype."""
 
     kernel: ClassVar[str] = "l2_normalize_backward"  # what a backend calls it
+    favours_cpp: ClassVar[bool] = False  # see PoolCall
     normalize: NormalizeCall
     gradient: Tensor
 
