@@ -46,14 +46,15 @@ class Given:
     def __init__(self, batch: Batch) -> None:
         generator = torch.Generator(batch.packed.device).manual_seed(0)
         rows, width = batch.packed.shape
-        drawn = {"generator": generator, "device": batch.packed.device}
+        drawn: dict[str, Any] = {"generator": generator, "device": batch.packed.device}
         self.scores = 3 * torch.randn(rows, **drawn)
         self.weights = self.scores.exp()
         self.queries = (torch.randn(QUERIES, width, **drawn) / width**0.5).to(batch.packed.dtype)
 
 
 def forward(batch: Batch, given: Given) -> dict[str, Call]:
-    hidden, packed = batch.packed, {"cu_seqlens": batch.cu_seqlens}
+    hidden = batch.packed
+    packed: dict[str, Any] = {"cu_seqlens": batch.cu_seqlens}
     return {
         "mean": lambda: fastpool.mean(hidden, **packed),
         "max": lambda: fastpool.max(hidden, **packed),
