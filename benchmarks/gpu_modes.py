@@ -142,7 +142,7 @@ def measure(case: Case, only: str, backends: Sequence[str], until: float) -> Ite
     reads = [timed("auto", "read", [READERS[name](one.packed) for one in batches]) for name in READERS]
     yield min(reads, key=lambda one: one.get("us", math.inf))
     for name in of_torch(case, batches[0], given):
-        if only in name:
+        if only in name and time.monotonic() < until:
             yield timed("auto", name, [of_torch(case, one, given)[name] for one in batches])
     for kind in (forward, backward):
         for name in kind(batches[0], given):
@@ -168,7 +168,7 @@ def main() -> None:
         read = 0.0
         for one in measure(case, asked.only, asked.backends, until):
             read = one.get("us", 0.0) if one["name"] == "read" else read
-            shown = f"{one['us']:9.2f} us {one['us'] / read:6.2f} reads" if "us" in one else one["failure"]
+            shown = f"{one['us']:9.2f} us {one['us'] / (read or math.nan):6.2f} reads" if "us" in one else one["failure"]
             print(f"{case.name}, {one['backend']}, {one['name']}: {shown}", flush=True)
             if asked.out:
                 with asked.out.open("a") as file:

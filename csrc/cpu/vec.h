@@ -56,34 +56,34 @@ struct Lanes<FASTPOOL_ISA::Vec<double>::type> {
   using bits = FASTPOOL_ISA::Vec<double>::bits;
 };
 #if defined(__AVX512VL__) && defined(__AVX512DQ__)
-// max gives its second operand where both are zeros or one is no number, so that left stays; a NaN on the right is then
-// put in. Two instructions for the three that comparisons take (or four), and max of bfloat16 in cold memory takes 10
-// to 15 % less (Zen 5).
+// Two comparisons, the second only where the first holds, which compilers do not find.
 template <>
 struct Maximum<FASTPOOL_ISA::Vec<float>::type> {
   FASTPOOL_INLINE __m256 of(__m256 left, __m256 right) {
-    const __m256i nan_of_right = _mm256_set1_epi32(0x21);  // for quiet and signalling ones; else the first operand
-    return _mm256_fixupimm_ps(_mm256_max_ps(right, left), right, nan_of_right, 0);
+    const __mmask8 number = _mm256_cmp_ps_mask(left, left, _CMP_ORD_Q);
+    return _mm256_mask_mov_ps(left, _mm256_mask_cmp_ps_mask(number, right, left, _CMP_NLE_UQ), right);
   }
 };
 template <>
 struct Maximum<FASTPOOL_ISA::Vec<double>::type> {
   FASTPOOL_INLINE __m256d of(__m256d left, __m256d right) {
-    const __m256i nan_of_right = _mm256_set1_epi64x(0x21);
-    return _mm256_fixupimm_pd(_mm256_max_pd(right, left), right, nan_of_right, 0);
+    const __mmask8 number = _mm256_cmp_pd_mask(left, left, _CMP_ORD_Q);
+    return _mm256_mask_mov_pd(left, _mm256_mask_cmp_pd_mask(number, right, left, _CMP_NLE_UQ), right);
   }
 };
 #elif defined(__AVX2__)
 template <>
 struct Maximum<FASTPOOL_ISA::Vec<float>::type> {
   FASTPOOL_INLINE __m256 of(__m256 left, __m256 right) {
-    return _mm256_blendv_ps(_mm256_max_ps(right, left), right, _mm256_cmp_ps(right, right, _CMP_UNORD_Q));
+    const __m256 number = _mm256_cmp_ps(left, left, _CMP_ORD_Q);
+    return _mm256_blendv_ps(left, right, _mm256_and_ps(number, _mm256_cmp_ps(right, left, _CMP_NLE_UQ)));
   }
 };
 template <>
 struct Maximum<FASTPOOL_ISA::Vec<double>::type> {
   FASTPOOL_INLINE __m256d of(__m256d left, __m256d right) {
-    return _mm256_blendv_pd(_mm256_max_pd(right, left), right, _mm256_cmp_pd(right, right, _CMP_UNORD_Q));
+    const __m256d number = _mm256_cmp_pd(left, left, _CMP_ORD_Q);
+    return _mm256_blendv_pd(left, right, _mm256_and_pd(number, _mm256_cmp_pd(right, left, _CMP_NLE_UQ)));
   }
 };
 #endif

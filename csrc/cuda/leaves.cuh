@@ -88,10 +88,12 @@ FASTPOOL_KERNEL_INLINE void stage_softmax(A score, int entry, const Shared<A>& s
 
 // What follows from products of tokens with a query, for each real token of these leaves, whose first stands at row(e):
 // a score or, for the gradient of the query, a share. Warps take a few neighbours each, whatever leaf they are of.
-template <class S, class T, class A, class Row>
+template <class S, int V, class T, class A, class Row>
 FASTPOOL_KERNEL_INLINE void stage_products(const PoolCall& call, const PoolPlan& plan, const Prologue& prologue,
                                            const BlockUnit& unit, int entries, Row row, const Shared<A>& shared) {
-  constexpr int N = S::queried ? 2 : 4, M = S::queried ? 2 : 1;
+  constexpr int N = S::queried ? 1 : 4, M = S::queried ? 2 : 1;
+  Quads quads = plan.quads;
+  if constexpr (V == 1) quads.whole = false;  // one way to compile
   const int64_t at = unit.segment * call.queries.count + unit.query;
   Factor<A> factors[M];
   factors[0] = query_of<A>(call, unit.segment, unit.query);
@@ -107,7 +109,7 @@ FASTPOOL_KERNEL_INLINE void stage_products(const PoolCall& call, const PoolPlan&
 #pragma unroll
     for (int n = 0; n < N; ++n) tokens[n] = word >> n & 1 ? first + n * call.row_stride : nullptr;
     A sums[N][M];
-    products<2>(tokens, plan.quads, factors, sums);
+    products<2>(tokens, quads, factors, sums);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       A value = static_cast<A>(call.queries.scale) * sums[n][0];
@@ -118,7 +120,7 @@ FASTPOOL_KERNEL_INLINE void stage_products(const PoolCall& call, const PoolPlan&
 }
 
 // Which tokens of the next `per` leaves of every group's run are real, and their weights: a warp votes on each leaf.
-template <class S, class T, class A>
+template <class S, int V, class T, class A>
 FASTPOOL_KERNEL_INLINE void stage(const PoolCall& call, const PoolPlan& plan, const Prologue& prologue,
                                   const BlockUnit& unit, int per, int begin, bool count, const Shared<A>& shared) {
   const int entries = plan.groups * per;
@@ -149,7 +151,7 @@ FASTPOOL_KERNEL_INLINE void stage(const PoolCall& call, const PoolPlan& plan, co
   if constexpr (S::softmax || S::queried) {
     if (call.queries.data == nullptr) return;
     __syncthreads();
-    stage_products<S, T>(call, plan, prologue, unit, entries, row, shared);
+    stage_products<S, V, T>(call, plan, prologue, unit, entries, row, shared);
     if constexpr (S::softmax) {
       __syncthreads();
 #pragma unroll 1
@@ -222,7 +224,7 @@ FASTPOOL_KERNEL_INLINE UnitTotals reduce_unit(const PoolCall& call, const PoolPl
     for (int at = 0; at < walked; at += per) {
       if (staged && (pass == 0 || walked > per)) {
         if (pass + at > 0) __syncthreads();  // what was staged before has been walked
-        stage<S, T>(call, plan, prologue, unit, per, at, pass == 0, shared);
+        stage<S, V, T>(call, plan, prologue, unit, per, at, pass == 0, shared);
         __syncthreads();
       }
       if (c >= dim) continue;

@@ -67,7 +67,7 @@ SharedLayout shared_layout(const PoolCall& call, const PoolPlan& plan) {
 
 PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device) {
   const bool one_token = call.mode.one_token();
-  const bool multiplies = call.queries.data != nullptr;  // whole tokens, a warp each
+  const bool multiplies = call.queries.data != nullptr;  // a warp takes whole tokens
   const int64_t a = accumulator_size(call.dtype);
   const int64_t rows = std::max<int64_t>(call.rows, 1);
   PoolPlan plan;

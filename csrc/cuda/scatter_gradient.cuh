@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 // The gradient of weights or scores: a warp takes a row.
 template <class T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 3)
     scatter_weight_gradient_kernel(const __grid_constant__ PoolBackwardCall call,
                                    const __grid_constant__ BackwardPlan plan,
                                    const __grid_constant__ Prologue prologue) {
@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
         if (r < overlap.from || r >= overlap.to) continue;
         const T* const tokens[1] = {x};
         A sums[1][1];
-        products<4>(tokens, plan.quads, {gradient_of<A>(prologue, overlap.segment)}, sums);
+        products<2>(tokens, plan.quads, {gradient_of<A>(prologue, overlap.segment)}, sums);
         A share = sums[0][0] - static_cast<const A*>(prologue.products)[overlap.segment];
         if (pool.mode.softmax()) share *= tile.softmax_weight(r, prologue.totals[overlap.segment]);
         sum += share;
@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
 template <class A>
 constexpr int kTileBytes = static_cast<int>((sizeof(TileMemory<A>) + 31) / 32 * 32);
 template <class T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, 2)
     scatter_attention_gradient_kernel(const __grid_constant__ PoolBackwardCall call,
                                       const __grid_constant__ BackwardPlan plan,
                                       const __grid_constant__ Prologue prologue) {
@@ -275,7 +275,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
         const T* const tokens[1] = {x};
         const Factor<A> of_query = query_of<A>(pool, overlap.segment, query), gradient = gradient_of<A>(prologue, at);
         A sums_of_token[1][2];
-        products<4>(tokens, plan.quads, {of_query, gradient}, sums_of_token);
+        products<2>(tokens, plan.quads, {of_query, gradient}, sums_of_token);
         const auto [weight, share] = share_of_product(pool, prologue, at, sums_of_token[0]);
 #pragma unroll 1
         for (int i = lane(); i * kQuad < columns; i += 32) {

@@ -69,11 +69,10 @@ def test_nothing_spills(cuobjdump: str) -> None:
     for name, registers, stack, local in kernels:
         assert (int(stack), int(local)) == (0, 0), name
         # Two blocks of 256 threads on a multiprocessor, four of those that are all latency; of some in float64 three,
-        # and of what multiplies by queries three, in float64 two or one.
-        attention = "scatter_attention" in name
+        # and of what multiplies by queries two, in float64 one.
         one = re.search(f"reduce_kernelId.*(QueryGradientState|{SOFTMAX})", name)
-        two = "reduce_kernel" in name or re.search("scatter_attention_gradient_kernelId", name)
-        three = attention or re.search("(normalize_backward|scatter_weight_gradient)_kernelId", name)
+        two = re.search("reduce_kernel|scatter_attention", name)
+        three = re.search("normalize_backward_kernelId|scatter_weight_gradient_kernelI[fd]", name)
         most = 255 if one else 128 if two else 80 if three else 64
         assert int(registers) <= most, name
 
@@ -93,7 +92,7 @@ def test_loads_are_wide_and_come_together(cuobjdump: str) -> None:
     seen = 0
     for name, code in machine_code(cuobjdump).items():
         state = re.search(r"reduce_kernelI\w*(?:ReduceE(\d)EE|QueryGradientState)ELi(\d+)E", name)
-        # By queries, in loads of their own; and looks at scales.
+        # By queries, for which eight pieces of tokens are loaded before, and parts of a query; and looks at scales.
         multiplies = SOFTMAX in name or "QueryGradientState" in name
         # A maximum of float64 works on predicates, of which there are too few; it has one to four loads on their way.
         # So has what multiplies by queries in float64.
@@ -104,7 +103,7 @@ def test_loads_are_wide_and_come_together(cuobjdump: str) -> None:
         arithmetic = ("FADD", "DADD", "FMUL", "DMUL", *(() if multiplies else ("FSETP", "DSETP")))
         loads = [op for op in code if op.startswith(("LDG.E.128", *arithmetic))]
         runs = [len(list(run)) for is_load, run in groupby(loads, lambda op: op.startswith("LDG")) if is_load]
-        assert max(runs) == 8 if multiplies else runs == [8], (name, runs)
+        assert 8 in runs and max(runs) <= 12 if multiplies else runs == [8], (name, runs)
         seen += 1
     assert seen == 4 * 5 - 3
 
