@@ -168,7 +168,9 @@ def main() -> None:
         read = 0.0
         for one in measure(case, asked.only, asked.backends, until):
             read = one.get("us", 0.0) if one["name"] == "read" else read
-            shown = f"{one['us']:9.2f} us {one['us'] / (read or math.nan):6.2f} reads" if "us" in one else one["failure"]
+            shown = (
+                f"{one['us']:9.2f} us {one['us'] / (read or math.nan):6.2f} reads" if "us" in one else one["failure"]
+            )
             print(f"{case.name}, {one['backend']}, {one['name']}: {shown}", flush=True)
             if asked.out:
                 with asked.out.open("a") as file:
