@@ -218,6 +218,22 @@ def test_flushed_subnormals_stay_alike() -> None:
     assert all(same_bits(result, results[0]) for result in results)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_maximum_that_is_subnormal_stays_one(dtype: torch.dtype) -> None:
+    """Where the CPU is told to flush, its own max gives 0 for it."""
+    assert native.info is not None
+    least = torch.nextafter(torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype))
+    hidden = torch.stack([-torch.ones(16, dtype=dtype), least.expand(16)])
+    for isa in native.info.isas():
+        native.info.use_isa(isa)
+        torch.set_flush_denormal(True)
+        try:
+            result = fastpool.max(hidden[None])
+        finally:
+            torch.set_flush_denormal(False)
+        assert same_bits(result, least.expand(1, 16)), isa
+
+
 @pytest.mark.parametrize(("mode", "given"), variants())
 def test_special_values(mode: str, given: str | None) -> None:
     """NaN, infinities, both zeros and subnormals in real tokens and in what weighs them: as the reference has them."""
