@@ -33,11 +33,12 @@ FASTPOOL_KERNEL_INLINE void products(const T* const (&tokens)[N], const Quads& q
   constexpr int V = 16 / sizeof(T), kItems = N * M * kPieces;  // sums of a piece, a token and a factor
   static_assert((kItems & (kItems - 1)) == 0 && kItems <= 32);
   bool whole = quads.whole;
-  int64_t columns = 0;
+  int columns = 0;
 #pragma unroll
   for (int m = 0; m < M; ++m) {
-    whole = whole && factors[m].columns % V == 0;
-    columns = factors[m].columns > columns ? factors[m].columns : columns;
+    whole = whole && factors[m].columns % V == 0 && factors[m].columns <= INT32_MAX / 2;
+    const int own = static_cast<int>(factors[m].columns);
+    columns = own > columns ? own : columns;
   }
   if (!whole) {
 #pragma unroll
@@ -47,15 +48,15 @@ FASTPOOL_KERNEL_INLINE void products(const T* const (&tokens)[N], const Quads& q
     return;
   }
   A level[N][M]{};  // level k of a binary counter is lane k's
-  int64_t round = 0;
+  int round = 0;
 #pragma unroll 1
-  for (int64_t begin = lane() * V; begin - lane() * V < columns; begin += kPieces * 32 * V, ++round) {
+  for (int begin = lane() * V; begin - lane() * V < columns; begin += kPieces * 32 * V, ++round) {
     Word<T, V> words[N][kPieces];
 #pragma unroll
     for (int n = 0; n < N; ++n)
 #pragma unroll
       for (int p = 0; p < kPieces; ++p) {
-        const int64_t c = begin + p * 32 * V;
+        const int c = begin + p * 32 * V;
         words[n][p] = Word<T, V>{};
         if (tokens[n] != nullptr && c < columns) words[n][p] = load_word<V>(tokens[n] + c);
       }
@@ -64,7 +65,7 @@ FASTPOOL_KERNEL_INLINE void products(const T* const (&tokens)[N], const Quads& q
     for (int m = 0; m < M; ++m)
 #pragma unroll
       for (int p = 0; p < kPieces; ++p) {
-        const int64_t c = begin + p * 32 * V;
+        const int c = begin + p * 32 * V;
         const bool inside = c < factors[m].columns;
         A y[V] = {};
         if (inside) read<V>(factors[m].row + c, y);
