@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ import torch.nn.functional as F  # noqa: N812  # its usual name
 from torch import Tensor
 
 import fastpool
+from benchmarks.attention import MODES, QUERIES
 from benchmarks.bandwidth_gpu import READERS
 from benchmarks.cases import DTYPES, Batch, Case, build
+from benchmarks.providers import Call
 from fastpool.testing import backward_arguments
 
-QUERIES = 8
 CASES = (
     Case(512, 64, 768),
     Case("chunks", 64, 1024),
@@ -37,7 +38,6 @@ CASES = (
 )
 BACKENDS = ("native", "triton")
 _ROUNDS = 7
-Call = Callable[[], Tensor]
 
 
 class Given:
@@ -63,7 +63,7 @@ def forward(batch: Batch, given: Given) -> dict[str, Call]:
         "attention": lambda: fastpool.attention(hidden, given.queries[:1], **packed),
         f"attention, {QUERIES} queries": lambda: fastpool.attention(hidden, given.queries, **packed),
         "cls": lambda: fastpool.cls(hidden, **packed),
-        "mean, max, cls": lambda: fastpool.pool(hidden, modes=("mean", "max", "cls"), **packed),
+        ", ".join(MODES): lambda: fastpool.pool(hidden, modes=MODES, **packed),
     }
 
 
@@ -109,17 +109,16 @@ def of_torch(case: Case, batch: Batch, given: Given) -> dict[str, Call]:
     return calls
 
 
-def plan(filter: str = "") -> None:
+def plan() -> None:
     """Makes our calls, on a CPU, for precompile.py, which does not run them."""
     for case in CASES:
-        if filter in case.name:
-            rows = torch.empty(sum(case.lengths()), case.width, dtype=DTYPES[case.dtype])
-            bounds = torch.tensor([0, *case.lengths()]).cumsum(0).int()
-            batch = Batch(rows, rows, rows, bounds)
-            given = Given(batch)
-            with fastpool.backend("triton"):
-                for call in {**forward(batch, given), **backward(batch, given)}.values():
-                    call()
+        rows = torch.empty(sum(case.lengths()), case.width, dtype=DTYPES[case.dtype])
+        bounds = torch.tensor([0, *case.lengths()]).cumsum(0).int()
+        batch = Batch(rows, rows, rows, bounds)
+        given = Given(batch)
+        with fastpool.backend("triton"):
+            for call in {**forward(batch, given), **backward(batch, given)}.values():
+                call()
 
 
 @torch.inference_mode()
@@ -141,14 +140,13 @@ def measure(case: Case, only: str, backends: Sequence[str], until: float) -> Ite
 
     reads = [timed("auto", "read", [READERS[name](one.packed) for one in batches]) for name in READERS]
     yield min(reads, key=lambda one: one.get("us", math.inf))
-    for name in of_torch(case, batches[0], given):
-        if only in name and time.monotonic() < until:
-            yield timed("auto", name, [of_torch(case, one, given)[name] for one in batches])
-    for kind in (forward, backward):
-        for name in kind(batches[0], given):
-            for backend in backends if only in name else ():
+    of_each = [of_torch(case, one, given) for one in batches]
+    ours = [forward(one, given) | backward(one, given) for one in batches]
+    for calls, by in ((of_each, ("auto",)), (ours, backends)):
+        for name in calls[0]:
+            for backend in by if only in name else ():
                 if time.monotonic() < until:
-                    yield timed(backend, name, [kind(one, given)[name] for one in batches])
+                    yield timed(backend, name, [one[name] for one in calls])
 
 
 def main() -> None:

@@ -68,8 +68,8 @@ def test_nothing_spills(cuobjdump: str) -> None:
     assert len(kernels) == (4 * (2 * 8 + 4) + 2) * len(native.info.cuda_architectures.split(","))
     for name, registers, stack, local in kernels:
         assert (int(stack), int(local)) == (0, 0), name
-        # Two blocks of 256 threads on a multiprocessor, four of those that are all latency; of some in float64 three,
-        # and of what multiplies by queries two, in float64 one.
+        # Two blocks of 256 threads on a multiprocessor, four of those that are all latency, or three in wide dtypes;
+        # and of what multiplies by queries, whose pieces on their way take registers, two, in float64 one.
         one = re.search(f"reduce_kernelId.*(QueryGradientState|{SOFTMAX})", name)
         two = re.search("reduce_kernel|scatter_attention", name)
         three = re.search("normalize_backward_kernelId|scatter_weight_gradient_kernelI[fd]", name)
@@ -104,7 +104,8 @@ def test_loads_are_wide_and_come_together(cuobjdump: str) -> None:
         arithmetic = ("FADD", "DADD", "FMUL", "DMUL", *(() if multiplies else ("FSETP", "DSETP")))
         loads = [op for op in code if op.startswith(("LDG.E.128", *arithmetic))]
         runs = [len(list(run)) for is_load, run in groupby(loads, lambda op: op.startswith("LDG")) if is_load]
-        assert {6, 7, 8} & {*runs} if multiplies else runs == [8], (name, runs)
+        least = 6 if SOFTMAX in name and "reduce_kernelIf" not in name else 8
+        assert {*range(least, 9)} & {*runs} if multiplies else runs == [8], (name, runs)
         seen += 1
     assert seen == 4 * 5 - 3
 
