@@ -3,6 +3,7 @@
 // The floor is one write of the gradient. Rows of one run have the same segments, so where tokens get equal shares, a
 // run's row is made once and copied.
 #pragma once
+#include "ieee.h"
 #include "kernel_impl.h"
 
 namespace fastpool::FASTPOOL_ISA {
@@ -348,7 +349,14 @@ static void normalize_backward(const NormalizeBackwardCall& call, int64_t begin,
 }
 
 constexpr cpu::IsaKernels kernels(const char* name) {
-  return {name, reduce, combine, normalize, segment_prologue, maxima, scatter_gradient, normalize_backward};
+  return {name,
+          InIeee<reduce>::call,
+          InIeee<combine>::call,
+          InIeee<normalize>::call,
+          InIeee<segment_prologue>::call,
+          InIeee<maxima>::call,
+          InIeee<scatter_gradient>::call,
+          InIeee<normalize_backward>::call};
 }
 
 }  // namespace fastpool::FASTPOOL_ISA

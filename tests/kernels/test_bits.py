@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 import fastpool
 from fastpool.backends import native
-from fastpool.testing import DTYPES, LAYOUTS, Sequence, own_arguments, same_bits, sequences, special_values, variants
+from fastpool.testing import (
+    DTYPES,
+    LAYOUTS,
+    Sequence,
+    gradients,
+    own_arguments,
+    same_bits,
+    sequences,
+    special_values,
+    variants,
+)
 
 LENGTHS = [1, 40, 0, 700, 33, 64, 5, 2000, 96, 31]
 
@@ -203,35 +213,30 @@ def test_l2_normalize_dims(dtype: torch.dtype, out_dtype: torch.dtype | None) ->
     assert same_bits(one, expected[3, 9])
 
 
-def test_flushed_subnormals_stay_alike() -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("mode", "given"), [*variants(), ("l2_normalize", None)])
+def test_flushed_subnormals_stay(mode: str, given: str | None, dtype: torch.dtype) -> None:
+    """torch.set_flush_denormal tells a thread to take subnormals for zeros, and no thread of ours does."""
     assert native.info is not None
-    hidden = (torch.rand(2, 40, 64) * 3e-5).half()
-    results = []
+    generator = torch.Generator().manual_seed(3)
+    tiny = torch.finfo(dtype).tiny
+    hidden = (torch.randn(3, 1500, 40, generator=generator, dtype=torch.float64) * tiny).to(dtype)
+    gradient = (torch.randn(3, 40, generator=generator, dtype=torch.float64) * tiny).to(dtype)
+    function = getattr(fastpool, mode)
+    arguments = {"hidden": hidden, **own_arguments(given, torch.rand(3, 1500, generator=generator), 40)}
+    if mode == "l2_normalize":
+        arguments, gradient = {"x": hidden}, gradient[:, None].expand_as(hidden)
+    expected = function(**arguments), *gradients(function, arguments, gradient)
     try:
         torch.set_flush_denormal(True)
-        for isa in native.info.isas():
+        for isa, threads in product(native.info.isas(), (1, 2)):
             native.info.use_isa(isa)
-            results.append(fastpool.sum(hidden, out_dtype=torch.float32))
+            torch.set_num_threads(threads)
+            got = function(**arguments), *gradients(function, arguments, gradient)
+            assert all(same_bits(a, b) for a, b in zip(got, expected, strict=True)), (isa, threads)
     finally:
         torch.set_flush_denormal(False)
-    assert results[0].max() > 1e-4
-    assert all(same_bits(result, results[0]) for result in results)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_a_maximum_that_is_subnormal_stays_one(dtype: torch.dtype) -> None:
-    """Where the CPU is told to flush, its own max gives 0 for it."""
-    assert native.info is not None
-    least = torch.nextafter(torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype))
-    hidden = torch.stack([-torch.ones(16, dtype=dtype), least.expand(16)])
-    for isa in native.info.isas():
-        native.info.use_isa(isa)
-        torch.set_flush_denormal(True)
-        try:
-            result = fastpool.max(hidden[None])
-        finally:
-            torch.set_flush_denormal(False)
-        assert same_bits(result, least.expand(1, 16)), isa
+    assert (hidden.abs() < tiny).any()
 
 
 @pytest.mark.parametrize(("mode", "given"), variants())
