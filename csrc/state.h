@@ -29,8 +29,8 @@ struct Softmax {
   }
 };
 
-// The maximum: the first of equals (and the first NaN) stays, whatever the shape of the tree. Vectors of lanes may have
-// a shorter way (cpu/vec.h).
+// The maximum: the first of equals (and a NaN) stays, whatever the shape of the tree. Vectors of lanes may have a
+// shorter way (cpu/vec.h).
 template <class V>
 struct Maximum {
   FASTPOOL_INLINE V of(V left, V right) { return (left == left) & !(right <= left) ? right : left; }

@@ -1,9 +1,8 @@
 // The CPU kernel: included once by each instruction set's file, into its own namespace.
 //
-// Speed comes from address order (measured; see docs/design.md, "How the CPU kernel reads"): rows are walked eight at a
-// time with their sums in registers, while lines of later leaves are fetched into the L2 cache strictly in address
-// order. Short float32 rows go one at a time, in address order by themselves; the CPU's own prefetcher follows them to
-// the end of a segment and has to be helped into the next one.
+// Speed comes from address order (measured; see docs/design.md, "How the CPU kernel reads"): rows go one at a time, and
+// the CPU's own prefetcher follows them to the end of a segment and has to be helped into the next one. Of work that
+// comes from memory, lines of later leaves are fetched into the L2 cache strictly in address order.
 #pragma once
 #include "../state.h"
 #include "finish.h"
@@ -57,6 +56,8 @@ static void finish_several(const PoolCall& call, int64_t segment, const Segment&
 template <class S, class T, class A>
 FASTPOOL_INLINE void finish_queries(const PoolCall& call, int64_t segment, [[maybe_unused]] const Segment& tokens,
                                     A* states, Totals totals, [[maybe_unused]] A* row) {
+  for (int64_t c = 0; c < S::count * call.queries.count; ++c)
+    put_in_order<RowVec<S, T, A>, T>(states + c * query_columns(call), call.dim);
   if constexpr (S::several) return finish_several<T>(call, segment, tokens, states, totals, row);
   for (int64_t k = 0; k < call.queries.count; ++k, states += query_columns(call)) {
     if constexpr (S::softmax) totals.weight = softmax_of(states, padded_columns(call.dim)).weight;
@@ -69,9 +70,9 @@ static uint64_t reduce_units(const PoolCall& call, const QueryGradients& gradien
                              A* scratch, A* partials, Totals* totals) {
   const int64_t columns = state_columns(call);
   const int64_t row_bytes = (S::queried ? call.width : call.dim) * static_cast<int64_t>(sizeof(T));
-  int group = S::queried || row_bytes > kShortRow ? kGroupRows : 1;
-  if (sizeof(T) < 4) group = S::several ? kGroupRowsOfSeveral : kGroupRows;
-  const bool ahead = S::several || group > 1;
+  int64_t bytes = 0;
+  for (int64_t u = 0; u < n; ++u) bytes += (units[u].end - units[u].begin) * row_bytes;
+  const bool ahead = bytes >= kAheadFrom && (S::several || sizeof(T) < 4 || row_bytes > kShortRow);
   Queue<T, A, S> queue(call, units, n, row_bytes, ahead ? kAheadBytes : 1);
   A* const queries = scratch;
   int64_t queries_of = -1;  // a segment
@@ -107,10 +108,10 @@ static uint64_t reduce_units(const PoolCall& call, const QueryGradients& gradien
       }
       add_leaf_of_queries(call, gradients, unit.segment, leaf, queries, level[0], queue);
     } else if (ahead) {
-      add_leaf<S, true>(leaf, group, call.dim, level[0], queue);
+      add_leaf<S, true>(leaf, call.dim, level[0], queue);
     } else {
       if (leaf.last) queue.fetch(kHeadBytes);
-      add_leaf<S, false>(leaf, group, call.dim, level[0], queue);
+      add_leaf<S, false>(leaf, call.dim, level[0], queue);
     }
     if constexpr (S::softmax && !S::queried) {
       softmax_of(level[0], padded_columns(call.dim)) = leaf.softmax;

@@ -13,11 +13,14 @@ constexpr int kBlockStates = 2;  // of so many modes; of more, half as many colu
 #else
 constexpr int kBlockStates = 1;
 #endif
-constexpr int kGroupRows = 8;              // rows added to them in one go
-constexpr int kGroupRowsOfSeveral = 2;     // of several modes, which compute more
-constexpr int64_t kAheadBytes = 64 << 10;  // how far ahead lines are fetched
-constexpr int64_t kShortRow = 4 << 10;     // up to here float32 rows go one at a time
-constexpr int64_t kHeadBytes = 4 << 10;    // and only the head of the next segment is fetched ahead
+constexpr int kQueryRows = 8;              // rows added to them in one go, from the cache, for each query
+constexpr int64_t kStripBytes = 8 << 10;   // of sums that rows are added to, one after another,
+constexpr int kStripRows = 16;             // before the next columns of as many rows follow
+constexpr int64_t kStripMultiple = 512;    // in columns, of whole blocks
+constexpr int64_t kAheadFrom = 16 << 20;   // bytes of work from which on lines are fetched ahead,
+constexpr int64_t kAheadBytes = 64 << 10;  // so far,
+constexpr int64_t kShortRow = 4 << 10;     // unless float32 rows are so short
+constexpr int64_t kHeadBytes = 4 << 10;    // where they are not, the head of the next segment is
 
 // body(i, State) of a state, or of several of them.
 template <class S, class Body>
@@ -31,47 +34,70 @@ FASTPOOL_INLINE void each_state(Together<S...>, Body body) {
   }(std::make_integer_sequence<int, sizeof...(S)>{});
 }
 
-// Adds rows[0..k) to `Vecs` vectors of sums at column c, one row after another. Of several states each has its own,
-// padded_columns(dim) apart.
-template <class S, int Vecs, bool ahead, class T, class A>
-FASTPOOL_INLINE void add_rows(const T* const* rows, const A* weight, const A* scale, int k, int64_t dim, int64_t c,
-                              int part, bool fresh, A* acc, Queue<T, A, S>& queue) {
-  using V = typename Vec<A>::type;
-  constexpr int lanes = Vec<A>::lanes;
-  const int64_t apart = padded_columns(dim);
+// The vector of columns that rows are added by: a wide one where they come from the cache, as for each query; and of
+// several modes of 16-bit rows, whose sums outweigh them.
+template <class S, class T, class A>
+using RowVec =
+    std::conditional_t<sizeof(A) == 4 && (S::queried || (S::several && sizeof(T) == 2)), WideF, typename Vec<A>::type>;
+
+// Rows that are added to the same sums, one after another.
+template <class T, class A>
+struct Rows {
+  const T* const* row;
+  const A *weight, *scale;  // of each
+  int count;
+  bool fresh;     // nothing was added before
+  const T* next;  // the row that comes after them
+};
+
+// Adds rows to `Vecs` vectors V of sums at column c, or to the first `part` lanes of one. Of several states each has
+// its own, `apart` from the last.
+template <class S, class V, int Vecs, bool ahead, class T, class A>
+FASTPOOL_INLINE void add_rows(const Rows<T, A>& rows, int64_t c, int part, A* acc, int64_t apart,
+                              Queue<T, A, S>& queue) {
+  constexpr int lanes = sizeof(V) / sizeof(A);
   // As many bytes as are added are fetched, a piece with every row.
   constexpr int piece = Vecs * lanes * static_cast<int>(sizeof(T));
   [[maybe_unused]] const char* later = nullptr;
   if constexpr (ahead) {
-    if (k > 0) later = queue.take(k * piece, rows[0] + c);
+    if (rows.count > 0) later = queue.take(rows.count * piece, rows.row[0] + c);
   }
   V sum[S::count][Vecs];
   each_state(S{}, [&](auto i, auto state) __attribute__((always_inline)) {
     using One = decltype(state);
 #pragma GCC unroll 8
     for (int v = 0; v < Vecs; ++v)
-      sum[i][v] = fresh ? One::template init<V, A>(A{}) : read<V>(acc + i * apart + c + v * lanes);
+      sum[i][v] = rows.fresh ? One::template init<V, A>(A{}) : read<V>(acc + i * apart + c + v * lanes);
   });
 #pragma GCC unroll 1
-  for (int r = 0; r < k; ++r) {
-    if constexpr (ahead) {
+  for (int r = 0; r < rows.count; ++r) {
+    const T* p = rows.row[r] + c;
 #pragma GCC unroll 8
-      for (int i = 0; i < piece; i += kLineBytes) __builtin_prefetch(later + r * piece + i, 0, 2);
+    for (int i = 0; i < piece; i += kLineBytes) {
+      if constexpr (ahead) __builtin_prefetch(later + r * piece + i, 0, 2);
+      if constexpr (S::several) __builtin_prefetch(reinterpret_cast<const char*>(rows.next + c) + i, 0, 3);
     }
-    const T* p = rows[r] + c;
-    const A w = S::weighted ? weight[r] : A{};
+    const A w = S::weighted ? rows.weight[r] : A{};
     if constexpr (S::softmax) {
-      if (scale[r] != 1) {
+      if (rows.scale[r] != 1) {
 #pragma GCC unroll 8
-        for (int v = 0; v < Vecs; ++v) sum[0][v] = sum[0][v] * scale[r];
+        for (int v = 0; v < Vecs; ++v) sum[0][v] = sum[0][v] * rows.scale[r];
       }
     }
-#pragma GCC unroll 8
-    for (int v = 0; v < Vecs; ++v) {
-      const V x = part ? load_part<V>(p, part) : load(p + v * lanes);
+    const auto update = [&](int v, V x) __attribute__((always_inline)) {
       each_state(S{}, [&](auto i, auto state) __attribute__((always_inline)) {
         sum[i][v] = decltype(state)::template update<V, A>(sum[i][v], x, w);
       });
+    };
+    if constexpr (Vecs == 1) {
+      update(0, load_part<V>(p, part));
+    } else {
+#pragma GCC unroll 8
+      for (int v = 0; v < Vecs; v += 2) {
+        const auto two = load_two<V>(p + v * lanes);
+        update(v, two.first);
+        update(v + 1, two.second);
+      }
     }
   }
   each_state(S{}, [&](auto i, auto) __attribute__((always_inline)) {
@@ -80,31 +106,47 @@ FASTPOOL_INLINE void add_rows(const T* const* rows, const A* weight, const A* sc
   });
 }
 
-// A group of k rows into acc[0..dim).
+// The columns [from, to) of rows into acc[from..to).
 template <class S, bool ahead, class T, class A>
-FASTPOOL_INLINE void add_group(const T* const* rows, const A* weight, const A* scale, int k, int64_t dim, bool fresh,
-                               A* acc, Queue<T, A, S>& queue) {
+FASTPOOL_INLINE void add_strip(const Rows<T, A>& rows, int64_t from, int64_t to, A* acc, int64_t apart,
+                               Queue<T, A, S>& queue) {
+  using V = typename Vec<A>::type;
+  using W = RowVec<S, T, A>;
   constexpr int vecs = S::count <= kBlockStates ? kBlockVecs : kBlockVecs / 2;
-  constexpr int lanes = Vec<A>::lanes, block = vecs * lanes;
-  const auto add = [&](auto n, int64_t c, int part) __attribute__((always_inline)) {
-    add_rows<S, decltype(n)::value, ahead>(rows, weight, scale, k, dim, c, part, fresh, acc, queue);
+  constexpr int lanes = Vec<A>::lanes, wide = sizeof(W) / sizeof(A);
+  const auto add = [&](auto vector, auto n, int64_t c, int part) __attribute__((always_inline)) {
+    add_rows<S, decltype(vector), decltype(n)::value, ahead>(rows, c, part, acc, apart, queue);
   };
   using Block = std::integral_constant<int, vecs>;
+  using Pair = std::integral_constant<int, 2>;
   using One = std::integral_constant<int, 1>;
-  int64_t c = 0;
-  for (; c + block <= dim; c += block) add(Block{}, c, 0);
-  for (; c + lanes <= dim; c += lanes) add(One{}, c, 0);
-  if (c < dim) add(One{}, c, static_cast<int>(dim - c));
+  int64_t c = from;
+  for (; c + vecs * wide <= to; c += vecs * wide) add(W{}, Block{}, c, wide);
+  for (; c + 2 * wide <= to; c += 2 * wide) add(W{}, Pair{}, c, wide);
+  for (; c + lanes <= to; c += lanes) add(V{}, One{}, c, lanes);
+  if (c < to) add(V{}, One{}, c, static_cast<int>(to - c));
 }
 
-// One leaf into acc[0..dim), a group of rows at a time.
+// One leaf into acc[0..dim), a row at a time; of wide rows a strip after another, so that its sums stay in L1.
 template <class S, bool ahead, class T, class A>
-FASTPOOL_INLINE void add_leaf(const Leaf<T, A>& leaf, int group, int64_t dim, A* acc, Queue<T, A, S>& queue) {
+FASTPOOL_INLINE void add_leaf(const Leaf<T, A>& leaf, int64_t dim, A* acc, Queue<T, A, S>& queue) {
+  constexpr int64_t strip =
+      kStripBytes / (S::count * static_cast<int64_t>(sizeof(A))) / kStripMultiple * kStripMultiple;
   int g = 0;
   do {
-    const int k = leaf.count - g < group ? leaf.count - g : group;
-    add_group<S, ahead>(leaf.row + g, leaf.weight + g, leaf.scale + g, k, dim, g == 0, acc, queue);
-    g += k;
+    const int end = leaf.count - g < kStripRows ? leaf.count : g + kStripRows;
+    int64_t from = 0;
+    do {
+      const int64_t to = dim - from < strip ? dim : from + strip;
+      int r = g;
+      do {  // once where there are none, for sums to begin
+        const T* const next = leaf.row[r + 1 < leaf.count ? r + 1 : r];
+        add_strip<S, ahead>(Rows<T, A>{leaf.row + r, leaf.weight + r, leaf.scale + r, r < end, r == 0, next}, from, to,
+                            acc, padded_columns(dim), queue);
+      } while (++r < end);
+      from = to;
+    } while (from < dim);
+    g = end;
   } while (g < leaf.count);
 }
 
@@ -117,7 +159,7 @@ static void add_leaf_of_queries(const PoolCall& call, const QueryGradients& grad
   A weight[kLeaf], scale[kLeaf];
   int g = 0;
   do {
-    const int k = leaf.count - g < kGroupRows ? leaf.count - g : kGroupRows;
+    const int k = leaf.count - g < kQueryRows ? leaf.count - g : kQueryRows;
     const T* const* const rows = leaf.row + g;
     A* state = states;
     for (int64_t q = 0; q < call.queries.count; ++q, state += query_columns(call)) {
@@ -125,7 +167,7 @@ static void add_leaf_of_queries(const PoolCall& call, const QueryGradients& grad
         const A* const query = queries + q * padded_columns(call.width);
         int r = 0;
         if (q > 0)
-          for (; r + kRowsAtOnce <= k; r += kRowsAtOnce) dots(query, rows + r, call.width, weight + r);
+          for (; r + kRowsAtOnce <= k; r += kRowsAtOnce) dots<kRowsAtOnce>(query, rows + r, call.width, weight + r);
         for (; r < k; ++r)
           weight[r] =
               q == 0 ? dot(query, rows[r], call.width, queue.take_row(rows[r])) : dot(query, rows[r], call.width);
@@ -141,7 +183,7 @@ static void add_leaf_of_queries(const PoolCall& call, const QueryGradients& grad
         A unused;
         for (int r = 0; r < k; ++r) weight[r] = gradient.of_product(backward.pool, rows[r], unused);
       }
-      add_group<S, false>(rows, weight, scale, k, call.dim, g == 0, state, queue);
+      add_strip<S, false>(Rows<T, A>{rows, weight, scale, k, g == 0, nullptr}, 0, call.dim, state, columns, queue);
     }
     g += k;
   } while (g < leaf.count);

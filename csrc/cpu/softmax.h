@@ -71,33 +71,38 @@ FASTPOOL_INLINE A score_of(const PoolCall& call, int64_t b, int64_t i) {
   return value_of<A>(call.scores, b, i, [](auto* p) __attribute__((always_inline)) { return load_part<VF>(p, 1)[0]; });
 }
 
-// Sum of the products of two rows over columns.
-template <class A, class T>
-FASTPOOL_INLINE A dot(const A* a, const T* b, int64_t dim) {
+// Products of a row of accumulators with each of several rows.
+template <class T, class A>
+struct Products {
+  const A* a;
+  const T* const* rows;
+  const char* later;  // a line of it is fetched for every line that is read; or null
   using V = typename Vec<A>::type;
-  return add_columns<A>(
-      dim, [&](int64_t c, int n) __attribute__((always_inline)) { return read<V>(a + c) * load_part<V>(b + c, n); });
-}
-// The same; a line of `later` is fetched for every line that is read.
-template <class A, class T>
-FASTPOOL_INLINE A dot(const A* a, const T* b, int64_t dim, const char* later) {
-  using V = typename Vec<A>::type;
-  constexpr int64_t line = kLineBytes / sizeof(T);
-  return add_columns<A>(dim, [&](int64_t c, int n) __attribute__((always_inline)) {
-    if (c % line == 0) __builtin_prefetch(later + c * sizeof(T), 0, 2);
-    return read<V>(a + c) * load_part<V>(b + c, n);
-  });
-}
-// The same of each of several rows at once.
+
+  __attribute__((always_inline)) void fetch(int64_t c) const {
+    if (later != nullptr && c * sizeof(T) % kLineBytes == 0) __builtin_prefetch(later + c * sizeof(T), 0, 2);
+  }
+  __attribute__((always_inline)) V operator()(int r, int64_t c, int n) const {
+    fetch(c);
+    return read<V>(a + c) * load_part<V>(rows[r] + c, n);
+  }
+  __attribute__((always_inline)) V neighbours(int r, int64_t c) const {
+    fetch(c);
+    const Two<V> x = load_two<V>(rows[r] + c), y = take_apart(read<V>(a + c), read<V>(a + c + Vec<A>::lanes));
+    return x.first * y.first + x.second * y.second;
+  }
+};
+// Their sums over columns.
 constexpr int kRowsAtOnce = 4;
+template <int R, class A, class T>
+FASTPOOL_INLINE void dots(const A* a, const T* const* rows, int64_t dim, A* sums, const char* later = nullptr) {
+  add_columns<A, R, kApart<T>>(dim, Products<T, A>{a, rows, later}, sums);
+}
 template <class A, class T>
-FASTPOOL_INLINE void dots(const A* a, const T* const* rows, int64_t dim, A* sums) {
-  using V = typename Vec<A>::type;
-  add_columns<A, kRowsAtOnce>(
-      dim,
-      [&](int r, int64_t c, int n)
-          __attribute__((always_inline)) { return read<V>(a + c) * load_part<V>(rows[r] + c, n); },
-      sums);
+FASTPOOL_INLINE A dot(const A* a, const T* b, int64_t dim, const char* later = nullptr) {
+  A sum;
+  dots<1>(a, &b, dim, &sum, later);
+  return sum;
 }
 
 // A query's columns into accumulator lanes.

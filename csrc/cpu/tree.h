@@ -67,6 +67,12 @@ struct AddNeighboursOfEight {
   __attribute__((always_inline)) V operator()(const V* s) const {
     return across(within(within(s[0], s[1]), within(s[2], s[3])), within(within(s[4], s[5]), within(s[6], s[7])));
   }
+  // Of four vectors, which are sums of neighbours by now.
+  template <class V>
+  __attribute__((always_inline)) V of_four(const V* s) const {
+    const V v = within(within(s[0], s[1]), within(s[2], s[3]));
+    return __builtin_shufflevector(v, v, 0, 4, 1, 5, 2, 6, 3, 7);
+  }
 };
 
 // One for each of several rows, whose trees have the same shape.
@@ -85,8 +91,8 @@ struct AddNeighboursOfRows {
 };
 
 // Sums of `dim` columns of each of R rows in an aligned binary tree, neighbours first; never -0. `at(r, c, n)` is a
-// vector of row r's n columns from c on.
-template <class A, int R, class At>
+// vector of row r's n columns from c on; where they come apart, at.neighbours(r, c) are the sums of twice as many.
+template <class A, int R, bool apart = false, class At>
 FASTPOOL_INLINE void add_columns(int64_t dim, At at, A* sums) {
   using V = typename Vec<A>::type;
   constexpr int lanes = Vec<A>::lanes, block = 8;  // vectors that meet in registers
@@ -100,15 +106,25 @@ FASTPOOL_INLINE void add_columns(int64_t dim, At at, A* sums) {
       for (int v = 0; v < half; ++v) s[v] = merge(s[2 * v], s[2 * v + 1]);
     return s[0];
   };
+  [[maybe_unused]] const auto meet_of_neighbours = [&](V* s) __attribute__((always_inline)) {
+    if constexpr (lanes == 8) return AddNeighboursOfEight{}.of_four(s);
+    return merge(merge(s[0], s[1]), merge(s[2], s[3]));
+  };
   V s[block];
   OfRows<V, R> x;
   int64_t c = 0;
   for (; c + block * lanes <= dim; c += block * lanes) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
+      if constexpr (apart) {
 #pragma GCC unroll 8
-      for (int v = 0; v < block; ++v) s[v] = at(r, c + v * lanes, lanes);
-      x.row[r] = meet(s);
+        for (int v = 0; v < block / 2; ++v) s[v] = at.neighbours(r, c + 2 * v * lanes);
+        x.row[r] = meet_of_neighbours(s);
+      } else {
+#pragma GCC unroll 8
+        for (int v = 0; v < block; ++v) s[v] = at(r, c + v * lanes, lanes);
+        x.row[r] = meet(s);
+      }
     }
     blocks.add(x);
   }

@@ -3,6 +3,8 @@
 // vector types: every lane is IEEE arithmetic on one column, so the width changes the speed and never the bits.
 #pragma once
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "../elementary.h"
 #include "../segment.h"
@@ -14,12 +16,15 @@
 
 namespace fastpool::FASTPOOL_ISA {
 
-// 32 bytes with AVX-512 too, which brings twice the registers: 64-byte loads were measured to stream 15-30 % slower
-// from memory (Zen 4), and never faster in the cache by enough to matter.
-#if defined(__AVX2__)
-constexpr int kBytes = 32;
+// 32 bytes with AVX-512 too, which brings twice the registers: 64-byte loads were measured to stream slower from
+// memory, by 15 to 30 % on Zen 4, and of float32 by as much on Zen 5. Wide ones are for what comes
+// from the cache anyway (RowVec, rows.h).
+#if defined(__AVX512VL__)
+constexpr int kBytes = 32, kWideBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32, kWideBytes = 32;
 #else
-constexpr int kBytes = 16;
+constexpr int kBytes = 16, kWideBytes = 16;
 #endif
 
 constexpr int kLineBytes = 64;
@@ -43,6 +48,9 @@ struct Vec<double> {
   typedef word bits __attribute__((vector_size(kBytes)));
   typedef float narrow __attribute__((vector_size(kBytes / 2)));
 };
+struct WideVec {
+  typedef float type __attribute__((vector_size(kWideBytes)));
+};
 }  // namespace fastpool::FASTPOOL_ISA
 namespace fastpool {
 template <>
@@ -56,34 +64,40 @@ struct Lanes<FASTPOOL_ISA::Vec<double>::type> {
   using bits = FASTPOOL_ISA::Vec<double>::bits;
 };
 #if defined(__AVX512VL__) && defined(__AVX512DQ__)
-// Two comparisons, the second only where the first holds, which compilers do not find.
+// max gives its second operand where both are zeros or one is no number, so that left stays; a NaN on the right is then
+// put in.
 template <>
 struct Maximum<FASTPOOL_ISA::Vec<float>::type> {
   FASTPOOL_INLINE __m256 of(__m256 left, __m256 right) {
-    const __mmask8 number = _mm256_cmp_ps_mask(left, left, _CMP_ORD_Q);
-    return _mm256_mask_mov_ps(left, _mm256_mask_cmp_ps_mask(number, right, left, _CMP_NLE_UQ), right);
+    const __m256i nan_of_right = _mm256_set1_epi32(0x21);  // for quiet and signalling ones; else the first operand
+    return _mm256_fixupimm_ps(_mm256_max_ps(right, left), right, nan_of_right, 0);
   }
 };
 template <>
 struct Maximum<FASTPOOL_ISA::Vec<double>::type> {
   FASTPOOL_INLINE __m256d of(__m256d left, __m256d right) {
-    const __mmask8 number = _mm256_cmp_pd_mask(left, left, _CMP_ORD_Q);
-    return _mm256_mask_mov_pd(left, _mm256_mask_cmp_pd_mask(number, right, left, _CMP_NLE_UQ), right);
+    const __m256i nan_of_right = _mm256_set1_epi64x(0x21);
+    return _mm256_fixupimm_pd(_mm256_max_pd(right, left), right, nan_of_right, 0);
+  }
+};
+template <>
+struct Maximum<FASTPOOL_ISA::WideVec::type> {
+  FASTPOOL_INLINE __m512 of(__m512 left, __m512 right) {
+    const __m512i nan_of_right = _mm512_set1_epi32(0x21);
+    return _mm512_fixupimm_ps(_mm512_max_ps(right, left), right, nan_of_right, 0);
   }
 };
 #elif defined(__AVX2__)
 template <>
 struct Maximum<FASTPOOL_ISA::Vec<float>::type> {
   FASTPOOL_INLINE __m256 of(__m256 left, __m256 right) {
-    const __m256 number = _mm256_cmp_ps(left, left, _CMP_ORD_Q);
-    return _mm256_blendv_ps(left, right, _mm256_and_ps(number, _mm256_cmp_ps(right, left, _CMP_NLE_UQ)));
+    return _mm256_blendv_ps(_mm256_max_ps(right, left), right, _mm256_cmp_ps(right, right, _CMP_UNORD_Q));
   }
 };
 template <>
 struct Maximum<FASTPOOL_ISA::Vec<double>::type> {
   FASTPOOL_INLINE __m256d of(__m256d left, __m256d right) {
-    const __m256d number = _mm256_cmp_pd(left, left, _CMP_ORD_Q);
-    return _mm256_blendv_pd(left, right, _mm256_and_pd(number, _mm256_cmp_pd(right, left, _CMP_NLE_UQ)));
+    return _mm256_blendv_pd(_mm256_max_pd(right, left), right, _mm256_cmp_pd(right, right, _CMP_UNORD_Q));
   }
 };
 #endif
@@ -95,6 +109,7 @@ using UF = Vec<float>::bits;
 using NF = Vec<float>::narrow;
 typedef int32_t IF __attribute__((vector_size(kBytes)));
 using VD = Vec<double>::type;
+using WideF = WideVec::type;
 
 template <class To, class From>
 FASTPOOL_INLINE To bit_cast(const From& from) {
@@ -126,13 +141,67 @@ FASTPOOL_INLINE VF load(const half_t* p) {
 #else
   const UF h = __builtin_convertvector(read<NF>(p), UF);
   const UF sign = (h & 0x8000u) << 16, magnitude = h & 0x7fffu;
-  // Subnormals by way of an integer: a float's own subnormals may be flushed to zero.
+  // Subnormals by way of an integer.
   const UF subnormal = bit_cast<UF>(__builtin_convertvector(bit_cast<IF>(magnitude), VF) * 0x1p-24f);
   const UF finite = magnitude < 0x400u ? subnormal : (magnitude << 13) + (112u << 23);
   UF special = (magnitude << 13) | 0x7f800000u;
   special = magnitude > 0x7c00u ? special | 0x00400000u : special;
   return bit_cast<VF>(sign | (magnitude >= 0x7c00u ? special : finite));
 #endif
+}
+
+// Two vectors of columns, the first one at p. Those of bfloat16 come apart, the even ones and the odd ones, which takes
+// an operation each; in order they take two, one of them between the halves of a vector.
+template <class T>
+constexpr bool kApart = std::is_same_v<T, bfloat16_t> && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+template <class V>
+struct Two {
+  V first, second;
+};
+template <class V, class T>
+FASTPOOL_INLINE Two<V> load_two(const T* p) {
+  constexpr int lanes = sizeof(V) / sizeof(typename AccumulatorOf<T>::type);
+  if constexpr (kApart<T>) {
+    typedef uint32_t U __attribute__((vector_size(sizeof(V))));
+    const U u = read<U>(p);
+    return {bit_cast<V>(u << 16), bit_cast<V>(u & 0xffff0000u)};
+  } else if constexpr (std::is_same_v<T, typename AccumulatorOf<T>::type>) {
+    return {read<V>(p), read<V>(p + lanes)};
+  } else if constexpr (sizeof(V) == kBytes) {
+    return {load(p), load(p + lanes)};
+  } else {
+#if defined(__AVX512F__)
+    return {_mm512_cvtph_ps(read<__m256i>(p)), _mm512_cvtph_ps(read<__m256i>(p + lanes))};
+#endif
+  }
+}
+template <class V, int... i>
+FASTPOOL_INLINE Two<V> take_apart(V a, V b, std::integer_sequence<int, i...>) {
+  return {__builtin_shufflevector(a, b, 2 * i...), __builtin_shufflevector(a, b, (2 * i + 1)...)};
+}
+// Accumulators of columns in order, as load_two() of bfloat16 has them.
+template <class V>
+FASTPOOL_INLINE Two<V> take_apart(V first, V second) {
+  return take_apart(first, second, std::make_integer_sequence<int, sizeof(V) / sizeof(first[0])>());
+}
+template <int from, class V, int... i>
+FASTPOOL_INLINE V interleave(V even, V odd, std::integer_sequence<int, i...>) {
+  constexpr int lanes = sizeof...(i);
+  return __builtin_shufflevector(even, odd, (from + i / 2 + i % 2 * lanes)...);
+}
+// A row of `dim` accumulators that load_two<V>() of T has taken apart, in order again.
+template <class V, class T, class A>
+FASTPOOL_INLINE void put_in_order(A* x, int64_t dim) {
+  if constexpr (kApart<T>) {
+    constexpr int lanes = sizeof(V) / sizeof(A);
+    constexpr std::make_integer_sequence<int, lanes> each;
+    for (; dim >= 2 * lanes; dim -= 2 * lanes, x += 2 * lanes) {
+      const V even = read<V>(x), odd = read<V>(x + lanes);
+      const V first = interleave<0>(even, odd, each), second = interleave<lanes / 2>(even, odd, each);
+      std::memcpy(x, &first, sizeof(V));
+      std::memcpy(x + lanes, &second, sizeof(V));
+    }
+  }
 }
 
 // ---- stores: accumulator lanes -> storage type, rounded to nearest even, once
