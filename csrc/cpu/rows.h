@@ -16,7 +16,7 @@ constexpr int kBlockStates = 1;
 constexpr int kQueryRows = 8;              // rows added to them in one go, from the cache, for each query
 constexpr int64_t kStripBytes = 8 << 10;   // of sums that rows are added to, one after another,
 constexpr int kStripRows = 16;             // before the next columns of as many rows follow
-constexpr int64_t kStripMultiple = 512;    // in columns, of whole blocks
+constexpr int64_t kStripMultiple = 128;    // in columns, of whole blocks
 constexpr int64_t kAheadFrom = 16 << 20;   // bytes of work from which on lines are fetched ahead,
 constexpr int64_t kAheadBytes = 64 << 10;  // so far,
 constexpr int64_t kShortRow = 4 << 10;     // unless float32 rows are so short
@@ -132,6 +132,7 @@ template <class S, bool ahead, class T, class A>
 FASTPOOL_INLINE void add_leaf(const Leaf<T, A>& leaf, int64_t dim, A* acc, Queue<T, A, S>& queue) {
   constexpr int64_t strip =
       kStripBytes / (S::count * static_cast<int64_t>(sizeof(A))) / kStripMultiple * kStripMultiple;
+  static_assert(strip > 0);
   int g = 0;
   do {
     const int end = leaf.count - g < kStripRows ? leaf.count : g + kStripRows;

@@ -65,6 +65,31 @@ def test_instruction_sets(mode: str, given: str | None, dtype: torch.dtype) -> N
         assert all(same_bits(result, results[0]) for result in results), native.info.isas()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 70, 4531), (2, 2150, 2064)], ids=str)
+def test_wide_rows_and_much_work(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """Rows whose sums do not stay in the first cache go by strips of columns; lines of 16 MiB are fetched ahead."""
+    assert native.info is not None
+    generator = torch.Generator().manual_seed(7)
+    hidden = torch.randn(shape, generator=generator).to(dtype)
+    mask = torch.rand(shape[:2], generator=generator) > 0.1
+    mask[1, :64] = False  # whole leaves are holes
+    weights = torch.rand(shape[:2], generator=generator)
+    for mode, given in variants():
+        arguments = own_arguments(given, weights, shape[-1])
+        pool = getattr(fastpool, mode)
+        with fastpool.backend("reference"):
+            expected = pool(hidden, mask=mask, **arguments)
+        for isa in native.info.isas():
+            native.info.use_isa(isa)
+            assert same_bits(pool(hidden, mask=mask, **arguments), expected), (mode, given, isa)
+    for modes in (("mean", "max"), ("weighted_mean", "max", "sum", "last")):
+        expected = torch.cat([getattr(fastpool, mode)(hidden, mask=mask) for mode in modes], 1)
+        for isa in native.info.isas():
+            native.info.use_isa(isa)
+            assert same_bits(fastpool.pool(hidden, mask=mask, modes=modes), expected), (modes, isa)
+
+
 def test_instruction_sets_convert_alike() -> None:
     """Every 16-bit pattern in, and every rounding out, by each instruction set and by torch."""
     assert native.info is not None
