@@ -51,17 +51,17 @@ struct Children {
   }
 };
 
-// True for the block that arrives last at the root: shared.row and totals are then the whole segment's.
-template <class S, class A>
+// True for the block that arrives last at the root: rows and totals in shared memory are then the whole segment's.
+template <class S, int K, class A>
 FASTPOOL_KERNEL_INLINE bool merge_last_block(const PoolCall& call, const Workspace& workspace, int columns,
-                                             int64_t column, const Program& program, int units, const Shared<A>& shared,
-                                             UnitTotals& totals) {
-  const int64_t queries = call.queries.count, dim = queries * call.dim;  // of a slot
-  const int64_t first_slot = static_cast<int64_t>(blockIdx.y) * gridDim.x + program.query;
+                                             int64_t column, const Program& program, const Shared<A>& shared) {
+  const int64_t dim = call.queries.count * call.dim, blocks = blocks_of_unit<K>(call);  // of a slot
+  const int64_t first_slot = static_cast<int64_t>(blockIdx.y) * gridDim.x + program.query / K;
   A* const sums = static_cast<A*>(workspace.sums) + program.query * call.dim + column;
-  UnitTotals* const all_totals = workspace.totals + first_slot;
+  UnitTotals* const all_totals = workspace.totals + first_slot * K;
   int* const arrived = workspace.counters.arrived + first_slot;
-  const int slot = program.slot, unit = program.unit;
+  const int slot = program.slot, unit = program.unit, units = program.units;
+  const int queries = queries_from<K>(call, program.query);
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
 
   int64_t node = slot + unit;
@@ -74,48 +74,55 @@ FASTPOOL_KERNEL_INLINE bool merge_last_block(const PoolCall& call, const Workspa
     const int children = left < kFanIn ? left : kFanIn;
     const int64_t width = int64_t{1} << shift;
     // A part without real tokens leaves no sums; they are never read.
-    if (totals.count > 0)
+    if (shared.totals->count > 0)
 #pragma unroll 1
-      for (int c = thread; c < columns; c += threads) sums[node * dim + c] = shared.row[c];
-    if (thread == 0) all_totals[node * queries] = totals;
+      for (int k = 0; k < queries; ++k)
+#pragma unroll 1
+        for (int c = thread; c < columns; c += threads) sums[node * dim + k * call.dim + c] = shared.of_query(k).row[c];
+    if (thread < queries) all_totals[node * blocks * K + thread] = shared.totals[thread];
     __syncthreads();
     if (thread == 0) {
       // Release: what this block has written comes before its arrival. Acquire: the arrivals of the others come before
       // what is read of theirs.
-      *shared.last = add_acq_rel(arrived + (int64_t{slot} + first + depth) * queries, 1) == children - 1;
+      *shared.last = add_acq_rel(arrived + (int64_t{slot} + first + depth) * blocks, 1) == children - 1;
     }
     __syncthreads();
     if (*shared.last == 0) return false;
 
     // What other blocks wrote is read past the first-level cache, which does not see it. A missing child is neutral.
     node = slot + first;
-    unsigned there = 0;
-    Softmax<A> of_child[kFanIn];
-    totals.count = 0;
-#pragma unroll
-    for (int k = 0; k < kFanIn; ++k) {
-      const UnitTotals* const child = all_totals + (node + k * width) * queries;
-      const int64_t count = k < children ? __ldcg(reinterpret_cast<const long long*>(&child->count)) : 0;
-      totals.count += count;
-      there |= static_cast<unsigned>(count > 0) << k;
-      if constexpr (sums_weights<S>)
-        if (k < children) of_child[k].weight = static_cast<A>(__ldcg(&child->weight));
-      if constexpr (S::softmax)
-        if (k < children) of_child[k].exponent = static_cast<A>(__ldcg(&child->exponent));
-    }
-    Children<S, A> merging;
-    if constexpr (sums_weights<S>) {
-      const Softmax<A> all = merging.merge(of_child);
-      totals.weight = static_cast<double>(all.weight), totals.exponent = static_cast<double>(all.exponent);
-    }
 #pragma unroll 1
-    for (int c = thread; c < columns; c += threads) {
-      A x[kFanIn];
-      const A* child = sums + node * dim + c;
+    for (int query = 0; query < queries; ++query) {
+      const Shared<A> own = shared.of_query(query);
+      UnitTotals totals;
+      unsigned there = 0;
+      Softmax<A> of_child[kFanIn];
 #pragma unroll
-      for (int k = 0; k < kFanIn; ++k, child += width * dim)
-        x[k] = there >> k & 1 ? __ldcg(child) : S::template init<A, A>(A{});
-      shared.row[c] = merging.merge(x);
+      for (int k = 0; k < kFanIn; ++k) {
+        const UnitTotals* const child = all_totals + (node + k * width) * blocks * K + query;
+        const int64_t count = k < children ? __ldcg(reinterpret_cast<const long long*>(&child->count)) : 0;
+        totals.count += count;
+        there |= static_cast<unsigned>(count > 0) << k;
+        if constexpr (sums_weights<S>)
+          if (k < children) of_child[k].weight = static_cast<A>(__ldcg(&child->weight));
+        if constexpr (S::softmax)
+          if (k < children) of_child[k].exponent = static_cast<A>(__ldcg(&child->exponent));
+      }
+      Children<S, A> merging;
+      if constexpr (sums_weights<S>) {
+        const Softmax<A> all = merging.merge(of_child);
+        totals.weight = static_cast<double>(all.weight), totals.exponent = static_cast<double>(all.exponent);
+      }
+      if (thread == 0) *own.totals = totals;
+#pragma unroll 1
+      for (int c = thread; c < columns; c += threads) {
+        A x[kFanIn];
+        const A* child = sums + node * dim + query * call.dim + c;
+#pragma unroll
+        for (int k = 0; k < kFanIn; ++k, child += width * dim)
+          x[k] = there >> k & 1 ? __ldcg(child) : S::template init<A, A>(A{});
+        own.row[c] = merging.merge(x);
+      }
     }
     __syncthreads();
   }

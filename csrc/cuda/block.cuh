@@ -11,14 +11,24 @@ namespace fastpool::cuda {
 template <class S>
 constexpr bool sums_weights = S::weighted && !S::queried;
 
+// Which unit of which segment a block reduces, of how many; the first of the segment's queries it does that for; and
+// the slot of that segment's first unit. segment -1: none.
+struct Program {
+  int segment, query, unit, slot, units = 1;  // a grid, and so all of them, stays below 2^31
+};
+
 // All of a block's shared memory; PoolPlan::shared says what stands where.
 extern __shared__ uint4 shared_memory[];
 
 template <class A>
 struct Shared {
   A *row, *slots, *weights, *scales, *exponents, *sums;
-  int64_t* found;   // by each warp
-  uint32_t* words;  // a bit for each token of a leaf: whether it is real
+  int pitch;           // from a query's row to the next
+  UnitTotals* totals;  // of each query
+  Program* program;    // waits here while tokens are added, which takes all registers
+  int64_t* found;      // by each warp
+  uint32_t* words;     // a bit for each token of a leaf: whether it is real
+  uint32_t* grows;     // likewise, of each query: whether what has been added up is scaled before it
   int *count, *last;
 
   __device__ __forceinline__ explicit Shared(const SharedLayout& at) {
@@ -29,10 +39,20 @@ struct Shared {
     scales = weights + kStage * kLeaf;
     exponents = scales + kStage * kLeaf;
     sums = reinterpret_cast<A*>(base + at.sums);
+    pitch = at.row / static_cast<int>(sizeof(A));
+    totals = reinterpret_cast<UnitTotals*>(base + at.totals);
     found = reinterpret_cast<int64_t*>(base + at.found);
     words = reinterpret_cast<uint32_t*>(base + at.words);
     count = reinterpret_cast<int*>(words + kStage);
     last = count + 1;
+    program = reinterpret_cast<Program*>(last + 1);
+    grows = reinterpret_cast<uint32_t*>(program + 1);
+  }
+  // With the row and the totals of the block's query number k.
+  __device__ __forceinline__ Shared of_query(int k) const {
+    Shared own = *this;
+    own.row += k * pitch, own.totals += k;
+    return own;
   }
 };
 
@@ -42,11 +62,18 @@ FASTPOOL_KERNEL_INLINE int warps() { return static_cast<int>(blockDim.x) / 32; }
 
 constexpr unsigned kAll = 0xffffffffu;
 
-// Which unit of which segment a block reduces, for which of its queries, and the slot of that segment's first unit.
-// segment -1: none.
-struct Program {
-  int segment, query, unit, slot;  // a grid, and so all of them, stays below 2^31
-};
+// How many queries a block takes from `query` on, where K are the most.
+template <int K>
+FASTPOOL_KERNEL_INLINE int queries_from(const PoolCall& call, int query) {
+  const int left = static_cast<int>(call.queries.count) - query;
+  return K == 1 ? 1 : left < K ? left : K;
+}
+
+// Blocks that share a unit, where each takes K of its queries.
+template <int K>
+FASTPOOL_KERNEL_INLINE int blocks_of_unit(const PoolCall& call) {
+  return (static_cast<int>(call.queries.count) + K - 1) / K;
+}
 
 FASTPOOL_KERNEL_INLINE int64_t clamped(int64_t row, const PoolCall& call) {
   return row < 0 ? 0 : row > call.rows ? call.rows : row;
@@ -56,9 +83,10 @@ FASTPOOL_KERNEL_INLINE int64_t clamped(int64_t row, const PoolCall& call) {
 // its units and at least one. The last b with v(b) <= p is looked for by a warp, 32 ways at a time. Values out of range
 // are clamped, so slots stay in range whatever cu_seqlens hold; where they decrease, a segment may be found by no
 // block, and others be added up wrongly.
+template <int K>
 FASTPOOL_KERNEL_INLINE Program find_program(const PoolCall& call, const PoolPlan& plan) {
-  const int queries = static_cast<int>(call.queries.count), block = static_cast<int>(blockIdx.x);
-  const int p = block / queries, query = block - p * queries;
+  const int blocks = blocks_of_unit<K>(call), block = static_cast<int>(blockIdx.x);
+  const int p = block / blocks, query = (block - p * blocks) * K;
   if (!plan.search) {
     const int units = static_cast<int>(plan.units), b = p / units;
     return {b, query, p - b * units, b * units};

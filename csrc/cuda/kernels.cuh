@@ -36,7 +36,8 @@ FASTPOOL_KERNEL_INLINE void clear_around(const PoolCall& call, int64_t b, void* 
 template <class T, class S>
 constexpr int kBlocks = sizeof(T) == 8 && (S::softmax || S::queried) ? 1 : 2;
 
-template <class T, class S, int V>
+// K: queries of a unit that a block takes at once.
+template <class T, class S, int V, int K>
 __global__ void __launch_bounds__(kThreads, kBlocks<T, S>)
     reduce_kernel(const __grid_constant__ PoolCall call, const __grid_constant__ PoolPlan plan,
                   const __grid_constant__ Workspace workspace) {
@@ -44,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, S>)
   const Shared<A> shared(plan.shared);
   clear_stale(workspace.counters);
   const bool at_decrease = plan.search && blockIdx.x < call.batch && decreases(call, blockIdx.x);
-  const Program program = find_program(call, plan);
+  Program program = find_program<K>(call, plan);
   UnitTotals* const totals_alone = S::softmax ? workspace.prologue.totals : nullptr;
   if (at_decrease) {
     if (totals_alone != nullptr)
@@ -56,21 +57,27 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, S>)
   if (b < 0) return;
   const Segment bounds = bounds_of(call, b);
   const int64_t first = bounds.begin + nearest_real(call, b, bounds.begin, bounds.end - bounds.begin, 1, shared.found);
-  const int filled = static_cast<int>((bounds.end - first + plan.split - 1) >> plan.split_shift),
-            units = filled > 0 ? filled : 1;
-  if (program.unit >= units) return;
+  const int filled = static_cast<int>((bounds.end - first + plan.split - 1) >> plan.split_shift);
+  if (filled > 1) program.units = filled;
+  if (program.unit >= program.units) return;
+  if (threadIdx.x == 0) *shared.program = program;
 
   const int64_t column = blockIdx.y * plan.strip;
   const int columns = strip_columns(call, plan);
   const T* const rows = static_cast<const T*>(call.hidden) + int64_t{b} * call.batch_stride + column;
   const BlockUnit unit(plan, program, first, bounds.end);
-  UnitTotals totals = reduce_unit<S, V>(call, plan, workspace.prologue, unit, rows, columns, shared);
-  if (!merge_last_block<S>(call, workspace, columns, column, program, units, shared, totals)) return;
-  const int64_t result = b * call.queries.count + program.query;
-  if (totals_alone == nullptr)
-    finish(call, result, column, columns, totals, shared);
-  else if (threadIdx.x == 0)
-    totals_alone[result] = totals;
+  reduce_unit<S, V, K>(call, plan, workspace.prologue, unit, rows, columns, shared);
+  program = *shared.program;
+  if (!merge_last_block<S, K>(call, workspace, columns, column, program, shared)) return;
+#pragma unroll 1
+  for (int k = 0; k < queries_from<K>(call, program.query); ++k) {
+    const Shared<A> own = shared.of_query(k);
+    const int64_t result = program.segment * call.queries.count + program.query + k;
+    if (totals_alone == nullptr)
+      finish(call, result, column, columns, *own.totals, own);
+    else if (threadIdx.x == 0)
+      totals_alone[result] = *own.totals;
+  }
 }
 
 // A mode that looks at one token of a segment copies it: a block takes a segment.
@@ -123,10 +130,11 @@ cudaError_t launch_pool(const PoolCall& call, const PoolPlan& plan, const Worksp
   };
   if (call.mode.one_token())
     return launch(copy_token_kernel<T, V>, grid, plan.threads, plan.shared.bytes, stream, call, plan);
-  if (call.queries.data != nullptr && !call.mode.softmax()) return reduce(reduce_kernel<T, QueryGradientState, V>);
+  if (call.queries.data != nullptr && !call.mode.softmax()) return reduce(reduce_kernel<T, QueryGradientState, V, 1>);
+  if (plan.queries > 1) return reduce(reduce_kernel<T, SoftmaxState, V, kQueries>);
   return with_state(call.mode, [&](auto state) {
     using S = decltype(state);  // scores are staged alike, given or not
-    return reduce(reduce_kernel<T, std::conditional_t<S::softmax, SoftmaxState, S>, V>);
+    return reduce(reduce_kernel<T, std::conditional_t<S::softmax, SoftmaxState, S>, V, 1>);
   });
 }
 

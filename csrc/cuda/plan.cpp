@@ -12,6 +12,9 @@ namespace {
 // meeting others) is paid for each. A larger unit saves nothing: at 512 tokens the partial states are below 1 % of the
 // bytes of 16-bit tokens.
 constexpr int64_t kMaxSplit = 512;
+// Several queries take more shared memory, of which two blocks should find enough: a smaller unit, and rows that take
+// up to so many parts of it.
+constexpr int64_t kMaxSplitOfQueries = 256, kRowsPart = 3;
 // Bytes of a segment that one multiprocessor reads in the time of what splitting it costs, which is meeting; bytes of a
 // batch below which that matters; and bytes of the longest segment there may be, which one block would then walk alone.
 constexpr int64_t kShortBytes = 256 << 10, kSmallBytes = 8 << 20, kLongestWalkBytes = 512 << 10;
@@ -41,7 +44,8 @@ Quads quads_of(const PoolCall& call) {
   const Queries& queries = call.queries;
   const int64_t a = accumulator_size(call.dtype);
   const bool query = (address(queries.data) | queries.stride * a | queries.batch_stride * a) % 16 == 0;
-  return {aligned(call, std::min<int64_t>(kQuad * size_of(call.dtype), 16), 0), query, query && aligned(call, 16, 0)};
+  return {aligned(call, std::min<int64_t>(kQuad * size_of(call.dtype), 16), 0), query,
+          query && aligned(call, 16, 0) && call.row_stride <= kWholeStride};
 }
 
 SharedLayout shared_layout(const PoolCall& call, const PoolPlan& plan) {
@@ -53,19 +57,20 @@ SharedLayout shared_layout(const PoolCall& call, const PoolPlan& plan) {
     at.bytes += static_cast<int>((bytes + 15) / 16 * 16);
     return start;
   };
-  take((plan.strip + 3) / 4 * 4 * a);
-  const int64_t slots = one_token ? 0 : std::max(plan.levels, plan.groups > 1 ? 1 : 0);
-  at.slots = take(slots * (plan.vector + weighted + softmax) * plan.threads * a);
+  at.row = static_cast<int>((plan.strip + 3) / 4 * 4 * a);
+  take(plan.queries * at.row);
+  const int64_t slots = one_token ? 0 : std::max(plan.levels, plan.groups > 1 || plan.queries > 1 ? 1 : 0);
+  at.slots = take(slots * plan.queries * (plan.vector + weighted + softmax) * plan.threads * a);
   at.weights = take(softmax ? kStage * (2 * kLeaf + 1) * a : weighted ? kStage * kLeaf * a : 0);
   at.sums = take((kBlockSums + kCounterLevels) * a);
+  at.totals = take(plan.queries * static_cast<int64_t>(sizeof(UnitTotals)));
   at.found = take((kThreads / 32) * 8);
-  at.words = take((kStage + 2) * 4);
+  at.words = take((kStage + 8) * 4 + (softmax ? kStage * 4 : 0));
   return at;
 }
 
-}  // namespace
-
-PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device) {
+// Where a block takes so many queries at once. `fits`: whether memory for partial states stays within its bound.
+PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device, int queries, bool& fits) {
   const bool one_token = call.mode.one_token();
   const bool multiplies = call.queries.data != nullptr;  // a warp takes whole tokens
   const int64_t a = accumulator_size(call.dtype);
@@ -73,8 +78,14 @@ PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device
   PoolPlan plan;
   plan.quads = quads_of(call);
   const int64_t size = size_of(call.dtype);
-  plan.vector = aligned(call, 16, call.dim * size) ? static_cast<int>(16 / size) : 1;
-  plan.strip = std::min(call.dim, std::max<int64_t>(tuning.strip_bytes / a / 8 * 8, 8));
+  plan.queries = queries;
+  const int64_t blocks_of_unit = ceil_div(call.queries.count, queries);
+  // Several queries are multiplied by as many columns at a time as are then added.
+  const bool wide = queries == 1 || (plan.quads.whole && call.width * size % 16 == 0 && call.width <= kWholeColumns);
+  plan.vector = wide && aligned(call, 16, call.dim * size) ? static_cast<int>(16 / size) : 1;
+  const int64_t part = queries == 1 ? device.shared : device.shared / kRowsPart / queries;
+  const int64_t strip_bytes = std::min(tuning.strip_bytes, part);
+  plan.strip = std::min(call.dim, std::max<int64_t>(strip_bytes / a / 8 * 8, 8));
   plan.strips = static_cast<int>(ceil_div(call.dim, plan.strip));
   const int64_t vectors = ceil_div(plan.strip, plan.vector);
   plan.columns = static_cast<int>(ceil_div(vectors, ceil_div(vectors, tuning.threads)));
@@ -82,7 +93,7 @@ PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device
   // Groups fill a block, as far as segments are likely to have leaves for them: a leaf for each of them costs less in
   // shared memory than in the arrival tree.
   const int64_t mean = ceil_div(rows, std::max<int64_t>(call.batch, 1));
-  const int64_t most = cu ? std::min<int64_t>(ceil_div(mean, kLeaf), kStage) : kStage;
+  const int64_t staged = kStage / queries, most = cu ? std::min(ceil_div(mean, kLeaf), staged) : staged;
   const int64_t groups = one_token ? 1 : power_of_two(std::min<int64_t>(tuning.threads / plan.columns, most));
   const auto cut = [&](int64_t split) {
     plan.split = split;
@@ -90,16 +101,19 @@ PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device
     const bool single = one_token || rows <= split;
     plan.search = cu && !single;
     plan.units = single || cu ? 1 : ceil_div(rows, split);
-    plan.programs = (plan.search ? rows / split + call.batch : call.batch * plan.units) * call.queries.count;
+    const int64_t slots = plan.search ? rows / split + call.batch : call.batch * plan.units;
+    plan.programs = slots * blocks_of_unit;
     const int64_t leaves = ceil_div(std::min(split, rows), kLeaf);
     plan.groups = static_cast<int>(std::min(groups, power_of_two(2 * leaves - 1)));
+    plan.staged = kStage / queries / plan.groups;
+    for (plan.staged_shift = 0; 1 << plan.staged_shift < plan.staged;) ++plan.staged_shift;
     plan.levels = 0;
     for (int64_t run = plan.groups; run < leaves; run *= 2) ++plan.levels;
     plan.threads = multiplies ? tuning.threads : static_cast<int>(ceil_div(plan.columns * plan.groups, 32) * 32);
     plan.shared = shared_layout(call, plan);
-    plan.totals = plan.partial() ? ceil_div(plan.programs * call.dim * a, 16) * 16 : 0;
-    plan.bytes =
-        plan.partial() ? plan.totals + plan.programs * plan.strips * static_cast<int64_t>(sizeof(UnitTotals)) : 0;
+    plan.totals = plan.partial() ? ceil_div(slots * call.queries.count * call.dim * a, 16) * 16 : 0;
+    const int64_t totals = plan.programs * plan.queries * plan.strips * static_cast<int64_t>(sizeof(UnitTotals));
+    plan.bytes = plan.partial() ? plan.totals + totals : 0;
   };
 
   int64_t split = tuning.split;
@@ -111,8 +125,9 @@ PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device
     const int64_t row_bytes = (multiplies ? call.width : call.dim) * size;
     const bool whole =
         likely * row_bytes <= kShortBytes && rows * row_bytes <= kLongestWalkBytes && tokens * row_bytes < kSmallBytes;
+    const int64_t longest = queries > 1 ? kMaxSplitOfQueries : kMaxSplit;
     split = kLeaf * groups;
-    while (whole ? split < rows : split < kMaxSplit && tokens / (2 * split) >= device.sm_count) split *= 2;
+    while (whole ? split < rows : split < longest && tokens / (2 * split) >= device.sm_count) split *= 2;
   }
   cut(split);
   while (plan.shared.bytes > device.shared && plan.split > kLeaf) cut(plan.split / 2);
@@ -120,8 +135,9 @@ PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device
   const auto too_many = [&] {
     int64_t widest = plan.split;  // the arrival tree's reach
     for (int depth = 0; depth < kDepths && widest < rows; ++depth) widest *= kFanIn;
-    return plan.partial() && (widest < rows || plan.programs > INT32_MAX ||
-                              (plan.programs - call.batch * call.queries.count) * call.dim * a > tuning.partial_bytes);
+    return plan.partial() &&
+           (widest < rows || plan.programs > INT32_MAX ||
+            (plan.programs / blocks_of_unit - call.batch) * call.queries.count * call.dim * a > tuning.partial_bytes);
   };
   while (too_many() && plan.split < kLargestSplit) {
     const int64_t before = plan.split;
@@ -131,7 +147,19 @@ PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device
       break;
     }
   }
+  fits = !too_many();
   return plan;
+}
+
+}  // namespace
+
+PoolPlan make_plan(const PoolCall& call, bool cu, const DeviceProperties& device) {
+  bool fits = false;
+  if (call.mode.takes_query() && call.queries.count > 1) {
+    const PoolPlan plan = make_plan(call, cu, device, kQueries, fits);
+    if (fits) return plan;
+  }
+  return make_plan(call, cu, device, 1, fits);
 }
 
 BackwardPlan make_plan(const PoolBackwardCall& call, const DeviceProperties& device) {

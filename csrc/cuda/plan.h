@@ -9,9 +9,13 @@ namespace fastpool::cuda {
 constexpr int kThreads = 256;                              // of a block, at most
 constexpr int kStage = 32;                                 // leaves whose real tokens and weights wait in shared memory
 constexpr int kFanInShift = 3, kFanIn = 1 << kFanInShift;  // children of a node in the arrival tree
+constexpr int kQueries = 4;                                // that a block takes at once, where there are several
 constexpr int kDepths = 8;                                 // of that tree, at most
 // Sums of columns meet in shared memory: those of 128 each, and then a binary counter of 64 such blocks.
 constexpr int kBlockSums = 64, kCounterLevels = 64;
+// Rows that are multiplied 16 bytes at a time: columns and elements from one to the next, at most, and the levels of a
+// binary counter that so many columns need.
+constexpr int kWholeColumns = 1 << 16, kWholeStride = 1 << 28, kWholeLevels = 10;
 constexpr int kQuad = 4;        // columns that a thread has at a time where it does not walk tokens
 constexpr int kWarpLeaves = 8;  // leaves that a warp reads at a time where only mask and weights matter
 
@@ -34,23 +38,26 @@ struct Quads {
 
 // Where a block keeps what in its shared memory, in bytes. Its row of sums comes first.
 struct SharedLayout {
-  int slots = 0, weights = 0, sums = 0, found = 0, words = 0, bytes = 0;
+  int row = 0;  // of one query
+  int slots = 0, weights = 0, sums = 0, totals = 0, found = 0, words = 0, bytes = 0;
 };
 
-// A unit is a run of `split` tokens of one segment, counted from its first real token; a block reduces one for one of
-// the segment's queries, or for all there is where the mode takes none. Its threads
-// stand in `groups` of `columns`: side by side along a row (or a piece of it, and then the next piece), `vector`
-// columns each; a group has its own aligned run of leaves.
+// A unit is a run of `split` tokens of one segment, counted from its first real token; a block reduces one for some of
+// the segment's queries, or for all there is where the mode takes none. Its threads stand in `groups` of `columns`:
+// side by side along a row (or a piece of it, and then the next piece), `vector` columns each; a group has its own
+// aligned run of leaves.
 struct PoolPlan {
   int64_t split = kLeaf;  // kLeaf * 2^k
   int split_shift = 5;    // 2^split_shift is split
   int64_t units = 1;      // of a segment at most, where every segment has as many slots; see `search`
-  int64_t programs = 0;   // blocks for each strip of columns, the queries of a unit side by side; also partial states
+  int queries = 1;        // of a unit that a block takes at once: 1 or kQueries
+  int64_t programs = 0;   // blocks for each strip of columns, those of a unit side by side
   bool search = false;    // cu_seqlens cut in several units: a block finds its segment
   int64_t strip = 0;      // columns that one block owns
   int strips = 1;         // more than one: the norm needs a second launch
   int vector = 1;         // columns that a thread loads at once
   int columns = 1, groups = 1, levels = 0, threads = 32;
+  int staged = 1, staged_shift = 0;  // leaves of each group's run that are staged at once: 2^staged_shift
   Quads quads;
   SharedLayout shared;
   bool partial() const { return search || units > 1; }

@@ -230,9 +230,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 3)
       for (int k = 0; k < tile.overlaps; ++k) {
         const Overlap overlap = tile[k];
         if (r < overlap.from || r >= overlap.to) continue;
-        const T* const tokens[1] = {x};
         A sums[1][1];
-        products<2>(tokens, plan.quads, {gradient_of<A>(prologue, overlap.segment)}, sums);
+        const Factor<A> gradient[] = {gradient_of<A>(prologue, overlap.segment)};
+        products<2>(x, 0, 1, are_whole<T>(plan.quads, gradient), plan.quads.hidden, gradient, sums);
         A share = sums[0][0] - static_cast<const A*>(prologue.products)[overlap.segment];
         if (pool.mode.softmax()) share *= tile.softmax_weight(r, prologue.totals[overlap.segment]);
         sum += share;
@@ -272,10 +272,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll 1
       for (int64_t query = 0; query < pool.queries.count; ++query) {
         const int64_t at = overlap.segment * pool.queries.count + query;
-        const T* const tokens[1] = {x};
-        const Factor<A> of_query = query_of<A>(pool, overlap.segment, query), gradient = gradient_of<A>(prologue, at);
+        const Factor<A> factors[] = {query_of<A>(pool, overlap.segment, query), gradient_of<A>(prologue, at)};
+        const auto& [of_query, gradient] = factors;
         A sums_of_token[1][2];
-        products<2>(tokens, plan.quads, {of_query, gradient}, sums_of_token);
+        products<2>(x, 0, 1, are_whole<T>(plan.quads, factors), plan.quads.hidden, factors, sums_of_token);
         const auto [weight, share] = share_of_product(pool, prologue, at, sums_of_token[0]);
 #pragma unroll 1
         for (int i = lane(); i * kQuad < columns; i += 32) {

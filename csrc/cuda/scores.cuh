@@ -12,42 +12,84 @@ struct Factor {
   int64_t columns;
 };
 
-// The sum over a factor's columns of a token's values times its own, by a warp.
-template <class T, class A>
-FASTPOOL_KERNEL_INLINE A product(const T* token, const Quads& quads, const Factor<A>& factor) {
-  const auto products = [&](int64_t c, A(&x)[kQuad]) {
-    A y[kQuad];
-    read_quad(token, c, factor.columns, quads.hidden, x);
-    read_quad(factor.row, c, factor.columns, false, y);
+// The sums over a factor's columns of a token's values times its own; `aligned`: four of the token's may be loaded.
+template <int M, class T, class A>
+FASTPOOL_KERNEL_INLINE void products_of(const T* token, bool aligned, const Factor<A> (&factors)[M], int64_t columns,
+                                        A (&sums)[M]) {
+  const auto load = [&](int64_t c, A(&x)[M][kQuad]) {
+    A of_token[kQuad];
+    read_quad(token, c, columns, aligned, of_token);
 #pragma unroll
-    for (int i = 0; i < kQuad; ++i) x[i] *= y[i];
+    for (int m = 0; m < M; ++m) {
+      read_quad(factors[m].row, c, factors[m].columns, false, x[m]);
+#pragma unroll
+      for (int i = 0; i < kQuad; ++i) x[m][i] = c + i < factors[m].columns ? of_token[i] * x[m][i] : A{};
+    }
   };
-  return add_columns_of_warp<A>(products, factor.columns);
+  add_columns_of_warp<A>(load, columns, sums);
 }
 
-// Those of N tokens and M factors, in every lane of a warp; those of a null pointer are not to be used. kPieces pieces
-// of every token are on their way at once, a whole load for each lane.
-template <int kPieces, int N, int M, class T, class A>
-FASTPOOL_KERNEL_INLINE void products(const T* const (&tokens)[N], const Quads& quads, const Factor<A> (&factors)[M],
-                                     A (&sums)[N][M]) {
-  constexpr int V = 16 / sizeof(T), kItems = N * M * kPieces;  // sums of a piece, a token and a factor
-  static_assert((kItems & (kItems - 1)) == 0 && kItems <= 32);
-  bool whole = quads.whole;
-  int columns = 0;
+// Each of x's sums over a warp's lanes, neighbours first. In each step half of them go on in one lane of two and half
+// in the other, while there are so many: bit b of a sum's number is then bit log2(n) - 1 - b of its lane's.
+template <int bit = 1, class A, int n>
+FASTPOOL_KERNEL_INLINE A add_items(const A (&x)[n]) {
+  if constexpr (n > 1) {
+    const bool upper = (lane() & bit) != 0;
+    A half[n / 2];
 #pragma unroll
-  for (int m = 0; m < M; ++m) {
-    whole = whole && factors[m].columns % V == 0 && factors[m].columns <= INT32_MAX / 2;
-    const int own = static_cast<int>(factors[m].columns);
-    columns = own > columns ? own : columns;
+    for (int i = 0; i < n / 2; ++i) {
+      const A other = __shfl_xor_sync(kAll, upper ? x[i] : x[n / 2 + i], bit);
+      half[i] = (upper ? x[n / 2 + i] : x[i]) + other;
+    }
+    return add_items<2 * bit>(half);
+  } else {
+    A sum = x[0];
+#pragma unroll
+    for (int further = bit; further < 32; further *= 2) sum += __shfl_xor_sync(kAll, sum, further);
+    return sum;
   }
+}
+
+// Whether tokens and factors can be read 16 bytes at a time.
+template <class T, int M, class A>
+FASTPOOL_KERNEL_INLINE bool are_whole(const Quads& quads, const Factor<A> (&factors)[M]) {
+  bool whole = quads.whole;
+#pragma unroll
+  for (const Factor<A>& factor : factors)
+    whole = whole && factor.columns % (16 / sizeof(T)) == 0 && factor.columns <= kWholeColumns;
+  return whole;
+}
+
+// The sums over a factor's columns of a token's values times its own, of N tokens and M factors, in every lane of a
+// warp. Tokens are `stride` apart; those whose bit of `word` is not set are not read, and their sums not to be used.
+// Where they are whole, kPieces pieces of every token are on their way at once, 16 bytes for each lane.
+template <int kPieces, int N, int M, class T, class A>
+FASTPOOL_KERNEL_INLINE void products(const T* first, int64_t stride, uint32_t word, bool whole, bool aligned,
+                                     const Factor<A> (&factors)[M], A (&sums)[N][M]) {
+  constexpr int V = 16 / sizeof(T), Q = V < kQuad ? V : kQuad;
+  constexpr int kItems = N * M * kPieces;  // sums of a piece, a token and a factor
+  static_assert((kItems & (kItems - 1)) == 0 && kItems <= 32 && V <= 2 * Q);
+  int64_t most = 0;
+#pragma unroll
+  for (const Factor<A>& factor : factors) most = factor.columns > most ? factor.columns : most;
   if (!whole) {
+    A own[M]{};  // of token number lane()
+#pragma unroll 1
+    for (int n = 0; n < N; ++n) {
+      if ((word >> n & 1) == 0) continue;
+      A of_token[M];
+      products_of(first + n * stride, aligned, factors, most, of_token);
+#pragma unroll
+      for (int m = 0; m < M; ++m) own[m] = N == 1 || lane() == n ? of_token[m] : own[m];
+    }
 #pragma unroll
     for (int n = 0; n < N; ++n)
 #pragma unroll
-      for (int m = 0; m < M; ++m) sums[n][m] = tokens[n] == nullptr ? A{} : product(tokens[n], quads, factors[m]);
+      for (int m = 0; m < M; ++m) sums[n][m] = N == 1 ? own[m] : __shfl_sync(kAll, own[m], n);
     return;
   }
-  A level[N][M]{};  // level k of a binary counter is lane k's
+  const int columns = static_cast<int>(most);
+  A sum{}, levels[kWholeLevels]{};  // of each lane's token and factor
   int round = 0;
 #pragma unroll 1
   for (int begin = lane() * V; begin - lane() * V < columns; begin += kPieces * 32 * V, ++round) {
@@ -58,65 +100,59 @@ FASTPOOL_KERNEL_INLINE void products(const T* const (&tokens)[N], const Quads& q
       for (int p = 0; p < kPieces; ++p) {
         const int c = begin + p * 32 * V;
         words[n][p] = Word<T, V>{};
-        if (tokens[n] != nullptr && c < columns) words[n][p] = load_word<V>(tokens[n] + c);
+        if (word >> n & 1 && c < columns) words[n][p] = load_word<V>(first + (n * static_cast<int>(stride) + c));
       }
     A x[kItems];
 #pragma unroll
-    for (int m = 0; m < M; ++m)
+    for (int q = 0; q < V; q += Q)
 #pragma unroll
-      for (int p = 0; p < kPieces; ++p) {
-        const int c = begin + p * 32 * V;
-        const bool inside = c < factors[m].columns;
-        A y[V] = {};
-        if (inside) read<V>(factors[m].row + c, y);
+      for (int m = 0; m < M; ++m)
 #pragma unroll
-        for (int n = 0; n < N; ++n) {
-          const Pack<T, V> token = bit_cast<Pack<T, V>>(words[n][p]);
-          A z[V];
+        for (int p = 0; p < kPieces; ++p) {
+          const int c = begin + p * 32 * V;
+          const bool inside = c < factors[m].columns;
+          A y[Q] = {};
+          if (inside) read<Q>(factors[m].row + c + q, y);
 #pragma unroll
-          for (int i = 0; i < V; ++i) z[i] = widen(token.x[i]) * y[i];
+          for (int n = 0; n < N; ++n) {
+            const Pack<T, V> token = bit_cast<Pack<T, V>>(words[n][p]);
+            A z[Q];
 #pragma unroll
-          for (int step = 1; step < V; step *= 2)
+            for (int i = 0; i < Q; ++i) z[i] = widen(token.x[q + i]) * y[i];
 #pragma unroll
-            for (int i = 0; i < V; i += 2 * step) z[i] += z[i + step];
-          x[(n * M + m) * kPieces + p] = inside ? z[0] : A{};
+            for (int step = 1; step < Q; step *= 2)
+#pragma unroll
+              for (int i = 0; i < Q; i += 2 * step) z[i] += z[i + step];
+            A& item = x[(n * M + m) * kPieces + p];
+            const A four = inside ? z[0] : A{};
+            item = q == 0 ? four : item + four;
+          }
         }
-      }
-    // The lanes add up neighbours first. In each step half of the sums go on in one lane of two and half in the other,
-    // while there are so many: bit b of a sum's number is then bit log2(kItems) - 1 - b of its lane's.
+    sum = add_items(x);
 #pragma unroll
-    for (int half = kItems / 2, bit = 1; half > 0; half /= 2, bit *= 2) {
-      const bool upper = (lane() & bit) != 0;
+    for (int p = 1; p < kPieces; p *= 2) sum += __shfl_xor_sync(kAll, sum, kItems / 2 / p);
+    const bool last = begin - lane() * V + kPieces * 32 * V >= columns;
+    bool carries = true;
 #pragma unroll
-      for (int i = 0; i < half; ++i) {
-        const A other = __shfl_xor_sync(kAll, upper ? x[i] : x[half + i], bit);
-        x[i] = (upper ? x[half + i] : x[i]) + other;
+    for (int k = 0; k < kWholeLevels; ++k) {
+      if (round >> k & 1) {
+        if (carries || last) sum = levels[k] + sum;
+      } else {
+        if (carries) levels[k] = sum;
+        carries = false;
       }
     }
-#pragma unroll
-    for (int bit = kItems; bit < 32; bit *= 2) x[0] += __shfl_xor_sync(kAll, x[0], bit);
-#pragma unroll
-    for (int p = 1; p < kPieces; p *= 2) x[0] += __shfl_xor_sync(kAll, x[0], kItems / 2 / p);
-    const bool last = begin - lane() * V + kPieces * 32 * V >= columns;
-#pragma unroll
-    for (int n = 0; n < N; ++n)
-#pragma unroll
-      for (int m = 0; m < M; ++m) {
-        int from = 0;
-#pragma unroll
-        for (int b = 0; 1 << b < kItems; ++b)
-          if (((n * M + m) * kPieces) >> b & 1) from |= kItems / 2 >> b;
-        sums[n][m] = __shfl_sync(kAll, x[0], from);
-        int k = 0;
-        for (; round >> k & 1 || (last && round >> k != 0); ++k)
-          if (round >> k & 1) sums[n][m] = __shfl_sync(kAll, level[n][m], k) + sums[n][m];
-        if (lane() == k) level[n][m] = sums[n][m];
-      }
   }
 #pragma unroll
   for (int n = 0; n < N; ++n)
 #pragma unroll
-    for (int m = 0; m < M; ++m) sums[n][m] += A{};
+    for (int m = 0; m < M; ++m) {
+      int from = 0;
+#pragma unroll
+      for (int b = 0; 1 << b < kItems; ++b)
+        if ((n * M + m) * kPieces >> b & 1) from |= kItems / 2 >> b;
+      sums[n][m] = __shfl_sync(kAll, sum, from) + A{};
+    }
 }
 
 template <class A>

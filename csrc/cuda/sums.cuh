@@ -57,10 +57,8 @@ FASTPOOL_KERNEL_INLINE void read_quad(const T* row, int64_t c, int64_t dim, bool
 }
 
 // ---- columns, whose sum is never -0: load(c, x) gives c to c + 3; what it gives behind the last is not used
-template <class A, class Load>
-FASTPOOL_KERNEL_INLINE A add_quad(Load load, int64_t c, int64_t dim) {
-  A x[kQuad];
-  load(c, x);
+template <class A>
+FASTPOOL_KERNEL_INLINE A add_quad(A (&x)[kQuad], int64_t c, int64_t dim) {
 #pragma unroll
   for (int i = 0; i < kQuad; ++i)
     if (c + i >= dim) x[i] = A{};
@@ -70,31 +68,57 @@ FASTPOOL_KERNEL_INLINE A add_quad(Load load, int64_t c, int64_t dim) {
 // The sum of `dim` columns by a block, in every thread.
 template <class A, class Load>
 FASTPOOL_KERNEL_INLINE A add_columns(Load load, int64_t dim, A* sums) {
-  const auto of_warp = [&](int64_t i) { return add_lanes(add_quad<A>(load, i * kWarpColumns + lane() * kQuad, dim)); };
+  const auto of_warp = [&](int64_t i) {
+    const int64_t c = i * kWarpColumns + lane() * kQuad;
+    A x[kQuad];
+    load(c, x);
+    return add_lanes(add_quad(x, c, dim));
+  };
   return add_up<A>((dim + kWarpColumns - 1) / kWarpColumns, of_warp, sums) + A{};
 }
 
-// The sum of `dim` columns by a warp, in every lane. Level k of its binary counter is lane k's.
-template <class A, class Load>
-FASTPOOL_KERNEL_INLINE A add_columns_of_warp(Load load, int64_t dim) {
-  constexpr int kAtOnce = 4;
-  A total{}, level{};
+// The sums of M rows of `dim` columns by a warp, in every lane: load(c, x) gives columns c to c + 3 of each. Level k of
+// a binary counter is lane k's.
+template <class A, int M, class Load>
+FASTPOOL_KERNEL_INLINE void add_columns_of_warp(Load load, int64_t dim, A (&totals)[M]) {
+  constexpr int kAtOnce = M < 4 ? 4 / M : 1;
+  A levels[M]{};
+#pragma unroll
+  for (A& total : totals) total = A{};
   int64_t piece = 0;
 #pragma unroll 1
   for (int64_t begin = 0; begin < dim; begin += kAtOnce * kWarpColumns, ++piece) {
-    A sum[kAtOnce];
+    A sums[kAtOnce][M];
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) sum[j] = add_quad<A>(load, begin + j * kWarpColumns + lane() * kQuad, dim);
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int64_t c = begin + j * kWarpColumns + lane() * kQuad;
+      A x[M][kQuad];
+      load(c, x);
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) sum[j] = add_lanes(sum[j]);
-    total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+      for (int m = 0; m < M; ++m) sums[j][m] = add_lanes(add_quad(x[m], c, dim));
+    }
+#pragma unroll
+    for (int step = 1; step < kAtOnce; step *= 2)
+#pragma unroll
+      for (int j = 0; j < kAtOnce; j += 2 * step)
+#pragma unroll
+        for (int m = 0; m < M; ++m) sums[j][m] += sums[j + step][m];
     const bool last = begin + kAtOnce * kWarpColumns >= dim;
     int k = 0;
+#pragma unroll 1
     for (; piece >> k & 1 || (last && piece >> k != 0); ++k)
-      if (piece >> k & 1) total = __shfl_sync(kAll, level, k) + total;
-    if (lane() == k) level = total;
+      if (piece >> k & 1) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) sums[0][m] = __shfl_sync(kAll, levels[m], k) + sums[0][m];
+      }
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+      if (lane() == k) levels[m] = sums[0][m];
+      totals[m] = sums[0][m];
+    }
   }
-  return total + A{};
+#pragma unroll
+  for (A& total : totals) total += A{};
 }
 
 // ---- tokens: of the real ones among the rows [begin, end) of sequence b, by a block

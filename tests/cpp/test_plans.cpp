@@ -92,6 +92,11 @@ Case draw_case() {
   return drawn;
 }
 
+// Each takes some of its queries.
+int64_t blocks_of_unit(const PoolPlan& plan, const PoolCall& call) {
+  return ceil_div(call.queries.count, plan.queries);
+}
+
 // Slots of segments with random bounds, many of them empty, follow each other and end before `programs`.
 void check_slots(const PoolPlan& plan, const Case& at) {
   std::vector<int64_t> cu(static_cast<size_t>(at.call.batch) + 1);
@@ -105,7 +110,7 @@ void check_slots(const PoolPlan& plan, const Case& at) {
     demand(first >= next, "two segments share a slot", at);
     next = first + std::max<int64_t>(1, ceil_div(end - begin, plan.split));
   }
-  demand(next <= plan.programs / at.call.queries.count, "a unit's slot lies outside", at);
+  demand(next <= plan.programs / blocks_of_unit(plan, at.call), "a unit's slot lies outside", at);
 }
 
 void check_plan(const Case& at) {
@@ -113,7 +118,7 @@ void check_plan(const Case& at) {
   const bool one_token = call.mode.one_token();
   const PoolPlan plan = make_plan(call, at.layout == Layout::cu, at.device);
   const int64_t rows = std::max<int64_t>(call.rows, 1), accumulator = accumulator_size(call.dtype);
-  const int64_t slots = plan.programs / call.queries.count;
+  const int64_t blocks = blocks_of_unit(plan, call), slots = plan.programs / blocks;
 
   demand(plan.threads >= kWarp && plan.threads <= kThreads && plan.threads % kWarp == 0, "threads", at);
   demand(power_of_two(plan.groups) && plan.groups <= kStage, "groups", at);
@@ -128,7 +133,12 @@ void check_plan(const Case& at) {
   demand(one_token || int64_t{plan.groups} << plan.levels >= leaves, "levels of the binary counter", at);
   demand(!plan.search || at.layout == Layout::cu, "only cu_seqlens are searched", at);
   demand(one_token || plan.search || plan.units * plan.split >= rows, "units do not reach all rows", at);
-  demand(plan.programs == slots * call.queries.count, "a program for each query", at);
+  demand(plan.queries == 1 || (plan.queries == kQueries && call.mode.takes_query() && call.queries.count > 1),
+         "queries of a block", at);
+  demand(plan.programs == slots * blocks, "a program for every few queries", at);
+  demand(plan.groups * plan.queries <= kStage, "no room for a leaf of every group and query", at);
+  demand(plan.shared.row * plan.queries <= plan.shared.slots && plan.shared.row >= plan.strip * accumulator,
+         "a row for each query", at);
   const bool slots_for_all = plan.search ? slots >= rows / plan.split + call.batch : slots == call.batch * plan.units;
   demand(slots_for_all, "programs", at);
   const int64_t tokens = at.layout == Layout::cu ? rows : call.batch * rows;

@@ -39,6 +39,9 @@ class Control(ctypes.Structure):
         ("device", ctypes.c_int),
         ("capturing", ctypes.c_bool),
         ("fail_next", ctypes.c_bool),
+        ("watched", ctypes.c_void_p),
+        ("watched_end", ctypes.c_void_p),
+        ("loaded", ctypes.c_int64),
     )
 
 
@@ -74,6 +77,7 @@ class Host:
         self.tune()
         self.control.stream, self.control.device = None, 0
         self.control.capturing = self.control.fail_next = False
+        self.control.watched = self.control.watched_end = None
 
     def tune(self, split: int = 0, threads: int = 0, strip: int = 0, partial: int = 0, tile: int = 0) -> None:
         """Tokens of a unit, threads of a block, bytes of a strip of columns and of all partial states, rows of a

@@ -62,10 +62,10 @@ def test_nothing_spills(cuobjdump: str) -> None:
         said(cuobjdump, "--dump-resource-usage", LIBRARY),
     )
     assert native.info is not None
-    # Per dtype: four kinds of states, the gradient of a query, one token, and for gradients the shares and the maxima,
-    # each with wide loads and with narrow ones; the gradient of weights or scores, and that of hidden by its products
-    # with queries; the norm and its gradient. Per accumulator what prepares gradients.
-    assert len(kernels) == (4 * (2 * 8 + 4) + 2) * len(native.info.cuda_architectures.split(","))
+    # Per dtype: four kinds of states, those of several queries, the gradient of a query, one token, and for gradients
+    # the shares and the maxima, each with wide loads and with narrow ones; the gradient of weights or scores, and that
+    # of hidden by its products with queries; the norm and its gradient. Per accumulator what prepares gradients.
+    assert len(kernels) == (4 * (2 * 9 + 4) + 2) * len(native.info.cuda_architectures.split(","))
     for name, registers, stack, local in kernels:
         assert (int(stack), int(local)) == (0, 0), name
         # Two blocks of 256 threads on a multiprocessor, four of those that are all latency, or three in wide dtypes;
@@ -91,7 +91,7 @@ def test_loads_are_wide_and_come_together(cuobjdump: str) -> None:
     """Eight rows of 16 bytes are on their way before anything is done with the first."""
     seen = 0
     for name, code in machine_code(cuobjdump).items():
-        state = re.search(r"reduce_kernelI\w*(?:ReduceE(\d)EE|QueryGradientState)ELi(\d+)E", name)
+        state = re.search(r"reduce_kernelI\w*(?:ReduceE(\d)EE|QueryGradientState)ELi(\d+)ELi(\d+)E", name)
         # By queries, for which eight pieces of tokens are loaded before, and parts of a query; and looks at scales.
         # That takes registers: in 16 bits one or two of the eight rows may be loaded behind a first product.
         multiplies = SOFTMAX in name or "QueryGradientState" in name
@@ -105,9 +105,11 @@ def test_loads_are_wide_and_come_together(cuobjdump: str) -> None:
         loads = [op for op in code if op.startswith(("LDG.E.128", *arithmetic))]
         runs = [len(list(run)) for is_load, run in groupby(loads, lambda op: op.startswith("LDG")) if is_load]
         least = 6 if SOFTMAX in name and "reduce_kernelIf" not in name else 8
+        if state[3] != "1":  # the sums of several queries leave registers for four rows
+            least = 4
         assert {*range(least, 9)} & {*runs} if multiplies else runs == [8], (name, runs)
         seen += 1
-    assert seen == 4 * 5 - 3
+    assert seen == 4 * 6 - 4
 
 
 def test_gradients_are_written_16_bytes_at_a_time(cuobjdump: str) -> None:
@@ -126,7 +128,7 @@ def test_gradients_are_written_16_bytes_at_a_time(cuobjdump: str) -> None:
 def test_arrivals_are_ordered_once(cuobjdump: str) -> None:
     """By the atomic that counts them. What other blocks wrote is read past the first-level cache."""
     kernels = [code for code in said(cuobjdump, "-ptx", LIBRARY).split(".entry ")[1:] if "reduce_kernel" in code[:99]]
-    assert len(kernels) == 4 * 5 * 2
+    assert len(kernels) == 4 * 6 * 2
     for code in kernels:
         name = code.split("(", 1)[0]
         ordered = re.findall(r"\b(?:atom|red|fence|membar|ld|st)\.[a-z0-9_.:]*(?:acq|rel|sc|gpu|sys)[a-z0-9_.:]*", code)

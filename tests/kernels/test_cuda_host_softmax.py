@@ -99,17 +99,62 @@ def test_queries_of_overlapping_segments(host: Host, dtype: torch.dtype, of_quer
             assert result.shape == (9, *shape[-2:-1], truncate_dim or width)
 
 
-def test_each_query_is_alone(host: Host) -> None:
-    """Whatever others there are, in strips of columns and normalised too."""
+# Fewer than a block takes at once, as many, one more, twice as many, and so on.
+QUERIES = (2, 3, 4, 5, 8, 9)
+
+
+@pytest.mark.parametrize("queries", QUERIES)
+def test_each_query_is_alone(host: Host, queries: int) -> None:
+    """Whatever others there are, in strips of columns and normalised too; one that is not a number, or a text with such
+    a token, spoils nothing else."""
     arguments = overlapping(72, torch.bfloat16)
-    query = many_queries((9, 3, 72), torch.float32)
-    for more in ({}, {"normalize": True}):
-        for strip in (0, 128):
-            host.tune(split=32, strip=strip)
+    arguments["hidden"][arguments["starts"][2]] = torch.nan
+    query = many_queries((9, queries, 72), torch.float32).contiguous()
+    query[4, queries // 2, 5] = torch.nan
+    for more in ({}, {"normalize": True, "truncate_dim": 40}):
+        for tuning in ({"split": 32}, {"split": 32, "strip": 128}, {}):
+            host.tune(**tuning)
             together = host("attention", arguments | {"query": query}, **more)
-            for k in range(3):
+            for k in range(queries):
                 alone = host("attention", arguments | {"query": query[:, k : k + 1]}, **more)
-                assert same_bits(together[:, k], alone[:, 0])
+                assert same_bits(together[:, k], alone[:, 0]), (more, tuning, k)
+
+
+@pytest.mark.parametrize("queries", QUERIES)
+def test_queries_of_long_texts(host: Host, queries: int) -> None:
+    """Whose units meet in the arrival tree, or in one block's counter: padded or packed, one of them empty; rows of
+    whole 16-byte pieces, or not."""
+    generator = torch.Generator().manual_seed(9)
+    lengths = [700, 0, 33, 290]
+    for width, dtype in ((40, torch.bfloat16), (21, torch.float16), (12, torch.float32), (3, torch.float64)):
+        rows = torch.randn(sum(lengths), width, generator=generator).to(dtype)
+        padded = rows.new_full((4, 700, width), torch.nan)
+        for row, text in zip(padded, rows.split(lengths), strict=True):
+            row[: len(text)] = text
+        query = many_queries((4, queries, width), dtype)
+        cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
+        for tokens in ({"hidden": padded, "ends": torch.tensor(lengths)}, {"hidden": rows, "cu_seqlens": cu_seqlens}):
+            for own in (query, query[0]):
+                arguments = tokens | {"query": own, "scale": 3.0}
+                expected = native("attention", arguments)
+                for tuning in ({"split": 32}, {"split": 1024}, {"split": 256, "threads": 64}):
+                    host.tune(**tuning)
+                    assert same_bits(host("attention", arguments), expected), (width, tuning)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_queries_share_a_read(host: Host, dtype: torch.dtype) -> None:
+    """Every four of them: of a token for its products, and of one to add it to their sums."""
+    control = host.control
+    for width in (64, 77):
+        hidden = torch.randn(2, 100, width, generator=torch.Generator().manual_seed(10)).to(dtype)
+        for queries in (1, *QUERIES):
+            host.tune()
+            control.watched, control.watched_end = hidden.data_ptr(), hidden.data_ptr() + hidden.nbytes
+            before = control.loaded
+            host("attention", {"hidden": hidden, "query": many_queries((queries, width), dtype)})
+            reads = 2 * -(-queries // 4)
+            assert control.loaded - before == reads * hidden.nbytes, (width, queries)
 
 
 @pytest.mark.parametrize("queries", [0, 2])

@@ -50,6 +50,8 @@ struct Control {
   int device = 0;                                              // of every tensor
   bool capturing = false;                                      // every stream
   bool fail_next = false;                                      // the next launch fails
+  const void *watched = nullptr, *watched_end = nullptr;       // memory of which loads are counted
+  int64_t loaded = 0;                                          // bytes, so far
 };
 extern Control control;
 extern bool skip_launches;
@@ -110,6 +112,7 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 template <class T>
 T __ldg(const T* p) {
+  if (p >= cuda_host::control.watched && p < cuda_host::control.watched_end) cuda_host::control.loaded += sizeof(T);
   return *p;
 }
 template <class T>
