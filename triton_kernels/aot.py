@@ -127,6 +127,7 @@ LAYOUTS = (BOOL_MASK,) + tuple(
 USUAL = tuple(
     one for one in LAYOUTS if not one.padded or (one.bounds, one.mask is None) in (((), False), (("ends",), True))
 )
+QUERIES = {"query": 1, "2 queries": 2, "4 queries": 4}  # as many as a program takes
 # A mode of every family, one that reads one token, and what each is given by itself, which is one more argument.
 FAMILY_MODES: tuple[tuple[str, str | None], ...] = (
     ("mean", None),
@@ -136,8 +137,10 @@ FAMILY_MODES: tuple[tuple[str, str | None], ...] = (
     ("weighted_mean", "weights"),
     ("softmax_mean", "scores"),
     ("attention", "query"),
+    ("attention", "2 queries"),
+    ("attention", "4 queries"),
 )
-REQUIRED = ("scores", "query")  # without which there is no call
+REQUIRED = ("scores", *QUERIES)  # without which there is no call
 
 
 def make_call(
@@ -158,8 +161,8 @@ def make_call(
     }
     if layout.mask is not None:
         arguments["mask"] = _empty(*per_token, dtype=layout.mask)
-    if given == "query":
-        arguments["query"] = _empty(dim, dtype=dtype)
+    if given in QUERIES:
+        arguments["query"] = _empty(QUERIES[given], dim, dtype=dtype)
     elif given is not None:
         arguments[given] = _empty(*per_token, dtype=torch.float32)
     return PoolCall(mode, _empty(*per_token, dim, dtype=dtype), normalize=normalize, **arguments)
@@ -219,7 +222,7 @@ def _launches(dtype: torch.dtype, dim: int, warp_size: int, splits: bool, every:
                     )
         for shape, layout in product(GRADIENT_SHAPES, layouts):
             call = make_call(mode, dtype, dim, shape, layout, given=given)
-            for of in ("hidden", given) if given and given != "query" else ("hidden",):
+            for of in ("hidden", given) if given and given not in QUERIES else ("hidden",):
                 for launch in _gradient(call, of, DeviceProperties("aot", 1, warp_size)):
                     yield f"gradient of {of} {kernel_name(launch)} {mode}({_layout_of(call)})", launch
         for layout in layouts if given == "query" else ():
@@ -266,6 +269,7 @@ def _name(what: str, dtype: torch.dtype, launch: Launch) -> str:
         if name in constants
     ]
     flags = [name.lower() for name in ("WHOLE", "NORMALIZE") if constants.get(name)]
+    flags += [f"queries={constants['QUERIES']}"] if constants.get("QUERIES", 1) > 1 else []
     written = launch.arguments["out"].dtype if kernel_name(launch) == "pool" else dtype
     flags += [f"to {str(written).removeprefix('torch.')}"] if written != dtype else []
     unaligned = ["unaligned"] if constants.get("VECTOR") == 1 else []

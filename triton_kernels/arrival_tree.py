@@ -74,7 +74,7 @@ def merge_children(states, totals, at, step, children, stride, width, columns, n
     of them are read together: eight wide ones would not fit the registers."""
     SOME: tl.constexpr = 2
     upper = counter(nothing, 4 - SOME)
-    count = tl.zeros((), tl.int64)
+    count = tl.zeros(totals.shape, tl.int64)
     for part in range(FAN >> SOME):
         lower = counter(nothing, SOME + 1)
         for i in tl.static_range(1 << SOME):
@@ -94,7 +94,8 @@ def merge_last_block(
 ):  # fmt: skip
     """Brings unit `unit` of a segment with `units` of them, whose rows of the workspace, `stride` elements apart, begin
     at `base`. Returns the state of all of them and True to the last to arrive; to all others anything and False.
-    `nothing`: the neutral state."""
+    `nothing`: the neutral state. Several states, of several queries, arrive as one: pointers and states then have
+    a row for each, and columns are [1, N]."""
     node = unit
     nodes = units  # of this depth
     step = tl.full((), 1, tl.int64)  # units under a node

@@ -19,6 +19,9 @@ SMALL = 8 << 20  # bytes of a batch below which that matters
 # is as long as all rows, one program reads so much.
 LIKELY = 4
 LONGEST_WALK = 512 << 10  # bytes
+MOST_QUERIES = 4  # of a program
+STATE_REGISTERS = 200  # of a thread, for the states of several queries
+MEETING_STATES = 7  # that a thread holds where units meet
 # Where no measurement says otherwise (benchmarks/tune.py), token states of fewer bytes are left to CUDA C++: its calls
 # cost the host less and never wait for a compiler. On an H100 a call from Python took the host 17 to 20 us, Triton's 49
 # to 72, and the GPU 60 us for 192 MB: from there on it is busy for as long, and Triton's programs are faster.
@@ -60,6 +63,7 @@ class Shape:
     may_overlap: bool = False  # segments, each of which may then be as long as all rows
     summed: bool = False  # tokens are added as they are
     softmax: bool = False  # weights are powers of scores
+    queries: int = 1  # of a segment
 
     @property
     def light(self) -> bool:
@@ -71,9 +75,19 @@ class Shape:
         """Tokens that a segment hardly exceeds."""
         return self.longest if self.may_overlap else min(self.longest, LIKELY * self.mean)
 
+    @property
+    def together(self) -> int:
+        """Queries that a program takes at once, if registers hold as many."""
+        return min(MOST_QUERIES, power_of_two(self.queries))
+
+    @property
+    def texts(self) -> int:
+        """Segments, each as often as it is read."""
+        return self.batch * -(-self.queries // self.together)
+
     def units(self, split: int) -> int:
         """About so many have tokens."""
-        return max(self.batch, self.batch * self.mean // split)
+        return max(self.texts, self.texts * self.mean // split)
 
 
 def power_of_two(n: int) -> int:
@@ -169,6 +183,18 @@ def whole(shape: Shape) -> Config:
     return usual(shape, leaves, levels)
 
 
+def queries_together(shape: Shape, columns: int, config: Config, whole: bool) -> int:
+    """Queries that a program takes at once, reading a row for all of them: as many as registers hold the states of. A
+    thread has those of its levels, or of nodes of the arrival tree; and what is added to them, and the queries. Beside
+    its columns each has a sum of weights and an exponent."""
+    numbers = columns // (config.warps * shape.warp_size) + 2
+    held = numbers * (max(4, shape.element_size) // 4) * max(config.levels + 3, 0 if whole else MEETING_STATES)
+    queries = shape.together
+    while queries > 1 and queries * held > STATE_REGISTERS:
+        queries //= 2
+    return queries
+
+
 def one_token(shape: Shape) -> Config:
     """For modes that read one token."""
     return Config(1, 0, warps(1, shape.columns, shape.element_size, shape.warp_size), 1)
@@ -183,7 +209,7 @@ def heuristic(shape: Shape) -> Config:
     if (
         shape.likely * row_bytes <= SHORT
         and shape.longest * row_bytes <= LONGEST_WALK
-        and shape.batch * shape.mean * row_bytes < SMALL
+        and shape.texts * shape.mean * row_bytes < SMALL
     ):
         return whole(shape)
     leaves = widest(shape)
@@ -256,7 +282,7 @@ def choose(shape: Shape, device: str) -> Config:
 
 def key(shape: Shape) -> str:
     """Shapes alike enough to share a measured configuration: powers of two of everything."""
-    mean, batch = power_of_two(max(shape.mean, 1)), power_of_two(max(shape.batch, 1))
+    mean, batch = power_of_two(max(shape.mean, 1)), power_of_two(max(shape.texts, 1))
     kind = "s" if shape.softmax else "w" if shape.weighted else "" if shape.light else "h"
     return f"{shape.columns}x{shape.element_size}{kind}-{batch}x{mean}"
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from ..constants import NORM_SCALES
 from ..modes import Divisor
 from .elementary import divide
-from .state import add_columns
+from .state import add_columns, one_by_one
 
 ONE = tl.constexpr(Divisor.ONE.value)
 COUNT = tl.constexpr(Divisor.COUNT.value)
@@ -29,7 +29,7 @@ def square_root(x):
 @triton.jit
 def divisor_of(count, weight, divisor, ACC: tl.constexpr):
     """What a mode divides by; 0 where there is no real token."""
-    value = tl.full((), 1.0, ACC)
+    value = tl.full(weight.shape, 1.0, ACC)
     if divisor == COUNT:
         value = count.to(ACC)
     elif divisor == SQRT_COUNT:
@@ -69,15 +69,29 @@ def norm_divisor(norm, scale, eps):
 
 
 @triton.jit
+def add_squares(x):
+    """Of a vector, a number; of several, [N, M], [N, 1]."""
+    squares = add_columns(x * x)
+    return squares if len(x.shape) == 1 else one_by_one(squares)[:, None]
+
+
+@triton.jit
+def differs(x, value):
+    """Whether any of x does."""
+    different = x != value
+    return different if len(x.shape) == 0 else tl.max(different.to(tl.int32)) != 0
+
+
+@triton.jit
 def scaled_norm(x, eps):
     """x, scaled where it must be, its divisor, whether that is its norm, and the scale; columns that are not there
     hold 0."""
-    squares = add_columns(x * x)
+    squares = add_squares(x)
     scale = norm_scale(squares, eps)
     norm = square_root(squares)
-    if scale != 1:
+    if differs(scale, 1):
         x = x * scale
-        norm = divide(square_root(add_columns((x * scale) * (x * scale))), scale)
+        norm = divide(square_root(add_squares(x * scale)), scale)
     divisor, is_norm = norm_divisor(norm, scale, eps)
     return x, divisor, is_norm, scale
 

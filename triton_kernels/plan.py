@@ -21,6 +21,7 @@ from .config import (
     halved,
     one_row,
     one_token,
+    queries_together,
     registers,
     row_columns,
     single_program,
@@ -97,22 +98,24 @@ def per_token(call: PoolCall) -> Tensor | None:
     return call.weights if call.scores is None else call.scores
 
 
-def shape_of(call: PoolCall, width: int, device: DeviceProperties) -> Shape:
-    """What the choice of a configuration may depend on; `width` columns are used."""
+def shape_of(call: PoolCall, width: int, device: DeviceProperties, several: bool = True) -> Shape:
+    """What the choice of a configuration may depend on; `width` columns are used. Not `several`: a program takes one
+    query, as if others were other segments'."""
     mean = call.rows if call.padded else -(-call.rows // call.batch)
     may_overlap = not call.padded and call.cu_seqlens is None
     element_size = call.hidden.element_size()
     columns = row_columns(width, element_size, device.warp_size)
     mode = MODES[call.mode]
+    batch, queries = (call.batch, call.queries) if several else (call.batch * call.queries, 1)
     return Shape(
-        call.batch * call.queries, call.rows, mean, columns, element_size, mode.weighted, device.sm_count,
-        device.warp_size, may_overlap, mode.only_adds, mode.softmax,
+        batch, call.rows, mean, columns, element_size, mode.weighted, device.sm_count, device.warp_size, may_overlap,
+        mode.only_adds, mode.softmax, queries,
     )  # fmt: skip
 
 
-def cut(call: PoolCall, width: int, device: DeviceProperties) -> tuple[int, Config]:
+def cut(call: PoolCall, width: int, shape: Shape, device: DeviceProperties) -> tuple[int, Config]:
     """How many columns a program takes, and how the work is cut up otherwise."""
-    shape, mode = shape_of(call, width, device), MODES[call.mode]
+    mode = MODES[call.mode]
     if mode.one_token:
         return shape.columns, one_token(shape)
     columns, config = shape.columns, _in_units(shape, width, device)
@@ -147,7 +150,7 @@ def _in_units(shape: Shape, width: int, device: DeviceProperties) -> Config | No
 def _workspace(shape: Shape, config: Config, width: int) -> int:
     """Bytes of the states of units, where every segment has slots for the longest."""
     row: int = width + -(-width // shape.columns) * TOTALS.value
-    return shape.batch * -(-shape.longest // config.split) * row * max(4, shape.element_size)
+    return shape.batch * shape.queries * -(-shape.longest // config.split) * row * max(4, shape.element_size)
 
 
 @dataclass(frozen=True)
@@ -197,13 +200,16 @@ def make_pool_plan(call: PoolCall, device: DeviceProperties, gradient_dim: int |
     element_size, dim = hidden.element_size(), call.shape[-1]
     batch, rows, cu, queries = call.batch, call.rows, call.cu_seqlens is not None, call.queries
     row_stride, batch_stride = hidden.stride(-2), hidden.stride(0) if call.padded else 0
-    columns, config = cut(call, dim, device)
+    shape = shape_of(call, dim, device, several=gradient_dim is None)
+    columns, config = cut(call, dim, shape, device)
     strips = -(-dim // columns)
 
     units = -(-rows // config.split)  # of a segment, at most
     whole = mode.one_token or units <= 1
+    together = queries_together(shape, columns, config, whole)
+    groups = -(-queries // together)
     most = MAX_PROGRAMS if call.padded else GUESSED_PROGRAMS * device.sm_count
-    programs = 1 if whole else min(units, max(1, most // (batch * queries)))
+    programs = 1 if whole else min(units, max(1, most // (batch * groups)))
     slots = 0 if whole else rows // config.split + batch if cu else batch * units
     summed = accumulator(hidden.dtype)
     dtype = summed if call.normalize and strips > 1 else call.out_dtype or hidden.dtype
@@ -220,15 +226,15 @@ def make_pool_plan(call: PoolCall, device: DeviceProperties, gradient_dim: int |
         "NORMALIZE": call.normalize and strips == 1, "CU": cu, "WHOLE": whole,
         "VECTOR": vector_width, "COLUMNS": columns, "LEAVES": config.leaves, "LEVELS": config.levels,
         "PIECES": 0 if call.query is None else pieces(hidden.shape[-1], columns),
-        "LOADS": config.loads, "STAGES": config.stages,
+        "LOADS": config.loads, "STAGES": config.stages, "QUERIES": together,
         "SCAN": min(MOST_SCAN, (16 if mode.one_token else 8) * device.warp_size * config.warps),
     }  # fmt: skip
-    grid = ((slots if cu and not whole else batch * programs) * queries, strips, 1)
+    grid = ((slots if cu and not whole else batch * programs) * groups, strips, 1)
     states = None if whole else (slots * queries, dim + strips * TOTALS.value)
     shared = element_size < 8 and not mode.softmax  # float64 and exponentials need what there is
     chosen = options(config.warps, config.registers or registers(config.warps, shared))
-    shape = call.shape if gradient_dim is None else (batch, queries, dim)
-    return PoolPlan(grid, shape, dtype, summed, states, slots * queries * strips, fixed, chosen)
+    result = call.shape if gradient_dim is None else (batch, queries, dim)
+    return PoolPlan(grid, result, dtype, summed, states, slots * groups * strips, fixed, chosen)
 
 
 def plan_pool(call: PoolCall, device: DeviceProperties) -> Launch:

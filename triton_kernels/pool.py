@@ -37,6 +37,7 @@ from .state import (
     merging,
     neutral,
     neutral_state,
+    of_each,
     push,
     sums_weights,
     total,
@@ -51,18 +52,20 @@ NORM_EPS = tl.constexpr(_NORM_EPS)
 def add_tokens(
     hidden, mask, source, share, row_stride, token_stride, first, begin, tokens, columns, inside,
     ACC: tl.constexpr, MERGE: tl.constexpr, WEIGHT: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr,
-    PIECES: tl.constexpr, LOADS: tl.constexpr, STAGES: tl.constexpr,
+    PIECES: tl.constexpr, LOADS: tl.constexpr, STAGES: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
     """The state of `tokens` rows from `begin` on, whose segment's first real token is `first`. LOADS loads of a thread
-    are in flight together; with STAGES > 1 those of the next steps too, on their way through shared memory."""
+    are in flight together; with STAGES > 1 those of the next steps too, on their way through shared memory. With
+    several QUERIES there is one leaf, and the state has a row for each query."""
     COLUMNS: tl.constexpr = columns.shape[0]
+    ROWS: tl.constexpr = LEAVES * QUERIES
     leaf = tl.arange(0, LEAVES)
     steps = tl.minimum(tokens, LEAF)
     groups = tl.cdiv(tokens, LEAF * LEAVES)
-    nothing = neutral_state((COLUMNS,), (), MERGE, sums_weights(WEIGHT), ACC)
+    nothing = neutral_state(of_each((COLUMNS,), QUERIES), of_each((), QUERIES), MERGE, sums_weights(WEIGHT), ACC)
     levels = counter(nothing, LEVELS + 1)
     for group in range(groups):
-        state = neutral_state((LEAVES, COLUMNS), (LEAVES, 1), MERGE, sums_weights(WEIGHT), ACC)
+        state = neutral_state((ROWS, COLUMNS), (ROWS, 1), MERGE, sums_weights(WEIGHT), ACC)
         for some in tl.range(0, steps, LOADS, num_stages=STAGES):
             for one in tl.static_range(LOADS):
                 token = (group * LEAVES + leaf) * LEAF + some + one
@@ -83,7 +86,9 @@ def add_tokens(
                     w = weight_of(source, share, at, row, first, real, WEIGHT, ACC, COLUMNS, PIECES)[:, None]
                     weighted = (x * w, w)
                     state = merge(state, weighted[: len(state)], MERGE)
-        levels = push(levels, merge_rows(state, MERGE), group, MERGE)
+        if QUERIES == 1:
+            state = merge_rows(state, MERGE)
+        levels = push(levels, state, group, MERGE)
     return total(levels, nothing, groups, MERGE)
 
 
@@ -91,7 +96,7 @@ def add_tokens(
 def reduce_unit(
     hidden, mask, source, share, row_stride, token_stride, first, begin, end, columns, inside,
     ACC: tl.constexpr, MERGE: tl.constexpr, WEIGHT: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr,
-    PIECES: tl.constexpr, LOADS: tl.constexpr, STAGES: tl.constexpr, SCAN: tl.constexpr,
+    PIECES: tl.constexpr, LOADS: tl.constexpr, STAGES: tl.constexpr, QUERIES: tl.constexpr, SCAN: tl.constexpr,
 ):  # fmt: skip
     """The state of the tokens [begin, end), and the number of real ones. Pointers are those of the sequence."""
     count = end - begin
@@ -102,14 +107,14 @@ def reduce_unit(
     if mask is None or count == tokens:
         state = add_tokens(
             hidden, None, source, share, row_stride, token_stride, first, begin, tokens, columns, inside,
-            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES,
+            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES, QUERIES,
         )  # fmt: skip
     else:
         state = add_tokens(
             hidden, mask, source, share, row_stride, token_stride, first, begin, tokens, columns, inside,
-            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, 1,
+            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, 1, QUERIES,
         )  # fmt: skip
-    return state, count
+    return state, tl.full(of_each((), QUERIES), count, tl.int64)
 
 
 # Nothing is compiled anew for a batch's numbers, not even for a 1 or a multiple of 16.
@@ -127,14 +132,15 @@ def pool_kernel(
     REDUCE: tl.constexpr, WEIGHT: tl.constexpr,
     NORMALIZE: tl.constexpr, CU: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr,
     COLUMNS: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, PIECES: tl.constexpr, LOADS: tl.constexpr,
-    STAGES: tl.constexpr, SCAN: tl.constexpr,
+    STAGES: tl.constexpr, QUERIES: tl.constexpr, SCAN: tl.constexpr,
 ):  # fmt: skip
     """out [batch, dim], or [batch, queries, dim] where there is a query, as wide as hidden, `width`: programs of the
-    same tokens stand side by side. `weights` are scores where the mode takes those. dim, width and strides of hidden
-    and of queries count VECTOR elements, which is how the compiler learns that rows are aligned. `programs`: of each
-    segment, where they cannot be found by number (CU). WHOLE: every segment is one unit. Else units meet in `arrivals`,
-    whose counters are zero; those of `stale` are cleared for the next launch. With a gradient: tokens are multiplied by
-    that of their product with the query, and the rest is as backward.py has it."""
+    same tokens, with QUERIES queries each, stand side by side. `weights` are scores where the mode takes those. dim,
+    width and strides of hidden and of queries count VECTOR elements, which is how the compiler learns that rows are
+    aligned. `programs`: of each segment, where they cannot be found by number (CU). WHOLE: every segment is one unit.
+    Else units meet in `arrivals`, whose counters are zero; those of `stale` are cleared for the next launch. With a
+    gradient, which one query has: tokens are multiplied by that of their product with the query, and the rest is as
+    backward.py has it."""
     SPLIT: tl.constexpr = LEAF * LEAVES * (1 << LEVELS)
     ACC: tl.constexpr = accumulator_of(hidden.dtype.element_ty)
     MERGE: tl.constexpr = merging(REDUCE, WEIGHT)
@@ -147,12 +153,22 @@ def pool_kernel(
     inside = columns < dim
     if not WHOLE:
         clear(stale, stale_count, program * strips + strip, tl.num_programs(0).to(tl.int64) * strips)
-    k = 0  # which query
+    k = 0  # which query, or several
     each = 1  # vectors of a segment
+    group = 0  # of queries
+    groups = 1
+    place = columns  # in a result; [1, COLUMNS] beside the numbers of several queries, [QUERIES, 1]
+    there = inside
     if query is not None:
         each = queries.to(tl.int64)
-        k = program % each
-        program = program // each
+        groups = tl.cdiv(each, QUERIES)
+        group = program % groups
+        program = program // groups
+        k = group * QUERIES
+        if QUERIES > 1:  # for those that there are not the last stands in: the same bits in the same place
+            k = tl.minimum(k + tl.arange(0, QUERIES), each - 1)[:, None]
+            place = columns[None, :]
+            there = inside[None, :]
         query += k * (query_stride.to(tl.int64) * VECTOR)
         width = width.to(tl.int64) * VECTOR
     if not WHOLE:
@@ -160,14 +176,14 @@ def pool_kernel(
         states += k * stride
         totals = states + dim + strip * TOTALS
         stride = stride * each
-        arrivals += k * strips + strip
+        arrivals += group * strips + strip
     if CU and not WHOLE:
         if decreases(starts, program, batch, rows):
             # Some segment may be found by no program. Its result is zeros then, not what the memory held before.
             begin, end = around(starts, program, batch, rows)
             for row in range(begin, end):
-                at = out + (row * each + k) * dim + columns
-                tl.store(at, tl.zeros((COLUMNS,), out.dtype.element_ty), mask=inside)
+                at = out + (row * each + k) * dim + place
+                tl.store(at, tl.zeros(at.shape, at.dtype.element_ty), mask=there)
         segment = find(starts, program, batch, rows, SPLIT)
         base = first_slot(starts, segment, rows, SPLIT)
         unit = program - base
@@ -196,14 +212,14 @@ def pool_kernel(
         first, last = selected(first, last, select)
     out += vector * dim
 
-    nothing = neutral_state((COLUMNS,), (), MERGE, sums_weights(WEIGHT), ACC)
+    nothing = neutral_state(of_each((COLUMNS,), QUERIES), of_each((), QUERIES), MERGE, sums_weights(WEIGHT), ACC)
     state = nothing
-    count = tl.zeros((), tl.int64)
+    count = tl.zeros(of_each((), QUERIES), tl.int64)
     complete = unit >= 0
     if WHOLE:
         state, count = reduce_unit(
             hidden, mask, source, share, row_step, token_stride, first, first, last, columns, inside,
-            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES, SCAN,
+            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES, QUERIES, SCAN,
         )  # fmt: skip
     else:
         units = tl.maximum(tl.cdiv(last - first, SPLIT), 1)  # a segment without tokens has one too, to write zeros
@@ -216,10 +232,10 @@ def pool_kernel(
             state, count = reduce_unit(
                 hidden, mask, source, share, row_step, token_stride,
                 first, begin, tl.minimum(begin + SPLIT, last), columns, inside,
-                ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES, SCAN,
+                ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES, QUERIES, SCAN,
             )  # fmt: skip
             state, count, complete = merge_last_block(
-                states, totals, stride, arrivals, strips * each, base, unit, units, dim, columns, state, count, nothing,
+                states, totals, stride, arrivals, strips * groups, base, unit, units, dim, place, state, count, nothing,
                 MERGE,
             )  # fmt: skip
             unit += units if CU else programs
@@ -228,8 +244,8 @@ def pool_kernel(
         x = state[0]
         if MERGE == SCALED:
             x = x + 0.0  # of a sum that underflows -0 may be left
-        weight = state[1] if len(state) > 1 else tl.zeros((), ACC)
+        weight = state[1] if len(state) > 1 else tl.zeros(count.shape, ACC)
         x = quotient(x, divisor_of(count, weight, divisor, ACC))
         if NORMALIZE:
-            x = normalize(tl.where(inside, x, 0.0), tl.full((), NORM_EPS, ACC))
-        tl.store(out + columns, round_to(x, out.dtype.element_ty), mask=inside)
+            x = normalize(tl.where(there, x, 0.0), tl.full(count.shape, NORM_EPS, ACC))
+        tl.store(out + place, round_to(x, out.dtype.element_ty), mask=there)

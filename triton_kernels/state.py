@@ -42,6 +42,12 @@ def neutral(merge):
     return float("-inf") if merge == MAX else 0.0
 
 
+@triton.constexpr_function
+def of_each(shape, queries):
+    """The shape of such a thing for each of a program's queries: as it is for one, else with a row for each."""
+    return shape if queries == 1 else (queries, *(shape or (1,)))
+
+
 @triton.jit
 def neutral_state(shape, totals_shape, MERGE: tl.constexpr, WEIGHTED: tl.constexpr, ACC: tl.constexpr):
     """Of no token. WEIGHTED: with a sum of weights."""
@@ -146,6 +152,17 @@ def add_columns(x):
         if x.shape[-1] > 1:
             x = tl.sum(tl.reshape(x, halved(x.shape)), axis=len(x.shape))
     return tl.sum(x, axis=len(x.shape) - 1)  # of one element
+
+
+@triton.jit
+def one_by_one(x):
+    """x, [N], put together from numbers. What is made from rows and multiplies them would otherwise have the compiler
+    move whole rows to where their numbers are."""
+    which = tl.arange(0, x.shape[0])
+    numbers = tl.zeros(x.shape, x.dtype)
+    for i in tl.static_range(x.shape[0]):
+        numbers = tl.where(which == i, tl.sum(tl.where(which == i, x, 0.0), axis=0), numbers)
+    return numbers
 
 
 # A binary counter of subtrees, as numbers are counted in binary: level k holds the state of 2^k groups, while bit k of

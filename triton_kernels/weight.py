@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .elementary import exponential
 from .finish import quotient
-from .state import OF_QUERY, SUM, TOKEN, add_columns, counter, push, relative, total, widen
+from .state import OF_QUERY, SUM, TOKEN, add_columns, counter, one_by_one, push, relative, total, widen
 
 
 @triton.jit
@@ -24,20 +24,27 @@ def load_vector(vector, divisor, columns, inside, ACC: tl.constexpr):
 
 @triton.jit
 def product(rows, there, vector, divisor, width, ACC: tl.constexpr, COLUMNS: tl.constexpr, PIECES: tl.constexpr):
-    """The products of rows, [N, 1] pointers, with a vector over its divisor: sums over `width` columns, up to 2^PIECES
-    pieces of COLUMNS, in the canonical order. [N]; 0 for rows that are not `there`."""
-    nothing = (tl.zeros((rows.shape[0],), ACC),)
+    """The products of rows, [N, 1] pointers, with a vector over its divisor, or of one row with N vectors, also such
+    pointers: sums over `width` columns, up to 2^PIECES pieces of COLUMNS, in the canonical order. [N]; 0 for rows that
+    are not `there`."""
+    several: tl.constexpr = len(vector.shape) > 0
+    nothing = (tl.zeros((vector.shape[0] if several else rows.shape[0],), ACC),)
     levels = counter(nothing, PIECES + 1)
     pieces = tl.cdiv(width, COLUMNS) if PIECES > 0 else 1
     for piece in range(pieces):
         columns = piece * COLUMNS + tl.arange(0, COLUMNS)
         inside = columns < width
-        y = load_vector(vector, divisor, columns, inside, ACC)
+        if several:
+            y = load_vector(vector, divisor, columns[None, :], inside[None, :], ACC)
+        else:
+            y = load_vector(vector, divisor, columns, inside, ACC)
         x = widen(tl.load(rows + columns[None, :], mask=there[:, None] & inside[None, :], other=0.0), ACC)
-        levels = push(levels, (add_columns(y[None, :] * x),), piece, SUM)
+        levels = push(levels, (add_columns((y if several else y[None, :]) * x),), piece, SUM)
     sums = total(levels, nothing, pieces, SUM)[0]
     if sums.shape[0] == 1:  # a number, or the compiler would have each thread hold whole rows that it multiplies
         sums = tl.full((1,), tl.sum(sums, axis=0), ACC)
+    elif several:
+        sums = one_by_one(sums)
     return sums
 
 

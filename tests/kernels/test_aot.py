@@ -98,6 +98,7 @@ def drawn_calls(dtype: torch.dtype, dim: int, count: int) -> Iterator[PoolCall]:
         mode, layout = drawn.choice(list(MODES.values())), drawn.choice(aot.LAYOUTS)
         normalize, own = drawn.random() < 0.5, [one.name for one in mode.arguments if one.differentiable]
         given = own[0] if mode.softmax or (own and drawn.random() < 0.5) else None
+        given = drawn.choice(list(aot.QUERIES)) if given == "query" else given
         yield aot.make_call(mode.name, dtype, dim, (batch, rows), layout, normalize, given)
 
 

@@ -182,6 +182,20 @@ def test_units_grow_as_far_as_registers_go(mode: str, levels: set[int]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rows", "width", "most"), [(32, 768, 4), (300, 768, 2), (100_000, 768, 2), (100_000, 4096, 1), (100_000, 64, 2)]
+)
+def test_programs_take_as_many_queries_as_registers_hold(rows: int, width: int, most: int) -> None:
+    """No more than there are, and one where it is a gradient."""
+    hidden = torch.empty(8, rows, width, dtype=torch.bfloat16, device="meta")
+    device = plan.DeviceProperties("test", 132)
+    for count, up_to in ((1, 1), (2, 2), (3, 4), (4, 4), (9, 4)):
+        call = PoolCall("attention", hidden, query=torch.empty(count, width, dtype=torch.bfloat16, device="meta"))
+        launch = plan.plan_pool(call, device)
+        assert launch.arguments["QUERIES"] == min(up_to, most)
+        assert plan.make_pool_plan(call, device, width).fixed["QUERIES"] == 1
+
+
+@pytest.mark.parametrize(
     ("batch", "rows", "width"), [(400, 100_000, 1024), (4000, 1 << 20, 4096), (3, 900, 384), (8192, 1 << 20, 1)]
 )
 def test_a_workspace_stays_small(batch: int, rows: int, width: int) -> None:

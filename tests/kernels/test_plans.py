@@ -79,7 +79,7 @@ def check_launch(launch: Any, width: int) -> None:
     assert launch.grid[2] == 1
     assert launch.options["num_warps"] in (1, 2, 4, 8, 16)
     constants = launch.arguments
-    for name in ("COLUMNS", "LEAVES", "LOADS", "TILE_ROWS", "SCAN", "VECTOR"):
+    for name in ("COLUMNS", "LEAVES", "LOADS", "TILE_ROWS", "SCAN", "VECTOR", "QUERIES"):
         assert is_power_of_two(constants.get(name, 1)), name
     for name in ("batch", "rows", "dim", "width", "programs", "chunk", "queries"):
         assert (constants.get(name) or 0) in INT32, name  # None: not of this call
@@ -110,27 +110,30 @@ def test_pooling_plans_are_sound(seed: int) -> None:
             assert constants["COLUMNS"] * launch.grid[1] >= width > constants["COLUMNS"] * (launch.grid[1] - 1)
             split = LEAF * constants["LEAVES"] << constants["LEVELS"]
             units = -(-rows // split)  # of a segment, at most
+            together = constants["QUERIES"]
+            assert together == 1 or (constants["LEAVES"] == 1 and together < 2 * call.queries)
+            groups = -(-call.queries // together)
             if states is None:
                 assert constants["WHOLE"]
                 assert units <= 1 or call.mode in ("cls", "last")  # which read one token
-                assert launch.grid[0] == batch * call.queries
+                assert launch.grid[0] == batch * groups
                 continue
             assert not constants["WHOLE"]
             assert device.splits
             assert units <= FAN**DEPTHS
             slots, queries = states.shape[0] // call.queries, call.queries
             assert states.shape[0] == slots * queries
-            assert launch.counters == slots * queries * launch.grid[1]
+            assert launch.counters == slots * groups * launch.grid[1]
             # Behind the columns each strip has four elements of its own.
             assert states.shape[1] - width == 4 * launch.grid[1]
             if cu:
-                assert launch.grid[0] == slots * queries
+                assert launch.grid[0] == slots * groups
                 assert slots <= rows // LEAF + batch
                 if batch <= 2000:
                     ends = sorted(drawn.choice([drawn.randint(0, rows), rows // 3, rows]) for _ in range(batch))
                     check_slots([drawn.randint(0, ends[0]), *ends], split, slots)
             else:
-                assert launch.grid[0] == batch * queries * constants["programs"] <= max(batch * queries, 65536)
+                assert launch.grid[0] == batch * groups * constants["programs"] <= max(batch * groups, 65536)
                 assert slots >= batch * units
             # Beside a state for each segment: half a byte for each of bfloat16 token states.
             extra = (
@@ -157,6 +160,7 @@ def test_gradient_plans_are_sound(seed: int) -> None:
                 check_launch(launch, dim)
             if of == "query":  # which is pooled
                 (launch,) = others
+                assert launch.arguments["QUERIES"] == 1
                 assert launch.arguments["COLUMNS"] * launch.grid[1] >= width
                 assert launch.arguments["out"].shape == (call.batch, call.queries, width)
                 continue

@@ -6,17 +6,17 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 import fastpool
-from fastpool import known
+from fastpool.calls import PoolCall
 from fastpool.testing import (
     DTYPES,
     LAYOUTS,
-    Target,
     own_arguments,
     same_bits,
     sequences,
@@ -29,38 +29,15 @@ pytest.importorskip("triton")  # a reason to skip: there is no Triton for every 
 
 import triton  # after the skip
 import triton.language as tl  # likewise
+from helpers.triton_cuts import TRITON, Cut, assert_reference_bits, cut_up, needs_interpreter  # likewise
 from triton.runtime import interpreter  # likewise
 
 from fastpool.triton_kernels import arrival_tree, launch, plan, pool, segment  # likewise
-from fastpool.triton_kernels.config import Config  # likewise
-
-TRITON = Target("triton", "cuda" if torch.cuda.is_available() else "cpu")
-needs_interpreter = pytest.mark.skipif(
-    TRITON.device == "cuda", reason="turns the interpreter's knobs; on a GPU the order of programs is the GPU's own"
-)
-
-Cut = Callable[..., None]
 
 
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> Cut:
-    """Has every call cut up like this, instead of as the heuristic would."""
-
-    def to(leaves: int, levels: int, warps: int = 1, programs: int | None = None, columns: int | None = None) -> None:
-        monkeypatch.setattr(plan, "choose", lambda shape, device: Config(leaves, levels, warps, loads=8))
-        if programs is not None:
-            monkeypatch.setattr(plan, "MAX_PROGRAMS", programs)
-        if columns is not None:
-            monkeypatch.setattr(plan, "row_columns", lambda width, element_size, warp_size: columns)
-        known.forget()
-
-    return to
-
-
-def assert_reference_bits(mode: str, arguments: dict[str, Any], what: object = None, **more: Any) -> None:
-    function = getattr(fastpool, mode)
-    expected = Target("reference", "cpu").run(function, **arguments, **more)
-    assert same_bits(TRITON.run(function, **arguments, **more), expected), what
+    return partial(cut_up, monkeypatch)
 
 
 @pytest.mark.parametrize(("mode", "given", "layout", "dtype"), taking_turns(*DTYPES), ids=str)
@@ -244,47 +221,11 @@ def test_scores(scores: str, dtype: torch.dtype, leaves: int, cut: Cut) -> None:
     assert_reference_bits("attention", {"hidden": rows[None], "query": torch.tensor([1.0, 0.0, 0.0])})
 
 
-def queries(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["padded_starts_ends", "packed_mask", "packed_shuffled"])
-def test_queries(layout: str, dtype: torch.dtype, cut: Cut) -> None:
-    """Some of all segments, and some of each segment's own, whatever the strides; each as if it were alone."""
-    cut(1, 0)
-    batch = sequences([150, 0, 33], 24, torch.float32, holes=True)
-    arguments = LAYOUTS[layout].make(batch, None)
-    own = queries((3, 3, 24), dtype) / 3
-    more = {"scale": 0.7, "normalize": True, "truncate_dim": 17}
-    wide = queries((3, 4, 2, 24), dtype)[:, 1:, 1] / 3
-    strided = queries((24, 5, 3), dtype).permute(2, 1, 0)[:, ::2] / 3
-    for query in (own[0], own, wide, strided, strided[1], own[:, :1], own[:1, 0].expand(2, 24), own[:, :0], own[0, :0]):
-        assert_reference_bits("attention", {**arguments, "query": query}, query.shape, **more)
-    every = TRITON.run(fastpool.attention, **arguments, query=own, **more)
-    for k in range(3):
-        alone = TRITON.run(fastpool.attention, **arguments, query=own[:, k : k + 1], **more)
-        assert same_bits(every[:, k], alone[:, 0])
-
-
-def test_queries_of_a_cu_seqlens_that_runs_backwards(cut: Cut) -> None:
-    """No result is promised, but no row is left as the memory was."""
-    from fastpool.backends import triton as adapter
-    from fastpool.calls import PoolCall
-
-    cut(1, 0)
-    backwards = torch.tensor([0, 70, 3, 2**62, 100, -5, 40], device=TRITON.device)
-    hidden, query = torch.zeros(100, 16, device=TRITON.device), torch.ones(6, 3, 16, device=TRITON.device)
-    torch.full((6, 3, 16), float("nan"), device=TRITON.device)  # what an allocator would hand out next
-    assert not adapter.pool(PoolCall("attention", hidden, query=query, cu_seqlens=backwards)).isnan().any()
-
-
 @pytest.mark.parametrize(("mode", "given"), variants())
 def test_bounds_are_clamped(mode: str, given: str | None, cut: Cut) -> None:
     """Whatever index tensors hold, nothing outside hidden is read, and every row is written. The adapter is asked
     itself: before it, a CPU call's values are checked."""
     from fastpool.backends import triton as adapter
-    from fastpool.calls import PoolCall
 
     cut(1, 0)
     guard = torch.full((300, 16), float("nan"), device=TRITON.device)
@@ -333,7 +274,6 @@ def test_environment() -> None:
 
 def test_known_programs_are_launched_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second launch of a program takes a short cut past Triton: with the same arguments in the same places."""
-    from fastpool.calls import PoolCall
 
     class Compiled:
         def __init__(self) -> None:
