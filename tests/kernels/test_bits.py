@@ -75,14 +75,14 @@ def test_wide_rows_and_much_work(shape: tuple[int, int, int], dtype: torch.dtype
     mask = torch.rand(shape[:2], generator=generator) > 0.1
     mask[1, :64] = False  # whole leaves are holes
     weights = torch.rand(shape[:2], generator=generator)
-    for mode, given in variants():
-        arguments = own_arguments(given, weights, shape[-1])
+    for mode, own in variants():
+        arguments = own_arguments(own, weights, shape[-1])
         pool = getattr(fastpool, mode)
         with fastpool.backend("reference"):
             expected = pool(hidden, mask=mask, **arguments)
         for isa in native.info.isas():
             native.info.use_isa(isa)
-            assert same_bits(pool(hidden, mask=mask, **arguments), expected), (mode, given, isa)
+            assert same_bits(pool(hidden, mask=mask, **arguments), expected), (mode, own, isa)
     for modes in (("mean", "max"), ("weighted_mean", "max", "sum", "last")):
         expected = torch.cat([getattr(fastpool, mode)(hidden, mask=mask) for mode in modes], 1)
         for isa in native.info.isas():
