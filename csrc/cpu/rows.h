@@ -7,12 +7,8 @@
 
 namespace fastpool::FASTPOOL_ISA {
 
-constexpr int kBlockVecs = 8;  // vectors of columns whose sums stay in registers
-#if defined(__AVX512VL__)
-constexpr int kBlockStates = 2;  // of so many modes; of more, half as many columns
-#else
-constexpr int kBlockStates = 1;
-#endif
+constexpr int kBlockVecs = 8;              // vectors of columns that are added at once
+constexpr int kBlockVecsOfSeveral = 2;     // for each of several modes
 constexpr int kQueryRows = 8;              // rows added to them in one go, from the cache, for each query
 constexpr int64_t kStripBytes = 8 << 10;   // of sums that rows are added to, one after another,
 constexpr int kStripRows = 16;             // before the next columns of as many rows follow
@@ -46,8 +42,7 @@ struct Rows {
   const T* const* row;
   const A *weight, *scale;  // of each
   int count;
-  bool fresh;     // nothing was added before
-  const T* next;  // the row that comes after them
+  bool fresh;  // nothing was added before
 };
 
 // Adds rows to `Vecs` vectors V of sums at column c, or to the first `part` lanes of one. Of several states each has
@@ -72,10 +67,9 @@ FASTPOOL_INLINE void add_rows(const Rows<T, A>& rows, int64_t c, int part, A* ac
 #pragma GCC unroll 1
   for (int r = 0; r < rows.count; ++r) {
     const T* p = rows.row[r] + c;
+    if constexpr (ahead) {
 #pragma GCC unroll 8
-    for (int i = 0; i < piece; i += kLineBytes) {
-      if constexpr (ahead) __builtin_prefetch(later + r * piece + i, 0, 2);
-      if constexpr (S::several) __builtin_prefetch(reinterpret_cast<const char*>(rows.next + c) + i, 0, 3);
+      for (int i = 0; i < piece; i += kLineBytes) __builtin_prefetch(later + r * piece + i, 0, 2);
     }
     const A w = S::weighted ? rows.weight[r] : A{};
     if constexpr (S::softmax) {
@@ -112,7 +106,7 @@ FASTPOOL_INLINE void add_strip(const Rows<T, A>& rows, int64_t from, int64_t to,
                                Queue<T, A, S>& queue) {
   using V = typename Vec<A>::type;
   using W = RowVec<S, T, A>;
-  constexpr int vecs = S::count <= kBlockStates ? kBlockVecs : kBlockVecs / 2;
+  constexpr int vecs = S::several ? kBlockVecsOfSeveral : kBlockVecs;
   constexpr int lanes = Vec<A>::lanes, wide = sizeof(W) / sizeof(A);
   const auto add = [&](auto vector, auto n, int64_t c, int part) __attribute__((always_inline)) {
     add_rows<S, decltype(vector), decltype(n)::value, ahead>(rows, c, part, acc, apart, queue);
@@ -141,9 +135,8 @@ FASTPOOL_INLINE void add_leaf(const Leaf<T, A>& leaf, int64_t dim, A* acc, Queue
       const int64_t to = dim - from < strip ? dim : from + strip;
       int r = g;
       do {  // once where there are none, for sums to begin
-        const T* const next = leaf.row[r + 1 < leaf.count ? r + 1 : r];
-        add_strip<S, ahead>(Rows<T, A>{leaf.row + r, leaf.weight + r, leaf.scale + r, r < end, r == 0, next}, from, to,
-                            acc, padded_columns(dim), queue);
+        add_strip<S, ahead>(Rows<T, A>{leaf.row + r, leaf.weight + r, leaf.scale + r, r < end, r == 0}, from, to, acc,
+                            padded_columns(dim), queue);
       } while (++r < end);
       from = to;
     } while (from < dim);
@@ -184,7 +177,7 @@ static void add_leaf_of_queries(const PoolCall& call, const QueryGradients& grad
         A unused;
         for (int r = 0; r < k; ++r) weight[r] = gradient.of_product(backward.pool, rows[r], unused);
       }
-      add_strip<S, false>(Rows<T, A>{rows, weight, scale, k, g == 0, nullptr}, 0, call.dim, state, columns, queue);
+      add_strip<S, false>(Rows<T, A>{rows, weight, scale, k, g == 0}, 0, call.dim, state, columns, queue);
     }
     g += k;
   } while (g < leaf.count);
