@@ -70,6 +70,7 @@ def test_instruction_sets(mode: str, given: str | None, dtype: torch.dtype) -> N
 def test_wide_rows_and_much_work(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     """Rows whose sums do not stay in the first cache go by strips of columns; lines of 16 MiB are fetched ahead."""
     assert native.info is not None
+    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(7)
     hidden = torch.randn(shape, generator=generator).to(dtype)
     mask = torch.rand(shape[:2], generator=generator) > 0.1

@@ -1,7 +1,7 @@
 """The Triton kernels of gradients give the reference's bits however the work is cut up. Without a GPU they run in
 Triton's interpreter (conftest), on small shapes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -28,17 +28,15 @@ from fastpool.testing import (
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
 
 import triton.language as tl  # after the skip
+from helpers.triton_cuts import TRITON, Cut  # likewise
 
 from fastpool.backends import triton as adapter  # likewise
 from fastpool.triton_kernels import backward, config, normalize, plan, plan_backward, pool, segment  # likewise
 
-TRITON = Target("triton", "cuda" if torch.cuda.is_available() else "cpu")
 REFERENCE = Target("reference", "cpu")
 needs_interpreter = pytest.mark.skipif(
     TRITON.device == "cuda", reason="turns the interpreter's knobs; a GPU has compiled the constants in"
 )
-
-Cut = Callable[..., None]
 
 
 @pytest.fixture
