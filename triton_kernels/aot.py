@@ -64,12 +64,14 @@ class Variant:
     @property
     def wide(self) -> tuple[str, ...]:
         """What has to be LOAD_BYTES wide: nothing where rows are not aligned, nor where a program has more threads than
-        its rows have such loads, as one of a long text with a query."""
+        its rows have such loads, as one of a long text with a query, or of a narrow row."""
         arguments, name = self.launch.arguments, kernel_name(self.launch)
         if arguments.get("VECTOR", 1) == 1:
             return ()
-        if name == "pool":
-            loads = arguments["LEAVES"] * arguments["COLUMNS"] * arguments["hidden"].element_size() // LOAD_BYTES
+        rows = arguments.get("LEAVES", arguments.get("TILE_ROWS"))
+        if rows is not None:
+            values = arguments["out" if name == "scatter_gradient" else "hidden"]
+            loads = rows * arguments["COLUMNS"] * values.element_size() // LOAD_BYTES
             if loads < self.warp_size * self.launch.options["num_warps"]:
                 return ()
         return WIDE[name]

@@ -21,7 +21,8 @@ LIKELY = 4
 LONGEST_WALK = 512 << 10  # bytes
 MOST_QUERIES = 4  # of a program
 STATE_REGISTERS = 200  # of a thread, for the states of several queries
-MEETING_STATES = 7  # that a thread holds where units meet
+MEETING_STATES = 7  # at least, of each query, where units meet
+MEETING_REGISTERS = 50  # of a thread, for finding the nodes to meet
 # Where no measurement says otherwise (benchmarks/tune.py), token states of fewer bytes are left to CUDA C++: its calls
 # cost the host less and never wait for a compiler. On an H100 a call from Python took the host 17 to 20 us, Triton's 49
 # to 72, and the GPU 60 us for 192 MB: from there on it is busy for as long, and Triton's programs are faster.
@@ -187,10 +188,10 @@ def queries_together(shape: Shape, columns: int, config: Config, whole: bool) ->
     """Queries that a program takes at once, reading a row for all of them: as many as registers hold the states of. A
     thread has those of its levels, or of nodes of the arrival tree; and what is added to them, and the queries. Beside
     its columns each has a sum of weights and an exponent."""
-    numbers = columns // (config.warps * shape.warp_size) + 2
-    held = numbers * (max(4, shape.element_size) // 4) * max(config.levels + 3, 0 if whole else MEETING_STATES)
+    states = config.levels + 3 if whole else max(config.levels + 4, MEETING_STATES)
+    held = states * (columns // (config.warps * shape.warp_size) + 2) * (max(4, shape.element_size) // 4)
     queries = shape.together
-    while queries > 1 and queries * held > STATE_REGISTERS:
+    while queries > 1 and queries * held > STATE_REGISTERS - (0 if whole else MEETING_REGISTERS):
         queries //= 2
     return queries
 

@@ -75,18 +75,21 @@ def test_compiles_for_gpus_that_are_not_there(
 
 
 @pytest.mark.parametrize(
-    ("dim", "only"),
+    ("dtype", "dim", "only"),
     [
-        wide("64", "last(padded, int64 mask)"),
-        wide("128", "scatter_gradient max(padded, int64 mask)"),
-        wide("2048", "mean(packed, int64 mask, starts, ends) bfloat16 columns=2048 leaves=1 levels=4"),
-        wide("4096", "max(packed, int64 mask, starts, ends) bfloat16 columns=4096 leaves=1 levels=3"),
+        wide("bfloat16", "64", "last(padded, int64 mask)"),
+        wide("bfloat16", "64", "scatter_gradient attention(padded, int64 mask"),
+        wide("bfloat16", "128", "scatter_gradient max(padded, int64 mask)"),
+        wide("bfloat16", "2048", "mean(packed, int64 mask, starts, ends) bfloat16 columns=2048 leaves=1 levels=4"),
+        wide("bfloat16", "4096", "max(packed, int64 mask, starts, ends) bfloat16 columns=4096 leaves=1 levels=3"),
+        wide("float32", "384", "attention(padded, bool mask, query) float32 columns=512 leaves=1 levels=3"),
     ],
 )
-def test_what_takes_the_most_registers_does_not_spill(dim: str, only: str, tmp_path: Path) -> None:
-    """Of what comes in other widths than CI compiles otherwise: one warp that searches a mask, rows of maxima, large
-    units of segments that may overlap."""
-    done = run("cuda:90", "--dtype", "bfloat16", "--dim", dim, "--jobs", "1", "--only", only, cache=tmp_path)
+def test_what_takes_the_most_registers_does_not_spill(dtype: str, dim: str, only: str, tmp_path: Path) -> None:
+    """Of what comes in other widths and dtypes than CI compiles otherwise: one warp that searches a mask, a row of
+    fewer bytes than a warp can store at once, rows of maxima, large units of segments that may overlap, units of
+    several queries that meet."""
+    done = run("cuda:90", "--dtype", dtype, "--dim", dim, "--jobs", "1", "--only", only, cache=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
