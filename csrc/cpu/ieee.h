@@ -1,47 +1,52 @@
 // Arithmetic as IEEE has it, whatever a thread was told before: rounding to nearest, subnormals taken and given as they
-// are. torch.set_flush_denormal tells one thread; those that share its work have not heard. Included by
-// backward_impl.h, into an instruction set's namespace.
+// are. torch.set_flush_denormal tells one thread; those that share its work have not heard. All of it is inlined, since
+// files of every instruction set include it.
 #pragma once
 #include <cstdint>
 
-namespace fastpool::FASTPOOL_ISA {
+#include "../compiler.h"
+
+namespace fastpool::cpu {
 
 class Ieee {
  public:
   __attribute__((always_inline)) Ieee() : before(read()) {
-    if (before != kPlain) write(kPlain);
+    if (!is_plain()) write(kPlain);
     keep_order();
   }
   __attribute__((always_inline)) ~Ieee() {
     keep_order();
-    if (before != kPlain) write(before);
+    if (!is_plain()) write(before);
   }
   Ieee(const Ieee&) = delete;
   Ieee& operator=(const Ieee&) = delete;
 
  private:
-  // What is read and written in between stays there; a calculation follows what it reads.
-  static void keep_order() { asm volatile("" ::: "memory"); }
-#if defined(__SSE2__)  // MXCSR, without the flags that calculations leave
-  static constexpr uint32_t kFlags = 0x3f, kPlain = 0x1f80;
-  static uint32_t read() { return __builtin_ia32_stmxcsr() & ~kFlags; }
-  static void write(uint32_t control) { __builtin_ia32_ldmxcsr(control); }
-  const uint32_t before;
+#if defined(__SSE2__)  // MXCSR, and the flags in it that calculations leave
+  using Control = uint32_t;
+  static constexpr Control kFlags = 0x3f, kPlain = 0x1f80;
+  FASTPOOL_INLINE Control read() { return __builtin_ia32_stmxcsr(); }
+  FASTPOOL_INLINE void write(Control control) { __builtin_ia32_ldmxcsr(control); }
 #elif defined(__aarch64__)  // FPCR
-  static constexpr uint64_t kPlain = 0;
-  static uint64_t read() {
-    uint64_t control;
+  using Control = uint64_t;
+  static constexpr Control kFlags = 0, kPlain = 0;
+  FASTPOOL_INLINE Control read() {
+    Control control;
     asm volatile("mrs %0, fpcr" : "=r"(control));
     return control;
   }
-  static void write(uint64_t control) { asm volatile("msr fpcr, %0" : : "r"(control)); }
-  const uint64_t before;
+  FASTPOOL_INLINE void write(Control control) { asm volatile("msr fpcr, %0" : : "r"(control)); }
 #else
-  static constexpr int kPlain = 0;
-  static int read() { return kPlain; }
-  static void write(int) {}
-  const int before;
+  using Control = int;
+  static constexpr Control kFlags = 0, kPlain = 0;
+  FASTPOOL_INLINE Control read() { return kPlain; }
+  FASTPOOL_INLINE void write(Control) {}
 #endif
+  __attribute__((always_inline)) bool is_plain() const { return (before & ~kFlags) == kPlain; }
+  // What is read and written in between stays there; a calculation follows what it reads.
+  FASTPOOL_INLINE void keep_order() { asm volatile("" ::: "memory"); }
+
+  const Control before;
 };
 
 // A function in that arithmetic.
@@ -55,4 +60,4 @@ struct InIeee<function> {
   }
 };
 
-}  // namespace fastpool::FASTPOOL_ISA
+}  // namespace fastpool::cpu

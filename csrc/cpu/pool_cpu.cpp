@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "ieee.h"
 #include "isa.h"
 #include "work.h"
 
@@ -157,6 +158,7 @@ bool valid_dims(const NormalizeCall& call) {
 bool valid_weights(const PoolCall& call) {
   const PerToken& weights = call.weights;
   if (weights.data == nullptr || weights.dtype != DType::float64 || call.dtype == DType::float64) return true;
+  const Ieee ieee;  // a subnormal is not 0
   for (int64_t b = 0; b < call.batch; ++b) {
     const Segment segment = bounds_of(call, b);
     const auto* const of_segment = static_cast<const double*>(weights.data) + b * weights.batch_stride;

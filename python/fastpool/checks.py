@@ -157,14 +157,15 @@ def check_weight_values(
     float32 = torch.finfo(torch.float32)
     sizes = weights.detach().abs()
     sizes = sizes.where(sizes.isfinite() if mask is None else sizes.isfinite() & (mask != 0), 0.0)
+    order = sizes.view(torch.int64)  # the same, and a subnormal is not 0, whatever torch.set_flush_denormal says
     too_large = _have(sizes > float32.max, starts, ends)
-    too_small = _have(sizes > 0, starts, ends) & ~_have(sizes >= float32.smallest_normal, starts, ends)
+    too_small = _have(order > 0, starts, ends) & ~_have(sizes >= float32.smallest_normal, starts, ends)
     wrong = too_large | too_small
     if not wrong.any():
         return
     b = int(wrong.nonzero()[0])
     row, start = (b,) if weights.dim() == 2 else (), int(starts[b])
-    at = (*row, start + int(sizes[row][start : int(ends[b])].argmax()))
+    at = (*row, start + int(order[row][start : int(ends[b])].argmax()))
     raise ValueError(
         f"{op}: weights beside {name_of(states)} states are float32, so a segment's largest must be 0 or lie between "
         f"{float32.smallest_normal:g} and {float32.max:g} in size, got weights{place(*at)} = "

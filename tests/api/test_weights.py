@@ -111,6 +111,14 @@ def test_where_it_is_looked_at(backend: str) -> None:
     fastpool.weighted_mean(hidden[:0], weights=weights[:0], cu_seqlens=torch.tensor([0, 0]))
 
 
+def test_flushed_subnormals_are_seen(backend: str) -> None:
+    try:
+        torch.set_flush_denormal(True)
+        check("0, 1", 1e-310, torch.randn(1, 3, 8), weights=row(0.0, 1e-310, 5e-324))
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_other_errors_come_first(backend: str) -> None:
     weights = row(1e300, 1, 1)
     with pytest.raises(ValueError, match="ends must lie between"):
