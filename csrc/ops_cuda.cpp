@@ -1,5 +1,7 @@
 // Fills the CUDA key of the ops that python/fastpool/ops.py defines; a library of its own, loaded where torch has CUDA.
 // A call is checked, given memory and launched, on the tensors' device and its current stream, without waiting for it.
+#include <algorithm>
+
 #include "counters.h"
 #include "ops.h"
 
@@ -109,10 +111,11 @@ void run(const PoolCall& call, bool cu, const OnDevice& device) {
   run(normalize, device.stream());
 }
 
-// Of every segment's softmax, into prologue.totals. No column is read for them, but one that is not there is counted.
+// Of every segment's softmax, into prologue.totals. No column is read for them: one is counted where there is none, and
+// else as many as one load takes, so that products with a query are taken by whole loads.
 void add_up_totals(const PoolCall& call, bool cu, const Prologue& prologue, const OnDevice& device) {
   PoolCall totals = call;
-  totals.dim = 1;
+  totals.dim = std::clamp<int64_t>(totals.width, 1, 16 / size_of(totals.dtype));
   reduce(totals, make_plan(totals, cu, device.properties()), prologue, device);
 }
 
