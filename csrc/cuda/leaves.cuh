@@ -226,7 +226,7 @@ FASTPOOL_KERNEL_INLINE void add_leaf(const T* p, int64_t stride, uint32_t word, 
   }
 }
 
-// The unit's sums into shared.row, and its totals, for each query.
+// The unit's sums, each query's into a row of its own from shared.row on, and its totals.
 template <class S, int V, int K, class T, class A>
 FASTPOOL_KERNEL_INLINE void reduce_unit(const PoolCall& call, const PoolPlan& plan, const Prologue& prologue,
                                         const BlockUnit& unit, const T* rows, int dim, const Shared<A>& shared) {

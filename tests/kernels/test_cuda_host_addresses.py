@@ -38,6 +38,9 @@ for dtype in DTYPES:
         for name in ("packed", "padded_lengths"):
             for mode, given in variants():
                 run(i, mode, LAYOUTS[name].make(batch, given))
+            for several in ((2,), (5,), (len(batch), 3)):
+                query = torch.randn(*several, width).to(dtype)
+                run(i, "attention", LAYOUTS[name].make(batch, "query") | {"query": query})
         x = torch.randn(3, width).to(dtype)
         gradient = torch.ones(3, width // 2 + 1, dtype=accumulator(dtype))
         for cuts in (None, torch.tensor([0, -9, width // 2]), torch.tensor([width, 2**31 - 1, 1]).int()):
@@ -59,4 +62,4 @@ def test_addresses(tmp_path: Path) -> None:
         env={**os.environ, "LD_PRELOAD": asan.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "calls: 1300" in done.stdout
+    assert "calls: 1420" in done.stdout
