@@ -33,7 +33,7 @@ struct Softmax {
 // shorter way (cpu/vec.h).
 template <class V>
 struct Maximum {
-  FASTPOOL_INLINE V of(V left, V right) { return (left == left) & !(right <= left) ? right : left; }
+  FASTPOOL_INLINE V of(V left, V right) { return ((left == left) & !(right <= left)) ? right : left; }
 };
 
 template <Weight W, Reduce R>

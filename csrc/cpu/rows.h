@@ -15,7 +15,7 @@ constexpr int kStripRows = 16;             // before the next columns of as many
 constexpr int64_t kStripMultiple = 128;    // in columns, of whole blocks
 constexpr int64_t kAheadFrom = 16 << 20;   // bytes of a thread's work from which on lines are fetched ahead,
 constexpr int64_t kAheadBytes = 64 << 10;  // so far,
-constexpr int64_t kShortRow = 4 << 10;     // unless float32 rows are so short
+constexpr int64_t kShortRow = 4 << 10;     // unless rows of 32 bits and more are so short, of one mode
 constexpr int64_t kHeadBytes = 4 << 10;    // where they are not, the head of the next segment is
 
 // body(i, State) of a state, or of several of them.
@@ -23,11 +23,13 @@ template <class S, class Body>
 FASTPOOL_INLINE void each_state(S state, Body body) {
   body(std::integral_constant<int, 0>{}, state);
 }
+template <class... S, class Body, int... i>
+FASTPOOL_INLINE void each_of(Together<S...>, Body body, std::integer_sequence<int, i...>) {
+  (body(std::integral_constant<int, i>{}, S{}), ...);
+}
 template <class... S, class Body>
-FASTPOOL_INLINE void each_state(Together<S...>, Body body) {
-  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-    (body(std::integral_constant<int, i>{}, S{}), ...);
-  }(std::make_integer_sequence<int, sizeof...(S)>{});
+FASTPOOL_INLINE void each_state(Together<S...> states, Body body) {
+  each_of(states, body, std::make_integer_sequence<int, sizeof...(S)>{});
 }
 
 // The vector of columns that rows are added by: a wide one where they come from the cache, as for each query; and of
@@ -51,11 +53,11 @@ template <class S, class V, int Vecs, bool ahead, class T, class A>
 FASTPOOL_INLINE void add_rows(const Rows<T, A>& rows, int64_t c, int part, A* acc, int64_t apart,
                               Queue<T, A, S>& queue) {
   constexpr int lanes = sizeof(V) / sizeof(A);
-  // As many bytes as are added are fetched, a piece with every row.
+  // As many bytes as are added are fetched, where rows come one at a time.
   constexpr int piece = Vecs * lanes * static_cast<int>(sizeof(T));
   [[maybe_unused]] const char* later = nullptr;
   if constexpr (ahead) {
-    if (rows.count > 0) later = queue.take(rows.count * piece, rows.row[0] + c);
+    if (rows.count > 0) later = queue.take(piece, rows.row[0] + c);
   }
   V sum[S::count][Vecs];
   each_state(S{}, [&](auto i, auto state) __attribute__((always_inline)) {
@@ -69,7 +71,7 @@ FASTPOOL_INLINE void add_rows(const Rows<T, A>& rows, int64_t c, int part, A* ac
     const T* p = rows.row[r] + c;
     if constexpr (ahead) {
 #pragma GCC unroll 8
-      for (int i = 0; i < piece; i += kLineBytes) __builtin_prefetch(later + r * piece + i, 0, 2);
+      for (int i = 0; i < piece; i += kLineBytes) __builtin_prefetch(later + i, 0, 2);
     }
     const A w = S::weighted ? rows.weight[r] : A{};
     if constexpr (S::softmax) {

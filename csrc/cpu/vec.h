@@ -17,8 +17,8 @@
 namespace fastpool::FASTPOOL_ISA {
 
 // 32 bytes with AVX-512 too, which brings twice the registers: 64-byte loads were measured to stream slower from
-// memory, by 15 to 30 % on Zen 4, and of float32 by as much on Zen 5. Wide ones are for what comes
-// from the cache anyway (RowVec, rows.h).
+// memory, by 15 to 30 % on Zen 4, and of float32 by 20 to 30 % on Zen 5. Wide ones are for what comes from the cache
+// anyway, and for several modes of 16-bit rows (RowVec, rows.h).
 #if defined(__AVX512VL__)
 constexpr int kBytes = 32, kWideBytes = 64;
 #elif defined(__AVX2__)
@@ -63,7 +63,7 @@ struct Lanes<FASTPOOL_ISA::Vec<double>::type> {
   using element = double;
   using bits = FASTPOOL_ISA::Vec<double>::bits;
 };
-#if defined(__AVX512VL__) && defined(__AVX512DQ__)
+#if defined(__AVX512VL__)
 // max gives its second operand where both are zeros or one is no number, so that left stays; a NaN on the right is then
 // put in.
 template <>
@@ -170,7 +170,7 @@ FASTPOOL_INLINE Two<V> load_two(const T* p) {
   } else if constexpr (sizeof(V) == kBytes) {
     return {load(p), load(p + lanes)};
   } else {
-#if defined(__AVX512F__)
+#if defined(__AVX512VL__)
     return {_mm512_cvtph_ps(read<__m256i>(p)), _mm512_cvtph_ps(read<__m256i>(p + lanes))};
 #endif
   }

@@ -95,7 +95,7 @@ NUMBERS: list[tuple[str, str, Callable[[], Any]]] = [  # a page, its words with 
     ("docs/design.md", "Leaves of {} tokens", lambda: constants.LEAF),
     ("docs/design.md", "{} KB (at most", lambda: found_in(KERNEL, r"kAheadBytes = ([\d <]+)") >> 10),
     ("docs/design.md", "(at most {} leaves) ahead", lambda: found_in(LEAVES, r"kSize = (\d+)") - 1),
-    ("docs/design.md", "float32 rows beyond {} KB", lambda: found_in(KERNEL, r"kShortRow = ([\d <]+)") >> 10),
+    ("docs/design.md", "rows of up to {} KB are not", lambda: found_in(KERNEL, r"kShortRow = ([\d <]+)") >> 10),
     ("docs/model-folders.md", "`make test` tries {}", lambda: found_in("tests/hostile/test_hostile.py", r"count=(\d+)")),
     ("docs/model-folders.md", "| {} in `config.json`", lambda: spelled(elsewhere._KEYS, "or", "`")),
     ("docs/model-folders.md", "then {} in any number", lambda: spelled(chain.CLASSES[1:], "and")),

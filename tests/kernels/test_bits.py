@@ -239,10 +239,11 @@ def test_l2_normalize_dims(dtype: torch.dtype, out_dtype: torch.dtype | None) ->
     assert same_bits(one, expected[3, 9])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("mode", "given"), [*variants(), ("l2_normalize", None)])
 def test_flushed_subnormals_stay(mode: str, given: str | None, dtype: torch.dtype) -> None:
-    """torch.set_flush_denormal tells a thread to take subnormals for zeros, and no thread of ours does."""
+    """torch.set_flush_denormal tells a thread to take subnormals for zeros, and kernels do not listen. (float16's are
+    ordinary numbers in float32, in which they are added up.)"""
     assert native.info is not None
     generator = torch.Generator().manual_seed(3)
     tiny = torch.finfo(dtype).tiny
@@ -265,19 +266,33 @@ def test_flushed_subnormals_stay(mode: str, given: str | None, dtype: torch.dtyp
     assert (hidden.abs() < tiny).any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("mode", "given"), variants())
-def test_special_values(mode: str, given: str | None) -> None:
-    """NaN, infinities, both zeros and subnormals in real tokens and in what weighs them: as the reference has them."""
-    hidden = special_values(6, 70, 90)
+def test_special_values(mode: str, given: str | None, dtype: torch.dtype) -> None:
+    """NaN, infinities, both zeros and subnormals in real tokens and in what weighs them: as the reference has them, by
+    each instruction set."""
+    assert native.info is not None
+    hidden = special_values(6, 70, 90).to(dtype)
     own = own_arguments(given, special_values(6, 1, 70)[:, 0], 90)
     for normalize in (False, True):
-        results = []
-        for name in ("native", "reference"):
-            with fastpool.backend(name):
-                results.append(getattr(fastpool, mode)(hidden, normalize=normalize, **own))
-        assert same_bits(*results)
+        with fastpool.backend("reference"):
+            expected = getattr(fastpool, mode)(hidden, normalize=normalize, **own)
+        for isa in native.info.isas():
+            native.info.use_isa(isa)
+            assert same_bits(getattr(fastpool, mode)(hidden, normalize=normalize, **own), expected), isa
     if mode == "max":
         assert torch.equal(fastpool.max(hidden).isnan(), hidden.amax(1).isnan())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_special_values_of_several_modes(dtype: torch.dtype) -> None:
+    """They are their own modes' results, from one read."""
+    assert native.info is not None
+    hidden = special_values(6, 70, 90).to(dtype)
+    expected = torch.cat([getattr(fastpool, mode)(hidden) for mode in ("max", "mean")], dim=-1)
+    for isa in native.info.isas():
+        native.info.use_isa(isa)
+        assert same_bits(fastpool.pool(hidden, modes=("max", "mean")), expected), isa
 
 
 @pytest.mark.parametrize("mode", ["mean", "last", "max", "weighted_mean", "softmax_mean", "attention"])
