@@ -57,7 +57,7 @@ template <class S, class T, class A>
 FASTPOOL_INLINE void finish_queries(const PoolCall& call, int64_t segment, [[maybe_unused]] const Segment& tokens,
                                     A* states, Totals totals, [[maybe_unused]] A* row) {
   for (int64_t c = 0; c < call.queries.count; ++c)  // of several modes there are as many states
-    put_in_order<RowVec<S, T, A>, T>(states + c * query_columns(call), call.dim);
+    put_in_order<RowVec<S, A>, T>(states + c * query_columns(call), call.dim);
   if constexpr (S::several) return finish_several<T>(call, segment, tokens, states, totals, row);
   for (int64_t k = 0; k < call.queries.count; ++k, states += query_columns(call)) {
     if constexpr (S::softmax) totals.weight = softmax_of(states, padded_columns(call.dim)).weight;

@@ -32,11 +32,10 @@ FASTPOOL_INLINE void each_state(Together<S...> states, Body body) {
   each_of(states, body, std::make_integer_sequence<int, sizeof...(S)>{});
 }
 
-// The vector of columns that rows are added by: a wide one where they come from the cache, as for each query; and of
-// several modes of 16-bit rows, whose sums outweigh them.
-template <class S, class T, class A>
-using RowVec =
-    std::conditional_t<sizeof(A) == 4 && (S::queried || (S::several && sizeof(T) == 2)), WideF, typename Vec<A>::type>;
+// The vector of columns that rows are added by: a wide one where they come from the cache, as for each query, and of
+// several modes, whose sums outweigh rows.
+template <class S, class A>
+using RowVec = std::conditional_t<sizeof(A) == 4 && (S::queried || S::several), WideF, typename Vec<A>::type>;
 
 // Rows that are added to the same sums, one after another.
 template <class T, class A>
@@ -107,7 +106,7 @@ template <class S, bool ahead, class T, class A>
 FASTPOOL_INLINE void add_strip(const Rows<T, A>& rows, int64_t from, int64_t to, A* acc, int64_t apart,
                                Queue<T, A, S>& queue) {
   using V = typename Vec<A>::type;
-  using W = RowVec<S, T, A>;
+  using W = RowVec<S, A>;
   constexpr int vecs = S::several ? kBlockVecsOfSeveral : kBlockVecs;
   constexpr int lanes = Vec<A>::lanes, wide = sizeof(W) / sizeof(A);
   const auto add = [&](auto vector, auto n, int64_t c, int part) __attribute__((always_inline)) {

@@ -18,7 +18,7 @@ namespace fastpool::FASTPOOL_ISA {
 
 // 32 bytes with AVX-512 too, which brings twice the registers: 64-byte loads were measured to stream slower from
 // memory, by 15 to 30 % on Zen 4, and of float32 by 20 to 30 % on Zen 5. Wide ones are for what comes from the cache
-// anyway, and for several modes of 16-bit rows (RowVec, rows.h).
+// anyway, and for several modes (RowVec, rows.h).
 #if defined(__AVX512VL__)
 constexpr int kBytes = 32, kWideBytes = 64;
 #elif defined(__AVX2__)
