@@ -68,8 +68,7 @@ class Variant:
         arguments, name = self.launch.arguments, kernel_name(self.launch)
         if arguments.get("VECTOR", 1) == 1:
             return ()
-        rows = arguments.get("LEAVES", arguments.get("TILE_ROWS"))
-        if rows is not None:
+        if (rows := arguments.get("LEAVES", arguments.get("TILE_ROWS"))) is not None:
             values = arguments["out" if name == "scatter_gradient" else "hidden"]
             loads = rows * arguments["COLUMNS"] * values.element_size() // LOAD_BYTES
             if loads < self.warp_size * self.launch.options["num_warps"]:
