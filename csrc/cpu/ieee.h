@@ -1,5 +1,5 @@
 // Arithmetic as IEEE has it, whatever a thread was told before: rounding to nearest, subnormals taken and given as they
-// are. torch.set_flush_denormal tells one thread; those that share its work have not heard. All of it is inlined, since
+// are. torch.set_flush_denormal tells one thread; those that share its work have not heard. `Ieee` is inlined, since
 // files of every instruction set include it.
 #pragma once
 #include <cstdint>
