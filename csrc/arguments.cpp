@@ -130,7 +130,7 @@ PoolCall PoolSeveralArguments::call() {
     const int place = static_cast<int>(left & 15) - 1;
     require(place >= 0 && place < kModeCount && several.count < Several::kMost, "modes");
     // The others are left to Python, where each is a call of its own.
-    require(!kModes[place].softmax(), "modes");
+    require(!kModes[place].softmax() && !kModes[place].of_logits(), "modes");
     several.modes[several.count++] = kModes[place];
   }
   const StatesOfSeveral states(several);
@@ -169,7 +169,7 @@ PoolBackwardArguments::PoolBackwardArguments(StableIValue* stack) { move(Take(st
 void PoolBackwardArguments::put_back(StableIValue* stack) { move(PutBack(stack)); }
 
 PoolBackwardCall PoolBackwardArguments::call() {
-  require(mode >= 0 && mode < kModeCount, "mode");
+  require(mode >= 0 && mode < kModeCount && !kModes[mode].of_logits(), "mode");
   pool.mode = &kModes[mode];
   pool.truncate_dim = columns_of(gradient);
   PoolBackwardCall call;

@@ -24,7 +24,8 @@ PYBIND11_MODULE(_native, m) {
   py::list modes;
   for (const Mode& mode : kModes)
     modes.append(py::make_tuple(mode.name, static_cast<int>(mode.select), static_cast<int>(mode.weight),
-                                static_cast<int>(mode.reduce), static_cast<int>(mode.divisor)));
+                                static_cast<int>(mode.reduce), static_cast<int>(mode.divisor),
+                                static_cast<int>(mode.activation)));
   m.attr("MODES") = modes;
 
   m.def("isa", &cpu::isa, "The instruction set in use.");

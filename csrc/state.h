@@ -36,7 +36,14 @@ struct Maximum {
   FASTPOOL_INLINE V of(V left, V right) { return ((left == left) & !(right <= left)) ? right : left; }
 };
 
-template <Weight W, Reduce R>
+// ln(1 + max(x, 0)), and ln(1 + y) of that once more; 0 for -0, NaN for NaN.
+template <class V>
+FASTPOOL_INLINE V activate(V x, Activation activation) {
+  const V y = log1p(x <= 0 ? V{} : x);
+  return activation == Activation::log1p_relu ? log1p(y) : y;
+}
+
+template <Weight W, Reduce R, Activation of_tokens = Activation::none>
 struct State {
   static constexpr bool weighted = W != Weight::one;
   static constexpr bool softmax = W == Weight::score || W == Weight::query;
@@ -63,6 +70,8 @@ struct State {
   FASTPOOL_INLINE V update(V state, V token, [[maybe_unused]] A weight) {
     if constexpr (weighted)
       return merge<V>(state, token * weight);
+    else if constexpr (of_tokens != Activation::none)
+      return merge<V>(state, activate(token, of_tokens));
     else
       return merge<V>(state, token);
   }
@@ -85,6 +94,10 @@ struct Together {
   static constexpr bool weighted = (S::weighted || ...), softmax = false, queried = false, several = true;
 };
 
+// Of logits that are activated before they are added.
+template <Activation A>
+using ActivatedState = State<Weight::one, Reduce::sum, A>;
+
 // body(State) of a mode: kernels are compiled once for each kind of state.
 template <class Body>
 inline auto with_state(const Mode& mode, Body body) {
@@ -93,6 +106,13 @@ inline auto with_state(const Mode& mode, Body body) {
   if (mode.weight == Weight::score) return body(SoftmaxState{});
   if (mode.weight == Weight::query) return body(AttentionState{});
   return body(SumState{});
+}
+// The same, of logits too, which gradients never see as such.
+template <class Body>
+inline auto with_any_state(const Mode& mode, Body body) {
+  if (!mode.activates_tokens()) return with_state(mode, body);
+  if (mode.activation == Activation::relu) return body(ActivatedState<Activation::relu>{});
+  return body(ActivatedState<Activation::log1p_relu>{});
 }
 
 // Which states several modes have, which take no scores: they stand in this order, each once.

@@ -30,7 +30,17 @@ import fastpool
 from fastpool import dispatch
 from fastpool.backends import native, triton
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, LAYOUTS, bits, gradients, required, sequences, special_values, variants
+from fastpool.testing import (
+    DTYPES,
+    LAYOUTS,
+    bits,
+    function_of,
+    gradients,
+    required,
+    sequences,
+    special_values,
+    variants,
+)
 
 GOLDEN = Path(__file__).parent / "digests.json"
 LENGTHS = [3, 0, 40, 1, 300]  # a leaf, several, and more than one unit of any plan
@@ -68,7 +78,7 @@ def add_call(digest: Digest, function: Callable[..., Tensor], arguments: dict[st
 def pooled(mode: str, given: str | None, dtype: torch.dtype, layout: str, options: dict[str, Any]) -> str:
     batch = sequences(LENGTHS, WIDTH, dtype, holes=LAYOUTS[layout].holes)
     digest = Digest()
-    add_call(digest, getattr(fastpool, mode), LAYOUTS[layout].make(batch, given), **options)
+    add_call(digest, function_of(mode), LAYOUTS[layout].make(batch, given), **options)
     return str(digest)
 
 
@@ -76,7 +86,7 @@ def special(mode: str) -> str:
     """NaN, infinities, zeros of both signs, subnormals. (Not their gradients: what those hold is NaN for the most.)"""
     digest, hidden = Digest(), special_values(6, 40, 24)
     for normalize in (False, True):
-        digest.add(getattr(fastpool, mode)(hidden, normalize=normalize, **required(mode, hidden.shape)))
+        digest.add(function_of(mode)(hidden, normalize=normalize, **required(mode, hidden.shape)))
     return str(digest)
 
 

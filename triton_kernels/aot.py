@@ -23,7 +23,7 @@ from triton.runtime.jit import MockTensor
 
 from ..calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
 from ..constants import NORM_EPS
-from ..modes import Weight
+from ..modes import MODES, Weight
 from ..text import shown, told
 from .config import LOAD_BYTES
 from .launch import Launch, settle_cache_keys
@@ -140,6 +140,8 @@ FAMILY_MODES: tuple[tuple[str, str | None], ...] = (
     ("attention", "query"),
     ("attention", "2 queries"),
     ("attention", "4 queries"),
+    ("splade_max_log1p_relu", None),
+    ("splade_sum_log1p_relu", None),
 )
 REQUIRED = ("scores", *QUERIES)  # without which there is no call
 
@@ -212,16 +214,14 @@ def _launches(dtype: torch.dtype, dim: int, warp_size: int, splits: bool, every:
     for mode, given in FAMILY_MODES:
         for normalize in (False, True):
             for layout in layouts if every or normalize else (BOOL_MASK,):
-                for shape, count in _choices(
-                    mode, dtype, dim, layout.plain, normalize, given if given in REQUIRED else None, False, warp_size,
-                    splits,
-                ):  # fmt: skip
+                own = given if given in REQUIRED else None
+                for shape, count in _choices(mode, dtype, dim, layout.plain, normalize, own, False, warp_size, splits):
                     call = make_call(mode, dtype, dim, shape, layout, normalize, given)
                     yield (
                         f"{mode}({_layout_of(call)})",
                         plan_pool(call, DeviceProperties("aot", count, warp_size, splits)),
                     )
-        for shape, layout in product(GRADIENT_SHAPES, layouts):
+        for shape, layout in product(GRADIENT_SHAPES, () if MODES[mode].of_logits else layouts):
             call = make_call(mode, dtype, dim, shape, layout, given=given)
             for of in ("hidden", given) if given and given not in QUERIES else ("hidden",):
                 for launch in _gradient(call, of, DeviceProperties("aot", 1, warp_size)):

@@ -222,7 +222,7 @@ def make_pool_plan(call: PoolCall, device: DeviceProperties, gradient_dim: int |
         "mask_batch_stride": _batch_stride(mask), "token_stride": 0 if mask is None else mask.stride(-1),
         "weight_batch_stride": _batch_stride(weights), "weight_stride": 0 if weights is None else weights.stride(-1),
         **of_query(call, vector_width), "gradient_dim": None if gradient_dim is None else gradient_dim // vector_width,
-        "REDUCE": mode.reduce.value, "WEIGHT": weight,
+        "REDUCE": mode.reduce.value, "WEIGHT": weight, "ACTIVATION": mode.activation.value,
         "NORMALIZE": call.normalize and strips == 1, "CU": cu, "WHOLE": whole,
         "VECTOR": vector_width, "COLUMNS": columns, "LEAVES": config.leaves, "LEVELS": config.levels,
         "PIECES": 0 if call.query is None else pieces(hidden.shape[-1], columns),

@@ -30,7 +30,9 @@ from .state import (
     MAX,
     ONE,
     SCALED,
+    SUM,
     accumulator_of,
+    activate,
     counter,
     merge,
     merge_rows,
@@ -52,7 +54,7 @@ NORM_EPS = tl.constexpr(_NORM_EPS)
 def add_tokens(
     hidden, mask, source, share, row_stride, token_stride, first, begin, tokens, columns, inside,
     ACC: tl.constexpr, MERGE: tl.constexpr, WEIGHT: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr,
-    PIECES: tl.constexpr, LOADS: tl.constexpr, STAGES: tl.constexpr, QUERIES: tl.constexpr,
+    PIECES: tl.constexpr, LOADS: tl.constexpr, STAGES: tl.constexpr, QUERIES: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """The state of `tokens` rows from `begin` on, whose segment's first real token is `first`. LOADS loads of a thread
     are in flight together; with STAGES > 1 those of the next steps too, on their way through shared memory. With
@@ -76,6 +78,8 @@ def add_tokens(
                 at = hidden + row[:, None] * row_stride
                 there = real[:, None] & inside[None, :]
                 x = widen(tl.load(at + columns[None, :], mask=there, other=neutral(MERGE)), ACC)
+                if ACTIVATION and MERGE == SUM:
+                    x = activate(x, ACTIVATION)
                 if WEIGHT == ONE:
                     state = merge(state, (x,), MERGE)
                 elif MERGE == SCALED:
@@ -97,6 +101,7 @@ def reduce_unit(
     hidden, mask, source, share, row_stride, token_stride, first, begin, end, columns, inside,
     ACC: tl.constexpr, MERGE: tl.constexpr, WEIGHT: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr,
     PIECES: tl.constexpr, LOADS: tl.constexpr, STAGES: tl.constexpr, QUERIES: tl.constexpr, SCAN: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """The state of the tokens [begin, end), and the number of real ones. Pointers are those of the sequence."""
     count = end - begin
@@ -107,12 +112,12 @@ def reduce_unit(
     if mask is None or count == tokens:
         state = add_tokens(
             hidden, None, source, share, row_stride, token_stride, first, begin, tokens, columns, inside,
-            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES, QUERIES,
+            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES, QUERIES, ACTIVATION,
         )  # fmt: skip
     else:
         state = add_tokens(
             hidden, mask, source, share, row_stride, token_stride, first, begin, tokens, columns, inside,
-            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, 1, QUERIES,
+            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, 1, QUERIES, ACTIVATION,
         )  # fmt: skip
     return state, tl.full(of_each((), QUERIES), count, tl.int64)
 
@@ -129,7 +134,7 @@ def pool_kernel(
     stale_count, scale: tl.float64, select, divisor, batch, rows, dim, programs, batch_stride, row_stride,
     mask_batch_stride, token_stride, weight_batch_stride, weight_stride,
     query_batch_stride, query_stride, width, queries, gradient_dim,
-    REDUCE: tl.constexpr, WEIGHT: tl.constexpr,
+    REDUCE: tl.constexpr, WEIGHT: tl.constexpr, ACTIVATION: tl.constexpr,
     NORMALIZE: tl.constexpr, CU: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr,
     COLUMNS: tl.constexpr, LEAVES: tl.constexpr, LEVELS: tl.constexpr, PIECES: tl.constexpr, LOADS: tl.constexpr,
     STAGES: tl.constexpr, QUERIES: tl.constexpr, SCAN: tl.constexpr,
@@ -219,7 +224,7 @@ def pool_kernel(
     if WHOLE:
         state, count = reduce_unit(
             hidden, mask, source, share, row_step, token_stride, first, first, last, columns, inside,
-            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES, QUERIES, SCAN,
+            ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES, QUERIES, SCAN, ACTIVATION,
         )  # fmt: skip
     else:
         units = tl.maximum(tl.cdiv(last - first, SPLIT), 1)  # a segment without tokens has one too, to write zeros
@@ -232,7 +237,7 @@ def pool_kernel(
             state, count = reduce_unit(
                 hidden, mask, source, share, row_step, token_stride,
                 first, begin, tl.minimum(begin + SPLIT, last), columns, inside,
-                ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES, QUERIES, SCAN,
+                ACC, MERGE, WEIGHT, LEAVES, LEVELS, PIECES, LOADS, STAGES, QUERIES, SCAN, ACTIVATION,
             )  # fmt: skip
             state, count, complete = merge_last_block(
                 states, totals, stride, arrivals, strips * groups, base, unit, units, dim, place, state, count, nothing,
@@ -246,6 +251,8 @@ def pool_kernel(
             x = x + 0.0  # of a sum that underflows -0 may be left
         weight = state[1] if len(state) > 1 else tl.zeros(count.shape, ACC)
         x = quotient(x, divisor_of(count, weight, divisor, ACC))
+        if ACTIVATION and MERGE == MAX:
+            x = activate(x, ACTIVATION)
         if NORMALIZE:
             x = normalize(tl.where(there, x, 0.0), tl.full(count.shape, NORM_EPS, ACC))
         tl.store(out + place, round_to(x, out.dtype.element_ty), mask=there)

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 
 from ..constants import LEAF as _LEAF
-from ..modes import Reduce, Weight
-from .elementary import power_between
+from ..modes import Activation, Reduce, Weight
+from .elementary import log1p, power_between
 
 LEAF = tl.constexpr(_LEAF)  # tokens that are added one after another
 SUM = tl.constexpr(Reduce.SUM.value)
@@ -16,6 +16,7 @@ ONE = tl.constexpr(Weight.ONE.value)
 TOKEN = tl.constexpr(Weight.TOKEN.value)
 SCORE = tl.constexpr(Weight.SCORE.value)
 QUERY = tl.constexpr(Weight.QUERY.value)
+LOG1P_RELU = tl.constexpr(Activation.LOG1P_RELU.value)
 OF_QUERY = tl.constexpr(len(Weight))  # the gradient of a product with a query, as the sums of its own gradient have it
 
 # A state is a tuple: a value for each column; the sum of weights, where a mode divides by it; and of a SCALED one, as
@@ -73,6 +74,13 @@ def widen(x, dtype: tl.constexpr):
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True).to(dtype)
     else:
         return x.to(dtype)
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    """ln(1 + max(x, 0)), and ln(1 + y) of that once more; 0 for -0, NaN for NaN."""
+    y = log1p(tl.where(x <= 0, 0.0, x))
+    return log1p(y) if ACTIVATION == LOG1P_RELU else y
 
 
 @triton.jit

@@ -1,5 +1,5 @@
-// What follows a reduction: divide, truncate, normalise, cast, store. Included by kernel_impl.h, into an instruction
-// set's namespace.
+// What follows a reduction: divide, activate, truncate, normalise, cast, store. Included by kernel_impl.h, into an
+// instruction set's namespace.
 #pragma once
 #include "../finish.h"
 #include "kernel.h"
@@ -82,6 +82,15 @@ FASTPOOL_INLINE void divide(const Mode& mode, const Totals& totals, A* x, int64_
   }
 }
 
+template <class A>
+FASTPOOL_INLINE void activate(Activation activation, A* x, int64_t columns) {
+  using V = typename Vec<A>::type;
+  for (int64_t c = 0; c < columns; c += Vec<A>::lanes) {
+    const V v = fastpool::activate(read<V>(x + c), activation);
+    std::memcpy(x + c, &v, sizeof v);
+  }
+}
+
 // Of a scaled sum that underflows -0 may be left.
 template <class A>
 FASTPOOL_INLINE void add_zero(A* x, int64_t columns) {
@@ -92,12 +101,13 @@ FASTPOOL_INLINE void add_zero(A* x, int64_t columns) {
   }
 }
 
-// The epilogue: divide, normalise, cast, store.
+// The epilogue: divide, activate, normalise, cast, store.
 template <class A>
 FASTPOOL_INLINE void finish(const PoolCall& call, int64_t row, A* x, const Totals& totals) {
   const int64_t columns = padded_columns(call.dim);
   if (call.mode.softmax()) add_zero(x, columns);
   divide(call.mode, totals, x, columns);
+  if (call.mode.activates_result()) activate(call.mode.activation, x, columns);
   if (call.normalize) normalize_row(x, call.dim, columns, static_cast<A>(kNormEps));
   store_row(x, call.dim, call.out, row, call.out_dtype);
 }

@@ -198,7 +198,7 @@ template <class Body>
 FASTPOOL_INLINE void with_state_of(const PoolCall& call, const QueryGradients& gradients, Body body) {
   if (gradients.call != nullptr) return body(QueryGradientState{});
   if (call.several != nullptr) return StatesOfSeveral(*call.several).with(body);
-  with_state(call.mode, body);
+  with_any_state(call.mode, body);
 }
 
 static uint64_t reduce(const PoolCall& call, const QueryGradients& gradients, const Unit* units, int64_t n,

@@ -1,5 +1,5 @@
-// What follows a reduction: divide, normalise, cast, store. A thread has four neighbouring columns at a time, the same
-// ones in every step, so that steps need not wait for each other. Its loops stay rolled: they run once per
+// What follows a reduction: divide, activate, normalise, cast, store. A thread has four neighbouring columns at a time,
+// the same ones in every step, so that steps need not wait for each other. Its loops stay rolled: they run once per
 // segment, and unrolled they would take registers and cache from the walk.
 #pragma once
 #include "../finish.h"
@@ -57,6 +57,12 @@ FASTPOOL_KERNEL_INLINE void finish(const PoolCall& call, int64_t result, int64_t
       if (call.mode.softmax()) x += A{};  // of a sum that underflows -0 may be left
       x = c + i < columns ? quotient(x, divisor) : A{};
     }
+  if (call.mode.activates_result()) {  // where there are columns: the others hold 0, and stay it
+#pragma unroll 1
+    for (int c = begin; c < columns; c += step)
+#pragma unroll 1
+      for (int i = 0; i < kQuad; ++i) shared.row[c + i] = activate(shared.row[c + i], call.mode.activation);
+  }
   const auto load = [&](int64_t c, A(&x)[kQuad]) {
 #pragma unroll
     for (int i = 0; i < kQuad; ++i) x[i] = c < columns ? shared.row[c + i] : A{};

@@ -132,7 +132,7 @@ cudaError_t launch_pool(const PoolCall& call, const PoolPlan& plan, const Worksp
     return launch(copy_token_kernel<T, V>, grid, plan.threads, plan.shared.bytes, stream, call, plan);
   if (call.queries.data != nullptr && !call.mode.softmax()) return reduce(reduce_kernel<T, QueryGradientState, V, 1>);
   if (plan.queries > 1) return reduce(reduce_kernel<T, SoftmaxState, V, kQueries>);
-  return with_state(call.mode, [&](auto state) {
+  return with_any_state(call.mode, [&](auto state) {
     using S = decltype(state);  // scores are staged alike, given or not
     return reduce(reduce_kernel<T, std::conditional_t<S::softmax, SoftmaxState, S>, V, 1>);
   });

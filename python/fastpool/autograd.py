@@ -20,7 +20,7 @@ from .arguments import POOL_TENSORS, codes, given, named
 from .calls import accumulator
 from .checks import check_memory
 from .constants import NORM_EPS
-from .modes import MODES
+from .modes import MODES, Activation
 from .ops import library
 from .reference.finish import round_once
 
@@ -104,6 +104,7 @@ class NoDoubleBackward(_Function):
 
 
 _TENSORS = tuple(argument.name for argument in POOL_TENSORS)
+_ONCE = next(name for name, mode in MODES.items() if mode.activates_result and mode.activation is Activation.RELU)
 
 
 def _pool(
@@ -165,6 +166,82 @@ class _Pool(_Function):
         return None, None, None, None, *(gradients.get(name) for name in _TENSORS)
 
 
+_CHUNK = 4096  # columns whose gradients are in the accumulator's dtype together
+
+
+def _activated(x: Tensor, mode: str, out_dtype: torch.dtype | None = None) -> Tensor:
+    """Each element of x [..., D] by a mode's activation: pooled as if it were a text of its own, which has one token,
+    by a mode that activates its result."""
+    op: Callable[..., Tensor] = getattr(torch.ops.fastpool, mode).default
+    return op(x.reshape(-1, 1, x.shape[-1]), out_dtype=out_dtype).view(x.shape)
+
+
+def _through_activation(gradient: Tensor, x: Tensor, mode: str) -> Tensor:
+    """Before a mode's activation of x: g / (1 + x), over 1 + ln(1 + x) where that is taken twice; 0 from x = 0 down,
+    and where g is, for what stands in padding may be NaN."""
+    by = 1 + x
+    if MODES[mode].activation is Activation.LOG1P_RELU:
+        by = by * (1 + _activated(x, _ONCE))
+    return torch.where((gradient == 0) | (x <= 0), 0, gradient / by)
+
+
+class _ActivateResult(_Function):
+    """What modes of a maximum do to it."""
+
+    @staticmethod
+    def forward(x: Tensor, mode: str, out_dtype: torch.dtype) -> Tensor:
+        return _at_next_level(_activated, x, mode, out_dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.mode, _ = inputs
+        ctx.requested = dispatch.thread_requested()
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        gradient = _widened(f"fastpool.{ctx.mode}", "gradient", gradient, x.dtype)
+        of_x = dispatch.requesting(
+            ctx.requested, lambda: dispatch.of_gradient(lambda: _through_activation(gradient, x, ctx.mode))
+        )
+        return of_x, None, None
+
+
+class _AddActivated(_Function):
+    """A mode that adds up activated tokens, without normalisation."""
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:  # as _pool's
+        return _at_next_level(_pool, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mode, _, _, _, *tensors = inputs
+        ctx.requested = dispatch.thread_requested()
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        hidden, *others = ctx.saved_tensors
+        plain, dtype = MODES[ctx.mode].without_activation, accumulator(hidden.dtype)
+        gradient = _widened(f"fastpool.{ctx.mode}", "gradient", gradient, dtype)
+
+        def backward() -> Tensor:
+            found: Tensor = hidden.new_zeros(hidden.shape)
+            for begin in range(0, gradient.shape[-1], _CHUNK):
+                columns = slice(begin, min(begin + _CHUNK, gradient.shape[-1]))
+                x = hidden[..., columns].to(dtype)
+                own = gradient[:, columns].contiguous()
+                op = torch.ops.fastpool._pool_backward.default
+                reduced = op(*codes(plain, "hidden"), own, _shape_of(x), *others, 1.0, None)
+                found[..., columns] = round_once(_through_activation(reduced, x, ctx.mode), hidden.dtype)
+            return found
+
+        of_hidden = dispatch.requesting(ctx.requested, lambda: dispatch.of_gradient(backward))
+        return None, None, None, None, of_hidden, *(None for _ in others)
+
+
 class _Normalize(_Function):
     """l2_normalize."""
 
@@ -221,7 +298,14 @@ def _pool_kernel(mode: str) -> Callable[..., Tensor]:
         hidden = tensors["hidden"]
         unrounded = accumulator(hidden.dtype) if normalize else out_dtype
         scale = tensors.get("scale", 1.0)
-        pooled = _record(_Pool, mode, scale, truncate_dim, unrounded, *(tensors.get(name) for name in _TENSORS))
+        given = (tensors.get(name) for name in _TENSORS)
+        row = MODES[mode]
+        if row.activates_result:
+            maximum = _record(_Pool, row.without_activation, scale, truncate_dim, accumulator(hidden.dtype), *given)
+            pooled = _record(_ActivateResult, maximum, mode, unrounded or hidden.dtype)
+        else:
+            kind = _AddActivated if row.activates_tokens else _Pool
+            pooled = _record(kind, mode, scale, truncate_dim, unrounded, *given)
         if not normalize:
             return pooled
         normalized: Tensor = torch.ops.fastpool.l2_normalize.default(pooled, out_dtype=out_dtype or hidden.dtype)

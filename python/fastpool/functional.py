@@ -22,7 +22,7 @@ from .signatures import AttentionPooling, Pooling, ScoredPooling, WeightedPoolin
 __all__ = ["attention", "cls", "explain", "l2_normalize", "last", "max", "mean", "mean_sqrt_len", "softmax_mean"]
 __all__ += ["pool", "sum", "weighted_mean"]
 
-_WRONG = (RuntimeError, TypeError, ValueError)
+WRONG = (RuntimeError, TypeError, ValueError)  # what calls of ops raise for their arguments
 
 
 def refuse(name: str, unknown: dict[str, Any]) -> NoReturn:
@@ -36,7 +36,9 @@ def refuse(name: str, unknown: dict[str, Any]) -> NoReturn:
     raise TypeError(f"{name}() got an unexpected keyword argument {next(iter(unknown))!r}")
 
 
-def _given(name: str, starts: Any, ends: Any, truncate_dim: Any, normalize: Any, out_dtype: Any) -> dict[str, Any]:
+def options_given(
+    name: str, starts: Any, ends: Any, truncate_dim: Any, normalize: Any, out_dtype: Any
+) -> dict[str, Any]:
     """The keyword arguments that are not their defaults: each one costs torch's parser 0.3 us."""
     more = {}
     if starts is not None:
@@ -79,14 +81,14 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
         names = OWN
         if lengths is not None or getattr(hidden, "is_nested", False):
             hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
-        more = own | _given(name, starts, ends, truncate_dim, normalize, out_dtype)
+        more = own | options_given(name, starts, ends, truncate_dim, normalize, out_dtype)
         args = (hidden, *before, mask, cu_seqlens, *behind)
         try:
             if skips_autograd(hidden, *before, *behind):
                 with below_autograd():
                     return op(*args, **more)
             return op(*args, **more)
-        except _WRONG as error:
+        except WRONG as error:
             raise_in_callers_words(error, names, (mode.name, args, more))
 
     # A body for each signature, which is documentation; and that without arguments of its own does not go through
@@ -170,13 +172,13 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
             names = OWN
             if lengths is not None or getattr(hidden, "is_nested", False):
                 hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
-            more = _given(name, starts, ends, truncate_dim, normalize, out_dtype)
+            more = options_given(name, starts, ends, truncate_dim, normalize, out_dtype)
             try:
                 if skips_autograd(hidden):
                     with below_autograd():
                         return op(hidden, mask, cu_seqlens, **more)
                 return op(hidden, mask, cu_seqlens, **more)
-            except _WRONG as error:
+            except WRONG as error:
                 raise_in_callers_words(error, names, (mode.name, (hidden, mask, cu_seqlens), more))
 
     pool.__name__ = pool.__qualname__ = mode.name
@@ -193,7 +195,9 @@ last: Pooling = _pooling_function(MODES["last"])
 weighted_mean: WeightedPooling = _pooling_function(MODES["weighted_mean"])
 softmax_mean: ScoredPooling = _pooling_function(MODES["softmax_mean"])
 attention: AttentionPooling = _pooling_function(MODES["attention"])
-_FUNCTIONS: dict[str, Callable[..., Tensor]] = {name: globals()[name] for name in MODES}
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    name: globals()[name] for name, mode in MODES.items() if not mode.of_logits
+}
 
 
 def pool(
@@ -261,7 +265,7 @@ def pool(
         hidden, cu_seqlens, starts, ends, names = to_op(
             f"fastpool.{chosen[0]}", hidden, cu_seqlens, starts, ends, lengths
         )
-    more = _given(name, starts, ends, truncate_dim, normalize, out_dtype)
+    more = options_given(name, starts, ends, truncate_dim, normalize, out_dtype)
     try:
         proper = isinstance(hidden, Tensor) and hidden.dim() > 0  # else the first mode's op says what is wrong
         if proper:
@@ -277,7 +281,7 @@ def pool(
             with below_autograd():
                 return op(*args, **more)
         return op(*args, **more)
-    except _WRONG as error:
+    except WRONG as error:
         more.pop("truncate_dim", None)
         calls = [(mode, (hidden, mask, cu_seqlens), own[mode] | more) for mode in chosen]
         raise_in_callers_words(error, names, *calls)
@@ -380,6 +384,6 @@ def explain(
     name, names = f"fastpool.{mode}", OWN
     if lengths is not None or getattr(hidden, "is_nested", False):
         hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
-    more = own | _given(name, starts, ends, truncate_dim, normalize, out_dtype)
+    more = own | options_given(name, starts, ends, truncate_dim, normalize, out_dtype)
     more["scale"] = option(name, "scale", scale, float)
     return dispatch.explain_call(PoolCall(mode, hidden, mask, cu_seqlens, **more, names=names))

@@ -24,34 +24,35 @@ OWN: Names = {}
 
 
 def to_op(
-    op: str, hidden: Any, cu_seqlens: Any, starts: Any, ends: Any, lengths: Any
+    op: str, hidden: Any, cu_seqlens: Any, starts: Any, ends: Any, lengths: Any, said: str = "hidden"
 ) -> tuple[Any, Any, Any, Any, Names]:
-    """hidden, cu_seqlens, starts, ends as the op takes them, and their names. Raises TypeError or ValueError."""
+    """hidden, cu_seqlens, starts, ends as the op takes them, and their names; the caller says `said` for the first.
+    Raises TypeError or ValueError."""
     names = OWN
     if lengths is not None:
         if ends is not None:
             raise ValueError(f"{op}: lengths is another name for ends, got both")
         if isinstance(hidden, Tensor) and (hidden.is_nested or hidden.dim() != 3):
-            raise ValueError(f"{op}: lengths goes with padded [B, S, H] hidden")
+            raise ValueError(f"{op}: lengths goes with padded [B, S, H] {said}")
         ends, names = lengths, {"ends": "lengths"}
     if isinstance(hidden, Tensor) and hidden.is_nested:
         if hidden.layout != torch.jagged or hidden.dim() != 3:
             raise TypeError(
-                f"{op}: a nested hidden must be jagged (layout=torch.jagged) with shape [B, *, H], "
+                f"{op}: a nested {said} must be jagged (layout=torch.jagged) with shape [B, *, H], "
                 f"got layout {hidden.layout} and {hidden.dim()} dimensions"
             )
         if cu_seqlens is not None or starts is not None or ends is not None:
-            raise ValueError(f"{op}: a nested hidden says itself where segments start and end, got bounds too")
+            raise ValueError(f"{op}: a nested {said} says itself where segments start and end, got bounds too")
         if getattr(hidden, "_ragged_idx", 1) != 1:
-            raise ValueError(f"{op}: a nested hidden must be ragged in dimension 1, [B, *, H]")
+            raise ValueError(f"{op}: a nested {said} must be ragged in dimension 1, [B, *, H]")
         jagged: Any = hidden  # torch's types do not know its methods
         offsets, held = jagged.offsets(), jagged.lengths()
-        hidden, names = hidden.values(), _OF_NESTED
+        hidden, names = hidden.values(), {name: part.replace("hidden", said) for name, part in _OF_NESTED.items()}
         if held is None:
             cu_seqlens = offsets
         else:  # a view with gaps between its sequences
-            check_memory(op, "hidden.offsets()", offsets)
-            check_memory(op, "hidden.lengths()", held)
+            check_memory(op, f"{said}.offsets()", offsets)
+            check_memory(op, f"{said}.lengths()", held)
             starts, ends = offsets[:-1], offsets[:-1] + held
     return hidden, cu_seqlens, starts, ends, names
 

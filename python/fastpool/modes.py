@@ -1,7 +1,7 @@
 """The table of pooling modes: what each does with the real tokens of a segment. Ops, kernels, gradients, docstrings and
 tests follow from a row's traits, and nothing else asks which mode a call has."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 
@@ -49,6 +49,15 @@ class Divisor(IntEnum):
     WEIGHT = 3
 
 
+class Activation(IntEnum):
+    """What becomes of the tokens before they are added up, or of their maximum: nothing; ln(1 + max(x, 0)); and once
+    more ln(1 + y) of that. NaN stays, and -0 becomes 0. The names are sentence-transformers'."""
+
+    NONE = 0
+    RELU = 1
+    LOG1P_RELU = 2
+
+
 @dataclass(frozen=True)
 class Argument:
     """One argument of an op."""
@@ -80,6 +89,7 @@ class Mode:
     weight: Weight = Weight.ONE
     reduce: Reduce = Reduce.SUM
     divisor: Divisor = Divisor.ONE
+    activation: Activation = Activation.NONE
 
     def __post_init__(self) -> None:
         # Kernels that add select nothing, and none takes the maximum of weighted tokens. Of a softmax a sum is known
@@ -87,6 +97,8 @@ class Mode:
         assert self.reduce is Reduce.MAX or not self.one_token
         assert self.reduce is Reduce.SUM or self.weight is Weight.ONE
         assert not self.weight.softmax or self.divisor is Divisor.WEIGHT
+        plain = (Select.ALL, Weight.ONE, Divisor.ONE)
+        assert not self.activation or (self.select, self.weight, self.divisor) == plain
 
     @property
     def one_token(self) -> bool:
@@ -128,12 +140,35 @@ class Mode:
     @property
     def only_adds(self) -> bool:
         """Whether reducing is adding token states and nothing else."""
-        return self.reduce is Reduce.SUM and self.weight is Weight.ONE
+        return self.reduce is Reduce.SUM and self.weight is Weight.ONE and not self.activation
 
     @property
     def copies_tokens(self) -> bool:
         """Whether each element of a result is one of a token's, so that rounding it to the token's dtype is exact."""
-        return self.reduce is Reduce.MAX
+        return self.reduce is Reduce.MAX and not self.activation
+
+    @property
+    def of_logits(self) -> bool:
+        """Whether it is for logits of a vocabulary, by fastpool.splade, and not for token states."""
+        return self.activation is not Activation.NONE
+
+    @property
+    def activates_tokens(self) -> bool:
+        """Whether the activation comes before the reduction. After a maximum it is the same, and there is less to do:
+        it never decreases."""
+        return self.of_logits and self.reduce is Reduce.SUM
+
+    @property
+    def activates_result(self) -> bool:
+        """Whether it comes after the reduction."""
+        return self.of_logits and self.reduce is Reduce.MAX
+
+    @property
+    def without_activation(self) -> str:
+        """The name of the mode that reduces alike: gradients go through that one."""
+        traits = [(mode.name, replace(mode, name="", formula="")) for mode in MODES.values()]
+        own = replace(self, name="", formula="", activation=Activation.NONE)
+        return next(name for name, others in traits if others == own)
 
     def gradient_reads_hidden(self, of: str) -> bool:
         """Whether the gradient of `of` depends on token states and on the result: that of weights, scores and a query
@@ -170,4 +205,20 @@ _TABLE = (
     ),
 )
 
-MODES: dict[str, Mode] = {mode.name: mode for mode in _TABLE}
+_ACTIVATED = {
+    Activation.RELU: "ln(1 + max(x, 0))",
+    Activation.LOG1P_RELU: "ln(1 + ln(1 + max(x, 0)))",
+}
+
+
+def _splade(reduce: Reduce, activation: Activation) -> Mode:
+    """Of logits x of a vocabulary; fastpool.splade says `pooling` and `activation`."""
+    pooling, formula = reduce.name.lower(), _ACTIVATED[activation]
+    formula = formula.replace("(x, 0)", "(max(x), 0)") if reduce is Reduce.MAX else f"sum({formula})"
+    name = f"splade_{pooling}_{activation.name.lower()}"
+    return Mode(name, formula, reduce=reduce, activation=activation)
+
+
+_SPLADE = tuple(_splade(reduce, activation) for reduce in (Reduce.MAX, Reduce.SUM) for activation in _ACTIVATED)
+
+MODES: dict[str, Mode] = {mode.name: mode for mode in (*_TABLE, *_SPLADE)}

@@ -52,21 +52,29 @@ def _as_float(owner: str, name: str, value: int) -> float:
 
 
 def mode_names(owner: str, name: str, value: Any, *, without: tuple[str, ...]) -> tuple[str, ...]:
-    """Of one mode, or of a sequence of them, that take none of the arguments `without`: the owner's calls have no place
-    for those. Raises TypeError, ValueError."""
+    """Of one mode of token states, or of a sequence of them, that take none of the arguments `without`: the owner's
+    calls have no place for those. Raises TypeError, ValueError."""
     names = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)
-    known = [mode for mode, row in MODES.items() if not any(row.takes(argument) for argument in without)]
+    known = [
+        mode for mode, row in MODES.items() if not (row.of_logits or any(row.takes(argument) for argument in without))
+    ]
     for one in names:
         if not isinstance(one, str):
             raise TypeError(f"{owner}: {name} must be a mode's name or a sequence of them, got {type(one).__name__}")
         if one not in known:
-            why = f", whose scores go to fastpool.{one}, or fastpool.nn.AttentionPooling learns them"
-            raise ValueError(
-                f"{owner}: {name} must be one of {', '.join(known)}, got {one!r}{why if one in MODES else ''}"
-            )
+            raise ValueError(f"{owner}: {name} must be one of {', '.join(known)}, got {one!r}{_elsewhere(one)}")
     if not names:
         raise ValueError(f"{owner}: {name} must name at least one of {', '.join(known)}, got none")
     return names
+
+
+def _elsewhere(name: str) -> str:
+    """Where a mode is to be had that some owner does not take."""
+    if name not in MODES:
+        return ""
+    if MODES[name].of_logits:
+        return ", which is for logits: fastpool.splade, or fastpool.nn.Splade"
+    return f", whose scores go to fastpool.{name}, or fastpool.nn.AttentionPooling learns them"
 
 
 def check_eps(owner: str, eps: float) -> None:

@@ -36,9 +36,10 @@ def modes_of(code: int) -> tuple[str, ...]:
 
 
 def together(modes: tuple[str, ...]) -> bool:
-    """Whether a CPU's kernel has them together: some of them look at all tokens, and none has scores."""
+    """Whether a CPU's kernel has them together: some of them look at all tokens, and none has scores
+    or is for logits."""
     rows = [MODES[mode] for mode in modes]
-    return not all(row.one_token for row in rows) and not any(row.softmax for row in rows)
+    return not all(row.one_token for row in rows) and not any(row.softmax or row.of_logits for row in rows)
 
 
 def columns_of(modes: tuple[str, ...], width: int, truncate_dim: int | None) -> list[tuple[str, int]]:

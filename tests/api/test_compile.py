@@ -15,7 +15,7 @@ from torch._inductor.utils import run_and_get_code
 import fastpool
 from fastpool.backends.native import LIBRARY
 from fastpool.modes import MODES
-from fastpool.testing import LAYOUTS, same_bits, sequences, taking_turns
+from fastpool.testing import LAYOUTS, function_of, same_bits, sequences, taking_turns
 
 HOST = Path(__file__).parents[1] / "cpp" / "aoti_host.cpp"
 
@@ -30,7 +30,7 @@ def _forgotten() -> None:
     taking_turns(True, False, layouts=[name for name in LAYOUTS if name != "nested"]),
 )
 def test_whole_graph_and_its_gradient(mode: str, given: str | None, layout: str, recorded: bool) -> None:
-    pool = getattr(fastpool, mode)
+    pool = function_of(mode)
     arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.float32), given)
     hidden = arguments.pop("hidden")
     compiled = torch.compile(
@@ -132,7 +132,7 @@ class Model(torch.nn.Module):
         for mode, taken in MODES.items():
             own = {"scores": hidden[..., 0]} if taken.takes_scores else {}
             own |= {"query": self.query, "scale": 0.5} if taken.takes_query else {}
-            pooled.append(getattr(fastpool, mode)(hidden + 1, mask=mask, truncate_dim=7, normalize=True, **own))
+            pooled.append(function_of(mode)(hidden + 1, mask=mask, truncate_dim=7, normalize=True, **own))
         return torch.cat([one.flatten(1) for one in pooled], 1)
 
 

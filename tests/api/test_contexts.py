@@ -11,7 +11,7 @@ import torch
 import fastpool
 from fastpool import known
 from fastpool.modes import MODES
-from fastpool.testing import cpu_backends, required, same_bits
+from fastpool.testing import cpu_backends, function_of, required, same_bits
 
 HIDDEN = torch.randn(3, 40, 12, generator=torch.Generator().manual_seed(0))
 MASK = torch.arange(40) % 7 != torch.tensor([[0], [3], [6]])
@@ -74,8 +74,8 @@ def calls() -> list[Callable[[], object]]:
         lambda: fastpool.PoolingConfig(("weighted_mean",), include_prompt=False).apply(HIDDEN, MASK, starts=DIMS),
     ]
     for mode in MODES:
-        padded = partial(getattr(fastpool, mode), **OWN[mode])
-        packed = partial(getattr(fastpool, mode), **OWN_PACKED[mode])
+        padded = partial(function_of(mode), **OWN[mode])
+        packed = partial(function_of(mode), **OWN_PACKED[mode])
         explain = partial(fastpool.explain, mode=mode, **OWN[mode])
         found += [
             partial(padded, HIDDEN, mask=MASK),
@@ -90,7 +90,7 @@ def calls() -> list[Callable[[], object]]:
             partial(explain, HIDDEN, MASK),
             partial(explain, HIDDEN, MASK * 3),
         ]
-        if not MODES[mode].takes_query:
+        if not (MODES[mode].takes_query or MODES[mode].of_logits):
             pooling = fastpool.nn.Pooling((mode, "max"), 15, normalize=True)
             found.append(partial(pooling, HIDDEN, MASK, **OWN[mode]))
     return found
@@ -130,7 +130,7 @@ def test_gradients_too(context: str, backend: str) -> None:
         found = []
         for mode in MODES:
             hidden = HIDDEN.clone().requires_grad_()
-            (getattr(fastpool, mode)(hidden, mask=MASK, normalize=True, **OWN[mode]) ** 2).sum().backward()
+            (function_of(mode)(hidden, mask=MASK, normalize=True, **OWN[mode]) ** 2).sum().backward()
             assert hidden.grad is not None
             found.append(hidden.grad)
         return found

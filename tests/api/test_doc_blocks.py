@@ -19,11 +19,17 @@ import torch
 hidden, attention_mask = torch.randn(2, 5, 384), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
 packed, cu_seqlens = torch.randn(9, 384), torch.tensor([0, 4, 9])
 """,
+    "docs/sparse.md": """
+import torch, fastpool
+from transformers import BertConfig, BertForMaskedLM
+model = BertForMaskedLM(BertConfig(vocab_size=90, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+batch = {"input_ids": torch.arange(10).view(2, 5), "attention_mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}
+""",
     "docs/sentence-transformers.md": 'texts = ["how do I compare two files", "a longer text of the batch"]\n',
 }
 NOT_RUN = {"docs/infinity.md": 1, "docs/text-embeddings-inference.md": 1, "docs/vllm.md": 1}  # blocks that say why
 NEEDS = {"docs/attention.md": ("transformers",), "docs/onnx.md": ("onnxscript", "onnxruntime", "transformers"),
-         "docs/transformers.md": ("transformers",),
+         "docs/sparse.md": ("transformers",), "docs/transformers.md": ("transformers",),
          "docs/sentence-transformers.md": ("sentence_transformers",)}  # fmt: skip
 RUN = [page for page in PAGES if any(block.not_run is None for block in blocks(page, "python"))]
 
@@ -74,6 +80,7 @@ EXAMPLES = [one for one in EXAMPLES if ">>>" in (one.__doc__ or "")]
 @pytest.mark.parametrize("documented", EXAMPLES, ids=lambda one: one.__name__)
 def test_examples_of_docstrings_run(documented: object) -> None:
     given = {"fastpool": fastpool, "torch": torch, "hidden": torch.randn(2, 5, 384), "mask": torch.ones(2, 5).bool()}
+    given["logits"] = torch.randn(2, 5, 30522)
     examples = doctest.DocTestParser().get_doctest(documented.__doc__ or "", given, str(documented), None, None)
     said: list[str] = []
     doctest.DocTestRunner(_RunsAtLeast()).run(examples, out=said.append)

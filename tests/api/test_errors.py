@@ -11,7 +11,7 @@ import fastpool
 from fastpool.arguments import GRADIENTS_OF, codes
 from fastpool.calls import PoolCall
 from fastpool.modes import MODES
-from fastpool.testing import backward_arguments, cpu_backends, required
+from fastpool.testing import backward_arguments, cpu_backends, function_of, required
 
 HIDDEN = torch.randn(2, 5, 8)
 PACKED = torch.randn(10, 8)
@@ -105,9 +105,9 @@ def test_functions(name: str, arguments: dict[str, Any], error: type[Exception],
     shape = hidden.shape if isinstance(hidden, torch.Tensor) and hidden.dim() > 1 else HIDDEN.shape
     for given in (hidden, hidden.detach().requires_grad_()) if recorded else (hidden,):
         for mode in MODES:
-            own = required(mode, shape)
-            with fastpool.backend(backend), pytest.raises(error, match=words) as caught:
-                getattr(fastpool, mode)(**{**arguments, **own, "hidden": given})
+            own, said = required(mode, shape), words.replace("hidden", "logits") if MODES[mode].of_logits else words
+            with fastpool.backend(backend), pytest.raises(error, match=said) as caught:
+                function_of(mode)(**{**arguments, **own, "hidden": given})
             assert str(caught.value).startswith(f"fastpool.{mode}: ")
     with pytest.raises(error, match=words):
         fastpool.explain(**arguments)
@@ -130,7 +130,7 @@ def test_what_no_schema_takes(backend: str) -> None:
 @pytest.mark.parametrize("given", ["dim", "dims"])
 def test_dim_is_no_axis(given: str) -> None:
     """In torch dim=1 is an axis: whoever means one is told what there is instead. Raw ops refuse it in torch's words."""
-    pools = [partial(getattr(fastpool, mode), **required(mode, HIDDEN.shape)) for mode in MODES]
+    pools = [partial(function_of(mode), **required(mode, HIDDEN.shape)) for mode in MODES]
     functions: list[Any] = [*pools, fastpool.l2_normalize, fastpool.explain]
     calls = [lambda function=function: function(HIDDEN, **{given: 1}) for function in functions]
     modules: list[Any] = [partial(fastpool.nn.Pooling, "mean"), fastpool.nn.Normalize]
@@ -155,7 +155,7 @@ def test_weights(name: str, arguments: dict[str, Any], error: type[Exception], w
 def test_raw_ops_say_the_same(name: str, arguments: dict[str, Any], error: type[Exception], words: str) -> None:
     mode = "weighted_mean" if "weights" in arguments else "mean"
     with pytest.raises(error) as proper:
-        getattr(fastpool, mode)(**arguments)
+        function_of(mode)(**arguments)
     for backend in cpu_backends():
         with fastpool.backend(backend), pytest.raises(error) as raw:
             getattr(torch.ops.fastpool, mode)(**arguments)
@@ -307,7 +307,7 @@ BACKWARD_TABLE: list[tuple[str, dict[str, Any], str]] = [
 def test_backward_ops(name: str, arguments: dict[str, Any], words: str, backend: str) -> None:
     """Autograd gets them right; whoever calls them by hand is told."""
     own = [(mode, argument.name) for mode in MODES for argument in MODES[mode].arguments if argument.differentiable]
-    for mode, of in [*((mode, "hidden") for mode in MODES), *own]:
+    for mode, of in [*((mode, "hidden") for mode in MODES if not MODES[mode].of_logits), *own]:
         if words.startswith("result") and not MODES[mode].gradient_reads_hidden(of):
             continue
         well = {"gradient": RESULT, "result": RESULT, "hidden": HIDDEN, **required(mode, HIDDEN.shape)}
@@ -328,6 +328,7 @@ def test_backward_of_weights_needs_them(backend: str) -> None:
     for mode, of, words in (
         (-1, 0, "mode must lie between 0 and .*, got -1"),
         (len(MODES), 0, f"mode must lie between 0 and .*, got {len(MODES)}"),
+        (list(MODES).index("splade_sum_relu"), 0, "mode must not be splade_sum_relu: .* goes through sum"),
         (*codes("mean", "hidden")[:1], 1, r"of must be one of \[0\] for mean, got 1"),
         (*codes("weighted_mean", "scores"), r"of must be one of \[0, 2\] for weighted_mean, got 3"),
         (*codes("softmax_mean", "weights"), r"of must be one of \[0, 3\] for softmax_mean, got 2"),

@@ -17,7 +17,7 @@ LIMIT = 120  # seconds of a program; its children have fewer
 PRELUDE = """
 import multiprocessing, os, pickle, signal, sys, threading, traceback, warnings
 import torch, fastpool
-from fastpool.testing import required
+from fastpool.testing import required, function_of
 
 torch.set_num_threads(4)
 torch.manual_seed(0)
@@ -30,7 +30,7 @@ def pooled():
     results = []
     for mode in fastpool.MODES:
         x = hidden.clone().requires_grad_()
-        result = getattr(fastpool, mode)(x, mask=mask, normalize=True, **required(mode, x.shape))
+        result = function_of(mode)(x, mask=mask, normalize=True, **required(mode, x.shape))
         result.square().sum().backward()
         results += [result.detach(), x.grad]
     x = hidden.clone().requires_grad_()

@@ -10,7 +10,7 @@ from fastpool import dispatch
 from fastpool.backends import native
 from fastpool.calls import PoolCall
 from fastpool.modes import MODES
-from fastpool.testing import cpu_backends, gradients, required, same_bits
+from fastpool.testing import cpu_backends, function_of, gradients, required, same_bits
 
 UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -29,7 +29,7 @@ def check(mode: str, arguments: dict[str, Any], at: str, value: int) -> None:
     recorded = {**arguments, "hidden": arguments["hidden"].clone().requires_grad_()}
     for given in (arguments, recorded):
         with pytest.raises(ValueError) as caught:  # noqa: PT011  # compared below
-            getattr(fastpool, mode)(**given)
+            function_of(mode)(**given)
         assert str(caught.value) == words(mode, at, value)
     with pytest.raises(ValueError) as raw:  # noqa: PT011  # compared below
         getattr(torch.ops.fastpool, mode)(**arguments)
@@ -103,8 +103,8 @@ def test_bool_masks_need_no_look(backend: str) -> None:
     with fastpool.backend(backend):
         for mode in MODES:
             own = required(mode, hidden.shape)
-            found = getattr(fastpool, mode)(hidden, mask=bytes.view(torch.bool), **own)
-            assert same_bits(found, getattr(fastpool, mode)(hidden, mask=bytes != 0, **own))
+            found = function_of(mode)(hidden, mask=bytes.view(torch.bool), **own)
+            assert same_bits(found, function_of(mode)(hidden, mask=bytes != 0, **own))
 
 
 @pytest.mark.parametrize("backend", cpu_backends())

@@ -10,7 +10,7 @@ from torch import Tensor
 import fastpool
 from fastpool.models.layers import Normalize
 from fastpool.modes import MODES
-from fastpool.testing import backward_arguments, cpu_backends, required
+from fastpool.testing import backward_arguments, cpu_backends, function_of, required
 
 OPS = torch.ops.fastpool
 HIDDEN = torch.randn(2, 5, 8)
@@ -43,7 +43,7 @@ def test_pooling(argument: str, bytes: int, backend: str) -> None:
     given = {**CALLS[argument], argument: without_memory(CALLS[argument][argument], bytes)}
     words = rf"{argument} must have memory for its elements, \d+ bytes, got a storage of {bytes}, which has been freed"
     for mode in MODES:
-        functions = [getattr(fastpool, mode), *([getattr(OPS, mode)] if argument != "lengths" else [])]
+        functions = [function_of(mode), *([getattr(OPS, mode)] if argument != "lengths" else [])]
         for function in functions:
             with fastpool.backend(backend), pytest.raises(ValueError, match=rf"^fastpool.{mode}: {words}"):
                 function(**given, **required(mode, given["hidden"].shape))

@@ -20,6 +20,7 @@ from fastpool.testing import (
     cpu_backends,
     error,
     exact,
+    function_of,
     own_arguments,
     required,
     sequences,
@@ -38,7 +39,7 @@ WIDTHS = (1, 3, 8, 17, 33, 129, 384)
 @pytest.mark.parametrize(("mode", "given"), variants())
 def test_matches_float64(mode: str, given: str | None, layout: str, dtype: torch.dtype, backend: str) -> None:
     """The reference, which takes its time, in fewer widths and lengths: native has its bits in others (test_bits)."""
-    pool, holes = getattr(fastpool, mode), LAYOUTS[layout].holes
+    pool, holes = function_of(mode), LAYOUTS[layout].holes
     widths, lengths = (WIDTHS, LENGTHS) if backend == "native" else ((17,), (0, 1, 31, 33, 129))
     for width in widths:
         batch, exactly = in_float64(mode, given, lengths, width, dtype, holes)
@@ -69,9 +70,7 @@ def test_dim_and_out_dtype(mode: str, given: str | None, dtype: torch.dtype, out
     arguments = LAYOUTS["padded_right_mask"].make(batch, given)
     for truncate_dim in (1, 20, 50):
         for normalize in (False, True):
-            result = getattr(fastpool, mode)(
-                **arguments, truncate_dim=truncate_dim, normalize=normalize, out_dtype=out_dtype
-            )
+            result = function_of(mode)(**arguments, truncate_dim=truncate_dim, normalize=normalize, out_dtype=out_dtype)
             assert result.dtype == out_dtype
             assert result.shape == (3, truncate_dim)
             for row, sequence in zip(result, batch, strict=True):
@@ -87,7 +86,7 @@ def test_nothing_to_pool_padded(mode: str, shape: tuple[int, int, int]) -> None:
     for name in cpu_backends():
         with fastpool.backend(name):
             hidden, mask = torch.full(shape, float("nan")), torch.zeros(shape[:2], dtype=torch.bool)
-            result = getattr(fastpool, mode)(hidden, mask=mask, normalize=True, **required(mode, shape))
+            result = function_of(mode)(hidden, mask=mask, normalize=True, **required(mode, shape))
             assert torch.equal(result, torch.zeros(shape[0], shape[2]))
 
 
@@ -95,7 +94,7 @@ def test_nothing_to_pool_padded(mode: str, shape: tuple[int, int, int]) -> None:
 def test_nothing_to_pool_packed(mode: str) -> None:
     def pool(hidden: Tensor, *cu_seqlens: int, **more: bool) -> Tensor:
         own = required(mode, hidden.shape)
-        result: Tensor = getattr(fastpool, mode)(hidden, cu_seqlens=torch.tensor(cu_seqlens), **own, **more)
+        result: Tensor = function_of(mode)(hidden, cu_seqlens=torch.tensor(cu_seqlens), **own, **more)
         return result
 
     for name in cpu_backends():
@@ -111,10 +110,10 @@ def test_overlapping_segments(mode: str, given: str | None) -> None:
     (one,) = sequences([200], 24, torch.float32)
     starts, ends = torch.tensor([0, 10, 10, 150]), torch.tensor([200, 60, 60, 151])
     own = own_arguments(given, one.weights, 24)
-    result = getattr(fastpool, mode)(one.states, starts=starts, ends=ends, **own)
+    result = function_of(mode)(one.states, starts=starts, ends=ends, **own)
     for row, start, end in zip(result, starts, ends, strict=True):
         own = own_arguments(given, one.weights[None, start:end], 24)
-        assert torch.equal(row, getattr(fastpool, mode)(one.states[None, start:end], **own)[0])
+        assert torch.equal(row, function_of(mode)(one.states[None, start:end], **own)[0])
 
 
 def test_expanded_hidden() -> None:
@@ -232,19 +231,30 @@ def test_exact_formulas() -> None:
     scores, products = own["scores"].double()[sequence.real], x @ own["query"].double()
     torch.testing.assert_close(exact("softmax_mean", sequence, "scores"), scores.softmax(0) @ x)
     torch.testing.assert_close(exact("attention", sequence, "query"), products.softmax(0) @ x)
+    once = x.clamp(min=0).log1p()
+    for name, activated in (("relu", once), ("log1p_relu", once.log1p())):
+        formulas[f"splade_max_{name}"], formulas[f"splade_sum_{name}"] = activated.amax(0), activated.sum(0)
+        for pooling in ("max", "sum"):
+            mode = f"splade_{pooling}_{name}"
+            torch.testing.assert_close(exact(mode, sequence, None), formulas[mode])
     assert set(MODES) == {*formulas, "softmax_mean", "attention"}
 
 
 def test_table_is_complete() -> None:
     """The same rows and constants on both sides of the language border; functions, and lines of the README, of each."""
     assert native.info is not None
-    rows = [(mode.name, mode.select, mode.weight, mode.reduce, mode.divisor) for mode in MODES.values()]
+    rows = [
+        (mode.name, mode.select, mode.weight, mode.reduce, mode.divisor, mode.activation) for mode in MODES.values()
+    ]
     assert rows == native.info.MODES
     assert (native.info.LEAF, native.info.NORM_EPS) == (LEAF, NORM_EPS)
     assert native.info.NORM_SCALES == NORM_SCALES
     assert native.info.MOST_MODES == several.MOST
+    assert "splade" in fastpool.__all__
     for mode in MODES.values():
-        assert mode.formula[:20] in (getattr(fastpool, mode.name).__doc__ or "").replace("The", "the")
+        if mode.of_logits:
+            continue
+        assert mode.formula[:20] in (function_of(mode.name).__doc__ or "").replace("The", "the")
         assert mode.name in fastpool.__all__
         assert f"| `{mode.name}` | {mode.formula} |" in (ROOT / "README.md").read_text()
 

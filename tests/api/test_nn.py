@@ -16,9 +16,10 @@ from fastpool.calls import accumulator
 from fastpool.modes import MODES
 from fastpool.nn import Normalize, Pooling
 from fastpool.several import modes_of
-from fastpool.testing import DTYPES, LAYOUTS, Sequence, error, exact, same_bits, sequences
+from fastpool.testing import DTYPES, LAYOUTS, Sequence, error, exact, function_of, same_bits, sequences
 
-ALL = tuple(mode for mode in MODES if not MODES[mode].takes_query)  # whose query a call of Pooling has no place for
+# But those whose query a call of Pooling has no place for, and those of logits.
+ALL = tuple(mode for mode, row in MODES.items() if not (row.takes_query or row.of_logits))
 OWN = ("weights", "scores")
 OPTIONS = {"truncate_dim": 5, "normalize": True, "out_dtype": torch.float32}
 
@@ -35,7 +36,7 @@ def all_arguments(layout: str, batch: list[Sequence]) -> dict[str, Any]:
 def function(mode: str, arguments: dict[str, Any], **more: Any) -> torch.Tensor:
     """A mode's function, given what it takes of them."""
     used = {name: value for name, value in arguments.items() if name not in OWN or MODES[mode].takes(name)}
-    return getattr(fastpool, mode)(**used, **more)
+    return function_of(mode)(**used, **more)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -44,7 +45,7 @@ def test_one_mode_is_its_function(mode: str, layout: str) -> None:
     batch = sequences([3, 0, 40], 12, torch.bfloat16, holes=LAYOUTS[layout].holes)
     arguments = LAYOUTS[layout].make(batch, given_to(mode))
     for options in ({}, OPTIONS):
-        expected = getattr(fastpool, mode)(**arguments, **options)
+        expected = function_of(mode)(**arguments, **options)
         assert same_bits(Pooling(mode, **options)(**arguments), expected)
         assert same_bits(Pooling([mode], **options)(**arguments), expected)
 

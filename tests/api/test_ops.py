@@ -16,7 +16,7 @@ import fastpool
 from fastpool.arguments import GRADIENTS_OF, OPS
 from fastpool.calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.modes import MODES
-from fastpool.testing import LAYOUTS, backward_arguments, required, sequences, taking_turns, variants
+from fastpool.testing import LAYOUTS, backward_arguments, function_of, required, sequences, taking_turns, variants
 
 OP_LAYOUTS = [name for name in LAYOUTS if name not in ("padded_lengths", "nested")]  # the ops have no such arguments
 
@@ -44,7 +44,7 @@ def test_opcheck(mode: str, given: str | None, layout: str, how: tuple[bool, dic
 @pytest.mark.parametrize(("mode", "given"), variants())
 def test_opcheck_backward(mode: str, given: str | None, layout: str) -> None:
     arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.bfloat16), given)
-    result = getattr(fastpool, mode)(**arguments, out_dtype=torch.float32)
+    result = function_of(mode)(**arguments, out_dtype=torch.float32)
     for of in ("hidden", given) if given else ("hidden",):
         taken = backward_arguments(mode, of, torch.ones_like(result), result, **arguments)
         torch.library.opcheck(torch.ops.fastpool._pool_backward.default, tuple(taken))
@@ -80,7 +80,7 @@ def test_autocast_leaves_dtypes_alone() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_fakes_and_meta(mode: str) -> None:
-    pool = getattr(fastpool, mode)
+    pool = function_of(mode)
     with FakeTensorMode():
         hidden, own = torch.empty(3, 7, 16, dtype=torch.float16), required(mode, (3, 7, 16))
         result = pool(hidden, lengths=torch.empty(3, dtype=torch.int64), truncate_dim=4, **own)
@@ -139,7 +139,7 @@ def test_padding_is_not_read() -> None:
             torch.set_num_threads(threads)
             for mode in fastpool.MODES:
                 def pool(hidden, **more):
-                    getattr(fastpool, mode)(hidden, **required(mode, hidden.shape), **more)
+                    function_of(mode)(hidden, **required(mode, hidden.shape), **more)
                 pool(hidden, mask=real)
                 pool(hidden[:2], starts=torch.tensor([0, 30]), ends=torch.tensor([40, 80]))
                 pool(hidden.view(-1, width), starts=torch.tensor([0, 110]), ends=torch.tensor([40, 160]))
@@ -167,7 +167,7 @@ def test_no_temporaries_of_the_inputs_size() -> None:
         for mode in fastpool.MODES:
             own = required(mode, hidden.shape)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            getattr(fastpool, mode)(hidden, mask=mask, normalize=True, **own)
+            function_of(mode)(hidden, mask=mask, normalize=True, **own)
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             assert grown < 16 * 1024, (mode, grown)
     """
@@ -178,7 +178,7 @@ def test_no_temporaries_of_the_inputs_size() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_functions_take_what_ops_take(mode: str) -> None:
     """A function's signature is the op's list of arguments, and two that are Python's alone."""
-    parameters = inspect.signature(getattr(fastpool, mode)).parameters
+    parameters = inspect.signature(function_of(mode)).parameters
     assert [name for name in parameters if name not in ("lengths", "unknown")] == [one.name for one in OPS[mode]]
     for one in OPS[mode]:
         assert (parameters[one.name].kind is inspect.Parameter.KEYWORD_ONLY) == one.keyword

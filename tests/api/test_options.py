@@ -10,10 +10,10 @@ import torch
 
 import fastpool
 from fastpool.modes import MODES
-from fastpool.testing import required, same_bits
+from fastpool.testing import function_of, required, same_bits
 
 HIDDEN = torch.randn(2, 5, 8)
-POOLS = {f"fastpool.{mode}": partial(getattr(fastpool, mode), HIDDEN, **required(mode, HIDDEN.shape)) for mode in MODES}
+POOLS = {f"fastpool.{mode}": partial(function_of(mode), HIDDEN, **required(mode, HIDDEN.shape)) for mode in MODES}
 
 MODULES = {
     "fastpool.nn.Pooling": partial(fastpool.nn.Pooling, "mean"),

@@ -12,7 +12,7 @@ from fastpool import several
 from fastpool.backends import native
 from fastpool.calls import accumulator
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, LAYOUTS, cpu_backends, gradients, same_bits, sequences
+from fastpool.testing import DTYPES, LAYOUTS, cpu_backends, function_of, gradients, same_bits, sequences
 
 # Every set of states that a kernel has together, in an order that is not theirs; tokens alone; some twice.
 SETS = (
@@ -40,13 +40,12 @@ def apart(modes: Sequence[str], arguments: dict[str, Any], given: dict[str, Any]
     hidden = arguments["hidden"]
     out_dtype = more.get("out_dtype") or hidden.dtype
     vectors = [
-        getattr(fastpool, mode)(**arguments, **own_of([mode], given), out_dtype=accumulator(hidden.dtype))
-        for mode in modes
+        function_of(mode)(**arguments, **own_of([mode], given), out_dtype=accumulator(hidden.dtype)) for mode in modes
     ]
     together = torch.cat(vectors, dim=-1)[:, :truncate_dim]
     if normalize:
         return fastpool.l2_normalize(together, out_dtype=out_dtype)
-    parts = [getattr(fastpool, mode)(**arguments, **own_of([mode], given), out_dtype=out_dtype) for mode in modes]
+    parts = [function_of(mode)(**arguments, **own_of([mode], given), out_dtype=out_dtype) for mode in modes]
     return torch.cat(parts, dim=-1)[:, :truncate_dim]
 
 

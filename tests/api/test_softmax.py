@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastpool
 from fastpool.reference.elementary import exponential, times_power_of_two
-from fastpool.testing import DTYPES, LAYOUTS, cpu_backends, gradients, own_arguments, same_bits, sequences
+from fastpool.testing import DTYPES, LAYOUTS, cpu_backends, function_of, gradients, own_arguments, same_bits, sequences
 
 NAN, INF = float("nan"), float("inf")
 LEAST = torch.finfo(torch.float32).min  # what a mask adds to scores
@@ -232,7 +232,7 @@ def test_any_cut_of_the_work_gives_the_same_bits(mode: str, backend: str) -> Non
     rows = 200 if backend == "triton" else 5000
     hidden, weights = drawn(2, rows, 24), torch.rand(2, rows, generator=torch.Generator().manual_seed(1)) * 40
     own = own_arguments("scores" if mode == "softmax_mean" else "query", weights, 24)
-    pool = getattr(fastpool, mode)
+    pool = function_of(mode)
     expected = pool(hidden, **own)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ import torch
 
 import fastpool
 from fastpool.modes import MODES
-from fastpool.testing import backward_arguments, cpu_backends, required
+from fastpool.testing import backward_arguments, cpu_backends, function_of, required
 
 HIDDEN = torch.randn(2, 5, 8)
 PACKED = torch.randn(10, 8)
@@ -60,7 +60,7 @@ def test_scores_and_queries(
     recorded = {**arguments, "hidden": arguments["hidden"].detach().requires_grad_()}
     explain = partial(fastpool.explain, mode=mode)
     for given in (arguments, recorded):
-        for call in (getattr(fastpool, mode), explain, *raw):
+        for call in (function_of(mode), explain, *raw):
             with fastpool.backend(backend), pytest.raises(error, match=rf"^fastpool\.{mode}: .*{words}"):
                 call(**given)
 
@@ -69,7 +69,7 @@ def test_scores_and_queries_where_there_are_none() -> None:
     """A mode's own arguments are no other's."""
     scores = torch.ones(2, 5)
     for mode in MODES:
-        pool = partial(getattr(fastpool, mode), HIDDEN, **required(mode, HIDDEN.shape))
+        pool = partial(function_of(mode), HIDDEN, **required(mode, HIDDEN.shape))
         for name, value in {"weights": scores, "scores": scores, "query": QUERY, "scale": 2.0}.items():
             if not MODES[mode].takes(name):
                 with pytest.raises(

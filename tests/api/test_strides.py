@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastpool
 from fastpool.modes import MODES
-from fastpool.testing import backward_arguments, cpu_backends, gradients, required, same_bits
+from fastpool.testing import backward_arguments, cpu_backends, function_of, gradients, required, same_bits
 
 # Of a contiguous [..., D]: the same values, laid out so that columns are not side by side.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -36,7 +36,7 @@ def test_pooling_and_its_gradients(dtype: torch.dtype, backend: str, layout: str
     assert hidden.stride(-1) != 1
     before = hidden.clone()
     for mode in MODES_OF[backend]:
-        pool, raw = getattr(fastpool, mode), getattr(torch.ops.fastpool, mode)
+        pool, raw = function_of(mode), getattr(torch.ops.fastpool, mode)
         weights = {"weights": torch.rand(3, 7)} if MODES[mode].takes_weights else {}
         padded = {"hidden": hidden, "mask": torch.rand(3, 7) < 0.7, **weights, **required(mode, (3, 7, 6))}
         packed = {"hidden": hidden[1], "cu_seqlens": torch.tensor([0, 3, 3, 6]), **required(mode, (7, 6))}

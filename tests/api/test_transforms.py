@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fastpool
 from fastpool.modes import MODES
-from fastpool.testing import required, same_bits
+from fastpool.testing import function_of, required, same_bits
 
 
 def eager_mean(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def test_torch_func_around_what_is_recorded(called: Callable[..., Tensor]) -> No
 @pytest.mark.parametrize("mode", [*MODES, "l2_normalize"])
 def test_compiled_autograd(mode: str) -> None:
     """Of what was recorded without a compiler."""
-    function, grads = getattr(fastpool, mode), []
+    function, grads = function_of(mode), []
     own = required(mode, (2, 3, 4)) if mode in MODES else {}
     for compiled in (False, True):
         x = torch.arange(24.0).view(2, 3, 4).requires_grad_()

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import fastpool
 from fastpool.modes import MODES, Mode
 from fastpool.signatures import AttentionPooling, Pooling, ScoredPooling, WeightedPooling
+from fastpool.testing import function_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,7 +95,7 @@ def test_functions_are_what_is_said_of_them(mode: Mode) -> None:
     """Names, kinds, defaults and types; `**unknown`, which is there to refuse well, is nobody's to give."""
     takers = {"weights": WeightedPooling, "scores": ScoredPooling, "query": AttentionPooling}
     said = inspect.signature(next((takers[own] for own in takers if mode.takes(own)), Pooling).__call__)
-    there = inspect.signature(getattr(fastpool, mode.name))
+    there = inspect.signature(function_of(mode.name))
     arguments = [one for one in there.parameters.values() if one.kind is not one.VAR_KEYWORD]
     assert arguments == list(said.parameters.values())[1:]
     assert there.return_annotation == said.return_annotation

@@ -11,7 +11,7 @@ import torch
 
 import fastpool
 from fastpool.modes import MODES
-from fastpool.testing import cpu_backends, required
+from fastpool.testing import cpu_backends, function_of, required
 
 NAN, INF = float("nan"), float("inf")
 
@@ -43,18 +43,18 @@ def test_segment_token_and_column(mode: str, normalize: bool) -> None:
     words = rf"^fastpool.{mode}: the result of segment 1 is not finite: hidden\[1, 5, 6\] is nan$"
     for given in (hidden, hidden.clone().requires_grad_()):
         with pytest.raises(ValueError, match=words):
-            getattr(fastpool, mode)(given, normalize=normalize, **required(mode, hidden.shape))
+            function_of(mode)(given, normalize=normalize, **required(mode, hidden.shape))
     own = required(mode, (24, 8))
     packed = {"starts": torch.tensor([16, 3, 0]), "ends": torch.tensor([16, 8, 15]), **own}
     words = rf"^fastpool.{mode}: the result of segment 2 is not finite: hidden\[13, 6\] is nan$"
     with pytest.raises(ValueError, match=words):
-        getattr(fastpool, mode)(hidden.flatten(0, 1), **packed, normalize=normalize)
+        function_of(mode)(hidden.flatten(0, 1), **packed, normalize=normalize)
     with pytest.raises(ValueError, match=words):
         getattr(torch.ops.fastpool, mode)(hidden.flatten(0, 1), **packed, normalize=normalize)
     nested = torch.nested.nested_tensor_from_jagged(hidden.flatten(0, 1), torch.tensor([0, 8, 24]))
     words = rf"^fastpool.{mode}: the result of segment 1 is not finite: hidden\.values\(\)\[13, 6\] is nan$"
     with pytest.raises(ValueError, match=words):
-        getattr(fastpool, mode)(nested, normalize=normalize, **own)
+        function_of(mode)(nested, normalize=normalize, **own)
 
 
 def test_what_one_token_decides() -> None:
@@ -75,7 +75,7 @@ def test_what_does_not_reach_the_result() -> None:
     for mode in MODES:
         own = required(mode, hidden.shape)
         if "query" not in own:  # whose products are of all columns
-            assert getattr(fastpool, mode)(hidden, mask=mask, truncate_dim=7, **own).isfinite().all()
+            assert function_of(mode)(hidden, mask=mask, truncate_dim=7, **own).isfinite().all()
     with pytest.raises(ValueError, match=r"segment 2 is not finite: hidden\[2, 5, 7\] is inf"):
         fastpool.mean(hidden, mask)
     starts, ends = torch.tensor([1, 0, 6]), torch.tensor([8, 4, 7])

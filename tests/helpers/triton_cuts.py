@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-import fastpool
 from fastpool import known
-from fastpool.testing import Target, same_bits
+from fastpool.testing import Target, function_of, same_bits
 from fastpool.triton_kernels import plan
 from fastpool.triton_kernels.config import Config
 
@@ -38,6 +37,6 @@ def cut_up(
 
 
 def assert_reference_bits(mode: str, arguments: dict[str, Any], what: object = None, **more: Any) -> None:
-    function = getattr(fastpool, mode)
+    function = function_of(mode)
     expected = Target("reference", "cpu").run(function, **arguments, **more)
     assert same_bits(TRITON.run(function, **arguments, **more), expected), what

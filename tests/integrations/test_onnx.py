@@ -18,7 +18,7 @@ from torch import Tensor
 import fastpool
 from fastpool.arguments import OPS
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, EPS, LAYOUTS, error, every_norm, required, sequences, variants
+from fastpool.testing import DTYPES, EPS, LAYOUTS, error, every_norm, function_of, required, sequences, variants
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -82,7 +82,7 @@ EXPORTABLE = [mode for mode in MODES if not MODES[mode].softmax]
 def pool_of(i: int, mode: str, given: str | None) -> Callable[..., Tensor]:
     def pool(weights: Tensor | None = None, **arguments: Any) -> Tensor:
         own = {"weights": weights} if given else {}
-        result: Tensor = getattr(fastpool, mode)(**arguments, **own, **OPTIONS[i % len(OPTIONS)])
+        result: Tensor = function_of(mode)(**arguments, **own, **OPTIONS[i % len(OPTIONS)])
         return result
 
     return pool
@@ -119,7 +119,7 @@ def test_every_op_has_its_translation() -> None:
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in EXPORTABLE])
 def test_what_has_none_says_so(mode: str) -> None:
     hidden = torch.rand(2, 3, 4)
-    model = Calls(functools.partial(getattr(fastpool, mode), **required(mode, hidden.shape)))
+    model = Calls(functools.partial(function_of(mode), **required(mode, hidden.shape)))
     with pytest.raises(Exception, match=f"fastpool.onnx: {mode} has no translation; fastpool.weighted_mean has one"):
         to_onnx(model, kwargs={"hidden": hidden})
 
@@ -244,7 +244,7 @@ def test_norms_of_any_size(dtype: torch.dtype) -> None:
 def test_packed_input_without_a_row() -> None:
     """Texts there are, and each is empty."""
     modes = [mode for mode in EXPORTABLE if mode not in ("cls", "last")]  # which the runtime refuses
-    functions = [getattr(fastpool, mode) for mode in modes]
+    functions = [function_of(mode) for mode in modes]
     run = export(*functions, hidden=torch.rand(5, 4), cu_seqlens=torch.tensor([0, 2, 5]))
     for result in run(hidden=torch.rand(0, 4), cu_seqlens=torch.tensor([0, 0, 0, 0])):
         assert torch.equal(result, torch.zeros(3, 4))

@@ -26,7 +26,7 @@ import fastpool
 from benchmarks.gpu import Gpu
 from benchmarks.targets import allowance
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, LAYOUTS, required, same_bits, sequences, special_values, variants
+from fastpool.testing import DTYPES, LAYOUTS, function_of, required, same_bits, sequences, special_values, variants
 
 pytestmark = MARKS
 
@@ -41,13 +41,13 @@ SHAPES = (
 
 def pool(mode: str, arguments: dict[str, Any], device: str | None = None, **more: Any) -> Tensor:
     """By the GPU."""
-    return getattr(fastpool, mode)(**all_moved(arguments, device), **more)
+    return function_of(mode)(**all_moved(arguments, device), **more)
 
 
 def expected(mode: str, arguments: dict[str, Any], **more: Any) -> Tensor:
     """By the CPU."""
     with fastpool.backend("native"):
-        return getattr(fastpool, mode)(**arguments, **more)
+        return function_of(mode)(**arguments, **more)
 
 
 # ---- the same bits
@@ -59,7 +59,7 @@ def test_what_is_expected_is_right() -> None:
         for dtype in DTYPES:
             arguments = LAYOUTS["padded_left_mask"].make(sequences([70, 1, 0, 200], 67, dtype, holes=True), given)
             with fastpool.backend("reference"):
-                right = getattr(fastpool, mode)(**arguments, normalize=True)
+                right = function_of(mode)(**arguments, normalize=True)
             assert same_bits(expected(mode, arguments, normalize=True), right), (mode, given, dtype)
 
 
@@ -227,7 +227,7 @@ def test_validation_where_asked(backend: str) -> None:
 @pytest.mark.parametrize("mode", ["mean", "max", "weighted_mean", "last"])
 def test_a_graph_sees_new_lengths(backend: str, mode: str, layout: str) -> None:
     """Among them segments that are split."""
-    assert_a_graph_sees_new_lengths(layout, 6000, partial(getattr(fastpool, mode), normalize=True))
+    assert_a_graph_sees_new_lengths(layout, 6000, partial(function_of(mode), normalize=True))
 
 
 def test_work_goes_to_the_current_stream(backend: str) -> None:
@@ -254,7 +254,7 @@ def test_work_goes_to_the_current_stream(backend: str) -> None:
 @pytest.mark.parametrize(("mode", "given"), variants())
 def test_nobody_waits(backend: str, mode: str, given: str | None, layout: str) -> None:
     arguments = all_moved(LAYOUTS[layout].make(sequences([1, 700, 0, 33], 96, torch.bfloat16), given))
-    call: Callable[[], Tensor] = partial(getattr(fastpool, mode), **arguments, normalize=True)
+    call: Callable[[], Tensor] = partial(function_of(mode), **arguments, normalize=True)
     call()
     assert not waits(call)
 
@@ -273,7 +273,7 @@ def test_another_device_than_the_current_one(backend: str) -> None:
 
 def launches(mode: str, arguments: dict[str, Any]) -> int:
     """Of a call that is captured."""
-    call: Callable[[], Tensor] = partial(getattr(fastpool, mode), **all_moved(arguments), normalize=True)
+    call: Callable[[], Tensor] = partial(function_of(mode), **all_moved(arguments), normalize=True)
     call()
     return seen(Gpu().launches(call))
 

@@ -9,7 +9,7 @@ from helpers.on_gpu import DEVICE, MARKS, all_moved, assert_a_graph_sees_new_len
 from torch import Tensor
 
 import fastpool
-from fastpool.testing import DTYPES, gradients, own_arguments, same_bits, variants
+from fastpool.testing import DTYPES, function_of, gradients, own_arguments, same_bits, variants
 
 pytestmark = MARKS
 
@@ -18,7 +18,7 @@ SHAPES = (([1, 40, 0, 700, 33, 64, 5], 72), ([3, 129, 17], 4096), ([260, 2], 1))
 
 def assert_the_cpus(mode: str, arguments: dict[str, Any], case: object = None, **more: Any) -> None:
     """Gradients of hidden and of weights, for the same gradient of the result on either side."""
-    function: Callable[..., Tensor] = getattr(fastpool, mode)
+    function: Callable[..., Tensor] = function_of(mode)
     with fastpool.backend("native"):
         result = function(**arguments, **more)
         gradient = torch.randn(result.shape, generator=torch.Generator().manual_seed(4)).to(result.dtype)
@@ -89,7 +89,7 @@ def test_gradient_of_l2_normalize_dims(backend: str, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("mode", ["mean", "max", "weighted_mean", "last"])
 def test_a_graph_of_gradients_sees_new_lengths(backend: str, mode: str, layout: str) -> None:
     """Forward and backward."""
-    function: Callable[..., Tensor] = getattr(fastpool, mode)
+    function: Callable[..., Tensor] = function_of(mode)
     gradient = torch.randn(3, 128, device=DEVICE).bfloat16()
 
     def gradient_of(hidden: Tensor, *bounds: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from fastpool.testing import (
     DTYPES,
     LAYOUTS,
     Target,
+    function_of,
     gradients,
     own_arguments,
     same_bits,
@@ -61,7 +62,7 @@ def random_gradient(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def assert_reference_bits(mode: str, arguments: dict[str, Any], what: object = None, **more: Any) -> None:
     """Gradients of hidden, and of weights, scores or a query where they are given."""
-    function = getattr(fastpool, mode)
+    function = function_of(mode)
     gradient = random_gradient(REFERENCE.run(function, **arguments, **more).shape, torch.float64)
 
     def both(**arguments: Any) -> Tensor:
@@ -208,7 +209,7 @@ def test_special_values(mode: str, given: str | None, cut: Cut) -> None:
         pool["weights"] = torch.tensor([1.0, torch.inf, -torch.inf, torch.nan, -0.0, -1.0])[:, None].expand(6, 12)
 
     def of(gradient: Tensor, **pool: Any) -> Tensor:
-        return gradients(getattr(fastpool, mode), pool, gradient)[0]
+        return gradients(function_of(mode), pool, gradient)[0]
 
     gradient = special_values(6, 1, 33)[:, 0]
     got = TRITON.run(of, gradient, **pool)

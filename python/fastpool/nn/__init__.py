@@ -5,6 +5,15 @@ from .attention import AttentionPooling
 from .latent import LatentAttention
 from .multihead import MultiheadPooling
 from .pooling import Normalize, Pooling
+from .splade import Splade
 from .weighted_layers import WeightedLayers
 
-__all__ = ["AttentionPooling", "LatentAttention", "MultiheadPooling", "Normalize", "Pooling", "WeightedLayers"]
+__all__ = [
+    "AttentionPooling",
+    "LatentAttention",
+    "MultiheadPooling",
+    "Normalize",
+    "Pooling",
+    "Splade",
+    "WeightedLayers",
+]

@@ -3,6 +3,7 @@
 from ..constants import NORM_EPS
 from ..modes import Mode
 from . import finish
+from .activation import activate
 from .graph import INT64, Dtype, Value, accumulator, constant, counted, first_columns, op
 from .segment import TokenIndex
 from .state import reduce
@@ -27,8 +28,12 @@ def pool(
     tokens = TokenIndex(mode.select, hidden, mask, cu_seqlens, starts, ends)
     by_token = weights_of(mode, tokens, weights, dtype)
     states = tokens.at(first_columns(hidden, truncate_dim))
+    if mode.activates_tokens:
+        states = activate(op.Cast(states, to=dtype), mode.activation, dtype)
     x = reduce(mode.reduce, tokens, states, by_token, dtype)
     x = finish.divide(mode.divisor, tokens, by_token, x, dtype)
+    if mode.activates_result:
+        x = activate(x, mode.activation, dtype)
     if normalize:
         x = finish.normalize(x, NORM_EPS, dtype)
     return op.Cast(x, to=out_dtype or hidden.dtype)

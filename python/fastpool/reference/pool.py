@@ -9,6 +9,7 @@ from torch import Tensor
 from ..calls import PoolBackwardCall, PoolCall
 from ..constants import NORM_EPS
 from ..modes import MODES
+from .activation import activate
 from .finish import divide, normalize, round_once
 from .segment import TokenIndex
 from .state import reduce, total_weight
@@ -33,6 +34,9 @@ def pool(call: PoolCall) -> Tensor:
 def _pool(call: PoolCall) -> Tensor:
     tokens = TokenIndex(call)
     x = divide(tokens, *reduce(tokens))
+    mode = MODES[call.mode]
+    if mode.activates_result:
+        x = activate(x, mode.activation)
     if call.normalize:
         x = normalize(x, NORM_EPS)
     return round_once(x, call.out_dtype or call.hidden.dtype)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..constants import LEAF
-from ..modes import MODES, Reduce, Weight
+from ..modes import MODES, Activation, Reduce, Weight
+from .activation import activate
 from .segment import TokenIndex
 from .tree import tree
 from .weight import power, softmax_weights, weights
@@ -47,8 +48,8 @@ def reduce(tokens: TokenIndex) -> tuple[Tensor, Tensor]:
     elif mode.weight is Weight.TOKEN:
         both = _sum(tokens, lambda i: _with_ones(tokens.states(i, 0.0)) * weights(tokens, i), STATES[mode.reduce])
     else:
-        state = STATES[mode.reduce]
-        both = _with_ones(_sum(tokens, lambda i: tokens.states(i, state.neutral), state))
+        state, before = STATES[mode.reduce], mode.activation if mode.activates_tokens else Activation.NONE
+        both = _with_ones(_sum(tokens, lambda i: activate(tokens.states(i, state.neutral), before), state))
     both = torch.where(tokens.count > 0, both, 0)
     return both[:, :-1], both[:, -1:]
 
