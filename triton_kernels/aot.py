@@ -66,10 +66,10 @@ class Variant:
         """What has to be LOAD_BYTES wide: nothing where rows are not aligned, nor where a program has more threads than
         its rows have such loads, as one of a long text with a query, or of a narrow row."""
         arguments, name = self.launch.arguments, kernel_name(self.launch)
-        if arguments.get("VECTOR", 1) == 1:
+        values = arguments.get("out" if name == "scatter_gradient" else "hidden", arguments.get("x"))
+        if values is None or arguments.get("VECTOR", 1) * values.element_size() < LOAD_BYTES:
             return ()
         if (rows := arguments.get("LEAVES", arguments.get("TILE_ROWS"))) is not None:
-            values = arguments["out" if name == "scatter_gradient" else "hidden"]
             loads = rows * arguments["COLUMNS"] * values.element_size() // LOAD_BYTES
             if loads < self.warp_size * self.launch.options["num_warps"]:
                 return ()
@@ -273,7 +273,7 @@ def _name(what: str, dtype: torch.dtype, launch: Launch) -> str:
     flags += [f"queries={constants['QUERIES']}"] if constants.get("QUERIES", 1) > 1 else []
     written = launch.arguments["out"].dtype if kernel_name(launch) == "pool" else dtype
     flags += [f"to {str(written).removeprefix('torch.')}"] if written != dtype else []
-    unaligned = ["unaligned"] if constants.get("VECTOR") == 1 else []
+    unaligned = ["unaligned"] if constants.get("VECTOR", LOAD_BYTES) * dtype.itemsize < LOAD_BYTES else []
     warps = f"warps={launch.options['num_warps']}"
     return " ".join([what, str(dtype).removeprefix("torch."), *shown, warps, *flags, *unaligned])
 

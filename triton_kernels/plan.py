@@ -67,9 +67,11 @@ def device_of(device: torch.device) -> DeviceProperties:
 
 
 def vector(element_size: int, *lengths: int) -> int:
-    """Elements of a 16-byte load, if all lengths are multiples of it; else 1."""
+    """Elements of the widest load, of 16 bytes at most, of which all lengths are multiples."""
     elements = LOAD_BYTES // element_size
-    return elements if all(n % elements == 0 for n in lengths) else 1
+    while any(n % elements for n in lengths):
+        elements //= 2
+    return elements
 
 
 def query_strides(call: PoolCall) -> tuple[int, ...]:
@@ -215,6 +217,7 @@ def make_pool_plan(call: PoolCall, device: DeviceProperties, gradient_dim: int |
     dtype = summed if call.normalize and strips > 1 else call.out_dtype or hidden.dtype
 
     vector_width = vector(element_size, dim, row_stride, batch_stride, *query_strides(call), gradient_dim or 0)
+    loads = max(1, config.loads * vector_width * element_size // LOAD_BYTES)  # of narrower ones as many bytes
     fixed = {
         "select": mode.select.value, "divisor": divisor, "batch": batch, "rows": rows,
         "dim": dim // vector_width, "programs": programs,
@@ -226,7 +229,7 @@ def make_pool_plan(call: PoolCall, device: DeviceProperties, gradient_dim: int |
         "NORMALIZE": call.normalize and strips == 1, "CU": cu, "WHOLE": whole,
         "VECTOR": vector_width, "COLUMNS": columns, "LEAVES": config.leaves, "LEVELS": config.levels,
         "PIECES": 0 if call.query is None else pieces(hidden.shape[-1], columns),
-        "LOADS": config.loads, "STAGES": config.stages, "QUERIES": together,
+        "LOADS": loads, "STAGES": config.stages, "QUERIES": together,
         "SCAN": min(MOST_SCAN, (16 if mode.one_token else 8) * device.warp_size * config.warps),
     }  # fmt: skip
     grid = ((slots if cu and not whole else batch * programs) * groups, strips, 1)

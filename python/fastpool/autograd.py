@@ -173,7 +173,7 @@ def _activated(x: Tensor, mode: str, out_dtype: torch.dtype | None = None) -> Te
     """Each element of x [..., D] by a mode's activation: pooled as if it were a text of its own, which has one token,
     by a mode that activates its result."""
     op: Callable[..., Tensor] = getattr(torch.ops.fastpool, mode).default
-    return op(x.reshape(-1, 1, x.shape[-1]), out_dtype=out_dtype).view(x.shape)
+    return op(x.reshape(x.shape[:-1].numel(), 1, x.shape[-1]), out_dtype=out_dtype).view(x.shape)
 
 
 def _through_activation(gradient: Tensor, x: Tensor, mode: str) -> Tensor:
@@ -183,6 +183,17 @@ def _through_activation(gradient: Tensor, x: Tensor, mode: str) -> Tensor:
     if MODES[mode].activation is Activation.LOG1P_RELU:
         by = by * (1 + _activated(x, _ONCE))
     return torch.where((gradient == 0) | (x <= 0), 0, gradient / by)
+
+
+def _once(ctx: Any, backward: Callable[..., Tensor], *args: Any) -> Tensor:
+    """What a function of torch's operations gives, which has no gradient of its own, on the backend that pooled."""
+
+    def run() -> Tensor:
+        if records(*(one for one in args if isinstance(one, Tensor))):
+            return _record(NoDoubleBackward, backward, f"fastpool.{ctx.mode}", *args)
+        return backward(*args)
+
+    return dispatch.requesting(ctx.requested, lambda: dispatch.of_gradient(run))
 
 
 class _ActivateResult(_Function):
@@ -202,9 +213,7 @@ class _ActivateResult(_Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (x,) = ctx.saved_tensors
         gradient = _widened(f"fastpool.{ctx.mode}", "gradient", gradient, x.dtype)
-        of_x = dispatch.requesting(
-            ctx.requested, lambda: dispatch.of_gradient(lambda: _through_activation(gradient, x, ctx.mode))
-        )
+        of_x = _once(ctx, _through_activation, gradient, x, ctx.mode)
         return of_x, None, None
 
 
@@ -227,7 +236,7 @@ class _AddActivated(_Function):
         plain, dtype = MODES[ctx.mode].without_activation, accumulator(hidden.dtype)
         gradient = _widened(f"fastpool.{ctx.mode}", "gradient", gradient, dtype)
 
-        def backward() -> Tensor:
+        def backward(gradient: Tensor, hidden: Tensor, *others: Tensor | None) -> Tensor:
             found: Tensor = hidden.new_zeros(hidden.shape)
             for begin in range(0, gradient.shape[-1], _CHUNK):
                 columns = slice(begin, min(begin + _CHUNK, gradient.shape[-1]))
@@ -238,7 +247,7 @@ class _AddActivated(_Function):
                 found[..., columns] = round_once(_through_activation(reduced, x, ctx.mode), hidden.dtype)
             return found
 
-        of_hidden = dispatch.requesting(ctx.requested, lambda: dispatch.of_gradient(backward))
+        of_hidden = _once(ctx, backward, gradient, hidden, *others)
         return None, None, None, None, of_hidden, *(None for _ in others)
 
 

@@ -16,7 +16,15 @@ import fastpool
 from fastpool.arguments import GRADIENTS_OF, OPS
 from fastpool.calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
 from fastpool.modes import MODES
-from fastpool.testing import LAYOUTS, backward_arguments, function_of, required, sequences, taking_turns, variants
+from fastpool.testing import (
+    LAYOUTS,
+    backward_arguments,
+    function_of,
+    required,
+    sequences,
+    taking_turns,
+    variants_of_states,
+)
 
 OP_LAYOUTS = [name for name in LAYOUTS if name not in ("padded_lengths", "nested")]  # the ops have no such arguments
 
@@ -41,7 +49,7 @@ def test_opcheck(mode: str, given: str | None, layout: str, how: tuple[bool, dic
 
 
 @pytest.mark.parametrize("layout", OP_LAYOUTS)
-@pytest.mark.parametrize(("mode", "given"), variants())
+@pytest.mark.parametrize(("mode", "given"), variants_of_states())
 def test_opcheck_backward(mode: str, given: str | None, layout: str) -> None:
     arguments = LAYOUTS[layout].make(sequences([3, 0, 40], 12, torch.bfloat16), given)
     result = function_of(mode)(**arguments, out_dtype=torch.float32)
@@ -177,8 +185,14 @@ def test_no_temporaries_of_the_inputs_size() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_functions_take_what_ops_take(mode: str) -> None:
-    """A function's signature is the op's list of arguments, and two that are Python's alone."""
-    parameters = inspect.signature(function_of(mode)).parameters
+    """A function's signature is the op's list of arguments, and two that are Python's alone; splade's also says which
+    op, and calls the first logits."""
+    if MODES[mode].of_logits:
+        signature = inspect.signature(fastpool.splade)
+        parameters = {name.replace("logits", "hidden"): one for name, one in signature.parameters.items()}
+        assert {parameters.pop(name).kind for name in ("pooling", "activation")} == {inspect.Parameter.KEYWORD_ONLY}
+    else:
+        parameters = dict(inspect.signature(function_of(mode)).parameters)
     assert [name for name in parameters if name not in ("lengths", "unknown")] == [one.name for one in OPS[mode]]
     for one in OPS[mode]:
         assert (parameters[one.name].kind is inspect.Parameter.KEYWORD_ONLY) == one.keyword

@@ -203,7 +203,7 @@ def _bounds_of_packed(given: dict[str, Any], batch: int, rows: int, random: Rand
 
 def pooling_gradient(random: Random) -> Call:
     """_pool_backward of a random call, as autograd would make it."""
-    while (call := pooling(random)).by_name_alone:
+    while (call := pooling(random)).by_name_alone or MODES[call.op].of_logits:
         pass
     mode, given = MODES[call.op], dict(call.given)
     of = random.choice([name for name in GRADIENTS_OF if name in given])

@@ -13,7 +13,7 @@ from fastpool import backends
 from fastpool.arguments import GRADIENTS_OF, codes
 from fastpool.calls import accumulator
 from fastpool.modes import MODES
-from fastpool.testing import DTYPES, LAYOUTS, bits, same_bits, sequences, special_values, variants
+from fastpool.testing import DTYPES, LAYOUTS, bits, same_bits, sequences, special_values, variants_of_states
 
 LENGTHS = [1, 40, 0, 33, 70]
 TILES = (0, 1, 7, 32, 64)
@@ -52,7 +52,7 @@ def check(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("mode", "given"), variants())
+@pytest.mark.parametrize(("mode", "given"), variants_of_states())
 def test_layouts(host: Host, mode: str, given: str | None, dtype: torch.dtype) -> None:
     chosen = random.Random(f"{mode} {given} {dtype}")
     for holes in (False, True):
@@ -69,7 +69,7 @@ def test_layouts(host: Host, mode: str, given: str | None, dtype: torch.dtype) -
                 check(host, mode, arguments, *of_result(mode, arguments, truncate_dim))
 
 
-@pytest.mark.parametrize(("mode", "given"), variants())
+@pytest.mark.parametrize(("mode", "given"), variants_of_states())
 def test_overlapping_segments(host: Host, mode: str, given: str | None) -> None:
     """More of them on a row than a tile has room for, too."""
     generator = torch.Generator().manual_seed(2)
@@ -88,7 +88,7 @@ def test_overlapping_segments(host: Host, mode: str, given: str | None) -> None:
             check(host, mode, arguments, *of_result(mode, arguments))
 
 
-@pytest.mark.parametrize(("mode", "given"), variants())
+@pytest.mark.parametrize(("mode", "given"), variants_of_states())
 def test_special_values(host: Host, mode: str, given: str | None) -> None:
     """NaN, infinities and zeros of either sign, in tokens and in gradients, stay where they belong."""
     for dtype in DTYPES:
@@ -129,7 +129,7 @@ def test_weights_that_cancel(host: Host) -> None:
     assert (host.backward("weighted_mean", arguments, gradient)[0] == 0).all()
 
 
-@pytest.mark.parametrize(("mode", "given"), variants())
+@pytest.mark.parametrize(("mode", "given"), variants_of_states())
 def test_hostile_bounds(host: Host, mode: str, given: str | None) -> None:
     for i, (arguments, clamped) in enumerate(hostile_calls(60, seed=list(MODES).index(mode))):
         of_mode = own(given, arguments["hidden"])
@@ -144,7 +144,7 @@ def test_hostile_bounds(host: Host, mode: str, given: str | None) -> None:
         check(host, mode, arguments | of_mode, *of_result(mode, clamped), clamped)
 
 
-@pytest.mark.parametrize(("mode", "given"), variants())
+@pytest.mark.parametrize(("mode", "given"), variants_of_states())
 def test_empty(host: Host, mode: str, given: str | None) -> None:
     none = torch.zeros(0, dtype=torch.int64)
     cases: tuple[dict[str, Any], ...] = (

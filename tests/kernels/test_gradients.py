@@ -311,7 +311,8 @@ def test_nothing_to_pool(mode: str, shape: tuple[int, int, int], backend: str) -
 
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_kept_for_backward(mode: str) -> None:
-    """Nothing of hidden's size, but hidden itself for max, with a query, and for a gradient of weights or scores."""
+    """Nothing of hidden's size, but hidden itself for max, of logits, with a query, and for a gradient of weights or
+    scores."""
     hidden = torch.randn(4, 50, 32, requires_grad=True)
     mask = torch.ones(4, 50, dtype=torch.bool)
     given = {"weights": torch.rand(4, 50)} if MODES[mode].takes_weights else required(mode, hidden.shape)
@@ -322,7 +323,7 @@ def test_what_is_kept_for_backward(mode: str) -> None:
                 hidden, mask=mask, normalize=True, **{k: v.requires_grad_(needed) for k, v in given.items()}
             )
         large = [x for x in kept if x.untyped_storage().nbytes() >= hidden.untyped_storage().nbytes()]
-        if mode == "max" or needed or MODES[mode].takes_query:
+        if mode == "max" or MODES[mode].of_logits or needed or MODES[mode].takes_query:
             assert {x.data_ptr() for x in large} == {hidden.data_ptr()}
         else:
             assert not large
@@ -366,5 +367,6 @@ def test_what_is_not_implemented_says_so(mode: str) -> None:
             torch.func.hessian(lambda x, called=called: called(x).pow(2).sum())(hidden)
         x = hidden.clone().requires_grad_()
         (first,) = torch.autograd.grad(called(x).pow(2).sum(), x, create_graph=True)
-        with pytest.raises(NotImplementedError, match=f"fastpool.{mode}: gradients of gradients"):
+        said = MODES[mode].without_activation if mode in MODES and MODES[mode].activates_result else mode
+        with pytest.raises(NotImplementedError, match=f"fastpool.{said}: gradients of gradients"):
             first.pow(2).sum().backward()

@@ -10,9 +10,11 @@ from fastpool import ops, reference
 from fastpool.arguments import codes
 from fastpool.backends import native
 from fastpool.calls import PoolBackwardCall, accumulator
-from fastpool.testing import DTYPES, backward_arguments, own_arguments, same_bits, variants
+from fastpool.testing import DTYPES, backward_arguments, own_arguments, same_bits, variants_of_states
 
-GRADIENTS = [(mode, given, of) for mode, given in variants() for of in (("hidden", given) if given else ("hidden",))]
+GRADIENTS = [
+    (mode, given, of) for mode, given in variants_of_states() for of in (("hidden", given) if given else ("hidden",))
+]
 
 
 def inputs(

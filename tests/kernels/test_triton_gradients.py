@@ -24,6 +24,7 @@ from fastpool.testing import (
     special_values,
     taking_turns,
     variants,
+    variants_of_states,
 )
 
 pytest.importorskip("triton")  # a reason to skip: there is no Triton for every platform
@@ -227,7 +228,7 @@ def backward_call(mode: str, hidden: Tensor, of: str = "hidden", **more: Any) ->
     return PoolBackwardCall(pool, random_gradient(like.shape, like.dtype).to(like.device), like, of)
 
 
-@pytest.mark.parametrize(("mode", "given"), variants())
+@pytest.mark.parametrize(("mode", "given"), variants_of_states())
 def test_bounds_are_clamped(mode: str, given: str | None, cut: Cut) -> None:
     """Whatever index tensors hold, nothing outside hidden is touched, and every row is written. The adapter is asked
     itself: before it, a CPU call's values are checked."""
@@ -249,7 +250,7 @@ def test_hidden_is_not_read(cut: Cut) -> None:
     """Where its values do not matter, an expanded row stands for it, with NaN."""
     cut(8, 4)
     row = torch.full((8,), float("nan"), device=TRITON.device)
-    for mode, given in variants():
+    for mode, given in variants_of_states():
         if not MODES[mode].gradient_reads_hidden("hidden"):
             call = backward_call(mode, torch.zeros(2, 5, 8), **own_arguments(given, torch.rand(2, 5), 8))
             call.pool.hidden = row.expand(2, 5, 8)
@@ -261,7 +262,7 @@ def test_hidden_is_not_read(cut: Cut) -> None:
 )
 def test_empty(hidden: tuple[int, ...], batch: int) -> None:
     more = {} if len(hidden) == 3 else {"cu_seqlens": torch.zeros(batch + 1, dtype=torch.int32)}
-    for mode, given in variants():
+    for mode, given in variants_of_states():
         own = own_arguments(given, torch.ones(hidden[:-1]), hidden[-1])
         for of in ("hidden", *own):
             got = adapter.pool_backward(backward_call(mode, torch.ones(hidden), of, **more, **own))

@@ -5,7 +5,16 @@ into the arguments of a pooling function, each in its own way, with NaN wherever
 of its own that a mode gets beside them: "weights", "scores", "query" or None.
 """
 
-from .answers import backward_arguments, exact, function_of, gradients, own_arguments, required, variants
+from .answers import (
+    backward_arguments,
+    exact,
+    function_of,
+    gradients,
+    own_arguments,
+    required,
+    variants,
+    variants_of_states,
+)
 from .comparisons import bits, error, same_bits
 from .inputs import (
     DTYPES,
@@ -23,5 +32,5 @@ from .layouts import LAYOUTS, Layout, taking_turns
 __all__ = [
     "DTYPES", "EPS", "LAYOUTS", "Layout", "Sequence", "Target", "backward_arguments", "bits", "cpu_backends", "error",
     "every_norm", "exact", "function_of", "gradients", "moved", "own_arguments", "required", "same_bits", "sequences",
-    "special_values", "taking_turns", "variants",
+    "special_values", "taking_turns", "variants", "variants_of_states",
 ]  # fmt: skip

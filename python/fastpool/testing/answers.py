@@ -37,6 +37,11 @@ def variants() -> list[tuple[str, str | None]]:
     ]
 
 
+def variants_of_states() -> list[tuple[str, str | None]]:
+    """Those of token states, whose gradients are the backends' own: gradients of logits go through them."""
+    return [(name, given) for name, given in variants() if not MODES[name].of_logits]
+
+
 def own_arguments(given: str | None, weights: Tensor, width: int) -> dict[str, Tensor]:
     """What a mode gets by itself: these weights, scores between -8 and 8 that are exact, or a query, so wide."""
     if given == "weights":
