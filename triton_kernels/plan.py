@@ -217,7 +217,8 @@ def make_pool_plan(call: PoolCall, device: DeviceProperties, gradient_dim: int |
     dtype = summed if call.normalize and strips > 1 else call.out_dtype or hidden.dtype
 
     vector_width = vector(element_size, dim, row_stride, batch_stride, *query_strides(call), gradient_dim or 0)
-    loads = max(1, config.loads * vector_width * element_size // LOAD_BYTES)  # of narrower ones as many bytes
+    # Of narrower loads as many bytes; half of them where logarithms are computed meanwhile.
+    loads = max(1, (config.loads * vector_width * element_size // LOAD_BYTES) >> mode.activates_tokens)
     fixed = {
         "select": mode.select.value, "divisor": divisor, "batch": batch, "rows": rows,
         "dim": dim // vector_width, "programs": programs,
@@ -234,7 +235,8 @@ def make_pool_plan(call: PoolCall, device: DeviceProperties, gradient_dim: int |
     }  # fmt: skip
     grid = ((slots if cu and not whole else batch * programs) * groups, strips, 1)
     states = None if whole else (slots * queries, dim + strips * TOTALS.value)
-    shared = element_size < 8 and not mode.softmax  # float64 and exponentials need what there is
+    # float64, exponentials and logarithms need what there is
+    shared = element_size < 8 and not (mode.softmax or mode.activates_tokens)
     chosen = options(config.warps, config.registers or registers(config.warps, shared))
     result = call.shape if gradient_dim is None else (batch, queries, dim)
     return PoolPlan(grid, result, dtype, summed, states, slots * groups * strips, fixed, chosen)

@@ -87,7 +87,8 @@ void ask(PoolCall& call, const Exact& memory, std::mt19937& random) {
 }
 
 bool plain_sum(const Mode& mode) {
-  return mode.reduce == Reduce::sum && mode.weight == Weight::one && mode.divisor == Divisor::one && !mode.one_token();
+  return mode.reduce == Reduce::sum && mode.weight == Weight::one && mode.divisor == Divisor::one &&
+         !mode.one_token() && !mode.of_logits();
 }
 
 void check_case(DType dtype, int64_t width, bool padded, const std::vector<int64_t>& lengths, std::mt19937& random) {
@@ -176,8 +177,8 @@ void check_backward(DType dtype, int64_t width, int64_t dim, bool padded, std::m
       PoolBackwardCall call;
       PoolCall& pool = call.pool;
       pool.mode = mode;
-      if ((of == Of::weights && !mode.takes_weights()) || (of == Of::scores && !mode.takes_scores()) ||
-          (of == Of::query && !mode.takes_query()))
+      if (mode.of_logits() || (of == Of::weights && !mode.takes_weights()) ||
+          (of == Of::scores && !mode.takes_scores()) || (of == Of::query && !mode.takes_query()))
         continue;
       pool.dtype = dtype, pool.out_dtype = wide;
       pool.batch = batch, pool.rows = rows, pool.dim = dim, pool.width = width;
