@@ -1,7 +1,8 @@
 """sentence-transformers through fastpool: `patch` for one model, `install` for every model of the process.
 
-Both put fastpool's `forward` in the place of theirs, in Pooling and Normalize, and touch nothing else: types,
-attributes, configurations and saved files stay what they are. docs/sentence-transformers.md says where results differ.
+Both put fastpool's `forward` in the place of theirs, in Pooling, Normalize and SpladePooling, and touch nothing else:
+types, attributes, configurations and saved files stay what they are. docs/sentence-transformers.md says where results
+differ.
 """
 
 import functools
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .. import functional
+from .. import functional, sparse
 from ..calls import accumulator
 from ..models.pooling import POOLING_FLAGS, POOLING_MODES
 
@@ -26,7 +27,10 @@ _logger = logging.getLogger(_NAME)
 
 # Where Pooling and Normalize are: from 5.4 on, and before.
 _PACKAGES = ("sentence_transformers.sentence_transformer.modules", "sentence_transformers.models")
+# SpladePooling, likewise; before 5.0 there is none.
+_SPARSE_PACKAGES = ("sentence_transformers.sparse_encoder.modules", "sentence_transformers.sparse_encoder.models")
 _MAJORS = range(3, 7)  # major versions that have been read and run
+_SPARSE_WIDTHS = ("embedding_dimension", "word_embedding_dimension")  # what a SpladePooling calls it, and called it
 _installed: dict[Any, Any] = {}  # their classes, each with the forward that `install` gave it
 _PARTS = ("_forward_padded", "_forward_flattened")  # what their Pooling.forward is made of, from 5.4 on
 
@@ -148,6 +152,21 @@ def _normalize(module: nn.Module, features: Features) -> Features:
     return features
 
 
+def _splade(module: nn.Module, features: Features) -> Features:
+    """SpladePooling.forward: features["sentence_embedding"] [B, V] from the logits in features["token_embeddings"]."""
+    logits, cu_seqlens = features["token_embeddings"], features.get("cu_seq_lens_q")
+    mask = features["attention_mask"] if cu_seqlens is None else None
+    features["sentence_embedding"] = sparse.splade(
+        logits if cu_seqlens is None else logits.squeeze(0), mask, cu_seqlens,
+        pooling=str(module.pooling_strategy), activation=str(module.activation_function),
+    )  # fmt: skip
+    # What theirs finds out by its first batch.
+    name = next(one for one in _SPARSE_WIDTHS if hasattr(module, one))
+    if getattr(module, name) is None:
+        setattr(module, name, logits.shape[-1])
+    return features
+
+
 @functools.cache
 def _log_once(message: str) -> None:
     _logger.warning("%s: %s", _NAME, message)
@@ -221,7 +240,17 @@ def _replacements() -> dict[Any, Forward]:
     says = ("pooling_mode",) if hasattr(example, "pooling_mode") else tuple(POOLING_FLAGS)
     for attribute in (*says, "include_prompt"):
         expect(hasattr(example, attribute), f"a Pooling has no attribute {attribute}")
-    return {package.Pooling: _pool, package.Normalize: _normalize}
+    found: dict[Any, Forward] = {package.Pooling: _pool, package.Normalize: _normalize}
+    package = next(filter(None, map(_import, _SPARSE_PACKAGES)), None)
+    if package is not None:
+        kind = getattr(package, "SpladePooling", None)
+        expect(isinstance(kind, type) and hasattr(kind, "forward"), f"{package.__name__} has no class SpladePooling")
+        example = package.SpladePooling()
+        for attribute in ("pooling_strategy", "activation_function"):
+            expect(hasattr(example, attribute), f"a SpladePooling has no attribute {attribute}")
+        expect(any(hasattr(example, one) for one in _SPARSE_WIDTHS), f"a SpladePooling has no {_SPARSE_WIDTHS[0]}")
+        found[package.SpladePooling] = _splade
+    return found
 
 
 def _is_patched(path: str, module: nn.Module) -> bool:
@@ -233,7 +262,7 @@ def _is_patched(path: str, module: nn.Module) -> bool:
 
 
 def _modules(model: Any) -> Iterator[tuple[str, nn.Module, Forward]]:
-    """Each Pooling and Normalize in a model, however deep, with what does its work."""
+    """Each Pooling, Normalize and SpladePooling in a model, however deep, with what does its work."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{_NAME}: model must be a SentenceTransformer, got {type(model).__name__}")
     for path, module in model.named_modules():
@@ -248,18 +277,20 @@ def _modules(model: Any) -> Iterator[tuple[str, nn.Module, Forward]]:
 
 
 def patch(model: Model) -> Model:
-    """Makes a model's Pooling and Normalize modules, however deep in it, run through fastpool. Returns the model.
+    """Makes a model's Pooling, Normalize and SpladePooling modules, however deep in it, run through fastpool. Returns
+    the model.
 
     Types and configurations stay, so the model saves, loads and prints as before; copies and pickles of it are patched
     too, and loading such a pickle needs fastpool. torch.jit.trace and ONNX export record sentence-transformers' own
     operators, and a warning in the log says so. Patching twice is patching once.
 
     Args:
-        model: a sentence_transformers.SentenceTransformer, or any torch module that holds its modules.
+        model: a sentence_transformers.SentenceTransformer, SparseEncoder or MultiVectorEncoder, or any torch module
+            that holds their modules.
 
     Raises:
         TypeError: it is no torch module.
-        ValueError: it holds neither a Pooling nor a Normalize.
+        ValueError: it holds no Pooling, Normalize or SpladePooling.
         RuntimeError: sentence-transformers is not as fastpool knows it (versions 3 to 6 are); a module is a subclass
             with a forward of its own, or something else has replaced its forward. Nothing is patched then.
 
@@ -267,7 +298,7 @@ def patch(model: Model) -> Model:
     """
     found = list(_modules(model))
     if not found:
-        raise ValueError(f"{_NAME}: the model holds neither a Pooling nor a Normalize of sentence-transformers")
+        raise ValueError(f"{_NAME}: the model holds no Pooling, Normalize or SpladePooling of sentence-transformers")
     todo = [(module, ours) for path, module, ours in found if not _is_patched(path, module)]
     for module, ours in todo:
         # Not a bound method: those are pickled by name, and that name is the class's own forward.
@@ -283,7 +314,8 @@ def unpatch(model: Model) -> Model:
 
 
 def install() -> None:
-    """Makes every Pooling and Normalize of this process run through fastpool, built before or after this call.
+    """Makes every Pooling, Normalize and SpladePooling of this process run through fastpool, built before or after this
+    call.
 
     For programs that build their models themselves. It holds in this process only: start-up code of worker processes
     has to call it too (models that were patched take it along). A subclass with a forward of its own keeps it, and one
