@@ -7,12 +7,14 @@ _POOLING = """{formula}, over the real tokens x_1..x_n of each segment: one vect
     Input is padded or packed. Padded: hidden [B, S, H], real tokens told by any of mask [B, S], starts [B] and ends
     [B] (positions in the row; lengths [B] is another name for ends); without them every token is real. Packed: hidden
     [T, H] with cu_seqlens [B + 1], or with starts [B] and ends [B] (row numbers; segments may overlap, leave gaps,
-    stand in any order), and optionally mask [T]. A jagged nested tensor [B, *, H] is packed input too. No layout
-    copies tokens, and what stands outside a segment or behind a zero of the mask never reaches the result.
+    stand in any order), and optionally mask [T]. A jagged nested tensor [B, *, H] is packed input too. Spans of padded
+    input: starts and ends [B, n] are n segments of each row, and the result has [B, n] in place of B. No layout copies
+    tokens, and what stands outside a segment or behind a zero of the mask never reaches the result.
 
     Args:
         hidden: token states; float16, bfloat16, float32 or float64; any strides. Where the last dimension is not
-            contiguous, hidden is copied first, the one copy there is.{query}
+            contiguous, hidden is copied first; so it is for spans whose texts do not follow each other by a whole
+            number of rows, as in [S, B, H] transposed. There is no other copy.{query}
         mask: bool, or integers of 0 and 1; set where a token is real; holes and either padding side allowed. One that
             numbers the texts of a row is for fastpool.segments, which gives their starts and ends.
         cu_seqlens: int32 or int64; segment b is the rows [cu_seqlens[b], cu_seqlens[b + 1]).{weights}
@@ -51,8 +53,9 @@ _PER_TOKEN = {
             have it the result is 0; inf and NaN make it NaN. Scores beyond 10,000 in size had better be centred.""",
 }
 _QUERY = """
-        query: float16, bfloat16, float32 or float64; [H] or [K, H] for all segments, or [B, K, H]. Its products are of
-            all columns, also where truncate_dim cuts the result. A bias would change nothing: it cancels."""
+        query: float16, bfloat16, float32 or float64; [H] or [K, H] for all segments, or [B, K, H], which of
+            spans is [B, n, K, H]. Its products are of all columns, also where truncate_dim cuts the result. A bias
+            would change nothing: it cancels."""
 _SCALE = """
         scale: what the products are multiplied by."""
 _SHAPE = """[B, truncate_dim or H] with one query [H], else [B, K, truncate_dim or H]; each of K queries has

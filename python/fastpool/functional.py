@@ -4,19 +4,20 @@ Each hands its arguments to `torch.ops.fastpool.<mode>`, in the op's own forms o
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from . import dispatch, docstrings, several
+from . import dispatch, docstrings, several, spans
 from .autograd import below_autograd, skips_autograd
 from .calls import PoolCall
 from .checks import check_float
 from .constants import NORM_EPS
 from .layouts import OWN, raise_in_callers_words, to_op
 from .modes import MODES, Mode
-from .options import mode_names, option
+from .options import mode_names, option, options_given, refuse
 from .signatures import AttentionPooling, Pooling, ScoredPooling, WeightedPooling
 
 __all__ = ["attention", "cls", "explain", "l2_normalize", "last", "max", "mean", "mean_sqrt_len", "softmax_mean"]
@@ -25,40 +26,10 @@ __all__ += ["pool", "sum", "weighted_mean"]
 WRONG = (RuntimeError, TypeError, ValueError)  # what calls of ops raise for their arguments
 
 
-def refuse(name: str, unknown: dict[str, Any]) -> NoReturn:
-    """Raises the TypeError for keyword arguments that a function or module does not have."""
-    if "dim" in unknown or "dims" in unknown:
-        raise TypeError(
-            f"{name} has no dim: nothing here works along an axis of the caller's choice. To keep the first columns, "
-            "write truncate_dim (truncate_dims, where each row of l2_normalize keeps its own number); vectors are "
-            "always normalised over the last dimension"
-        )
-    raise TypeError(f"{name}() got an unexpected keyword argument {next(iter(unknown))!r}")
-
-
-def options_given(
-    name: str, starts: Any, ends: Any, truncate_dim: Any, normalize: Any, out_dtype: Any
-) -> dict[str, Any]:
-    """The keyword arguments that are not their defaults: each one costs torch's parser 0.3 us."""
-    more = {}
-    if starts is not None:
-        more["starts"] = starts
-    if ends is not None:
-        more["ends"] = ends
-    if truncate_dim is not None:
-        more["truncate_dim"] = option(name, "truncate_dim", truncate_dim, int)
-    if normalize is not False:
-        more["normalize"] = option(name, "normalize", normalize, bool)
-    if out_dtype is not None:
-        if type(out_dtype) is not torch.dtype:  # for which torch's parser takes any number
-            check_float(name, "out_dtype", out_dtype)
-        more["out_dtype"] = out_dtype
-    return more
-
-
 def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
     op: Callable[..., Tensor] = getattr(torch.ops.fastpool, mode.name).default
     name = f"fastpool.{mode.name}"
+    tensors = tuple(argument.name for argument in mode.arguments if argument.differentiable)
 
     def call(
         hidden: Tensor,
@@ -81,6 +52,10 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
         names = OWN
         if lengths is not None or getattr(hidden, "is_nested", False):
             hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
+        if (starts is not None or ends is not None) and spans.given(hidden, starts, ends):
+            own |= dict(zip(tensors, (*before, *behind), strict=True), truncate_dim=truncate_dim, normalize=normalize)
+            own["out_dtype"] = out_dtype
+            return spans.on_rows(pool, (mode.name,), hidden, mask, cu_seqlens, starts, ends, names, **own)
         more = own | options_given(name, starts, ends, truncate_dim, normalize, out_dtype)
         args = (hidden, *before, mask, cu_seqlens, *behind)
         try:
@@ -172,6 +147,9 @@ def _pooling_function(mode: Mode) -> Callable[..., Tensor]:
             names = OWN
             if lengths is not None or getattr(hidden, "is_nested", False):
                 hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
+            if (starts is not None or ends is not None) and spans.given(hidden, starts, ends):
+                more: dict[str, Any] = {"truncate_dim": truncate_dim, "normalize": normalize, "out_dtype": out_dtype}
+                return spans.on_rows(pool, (mode.name,), hidden, mask, cu_seqlens, starts, ends, names, **more)
             more = options_given(name, starts, ends, truncate_dim, normalize, out_dtype)
             try:
                 if skips_autograd(hidden):
@@ -265,6 +243,9 @@ def pool(
         hidden, cu_seqlens, starts, ends, names = to_op(
             f"fastpool.{chosen[0]}", hidden, cu_seqlens, starts, ends, lengths
         )
+    if spans.given(hidden, starts, ends):
+        more: dict[str, Any] = dict(per_token, truncate_dim=truncate_dim, normalize=normalize, out_dtype=out_dtype)
+        return spans.on_rows(partial(pool, modes=chosen), chosen, hidden, mask, cu_seqlens, starts, ends, names, **more)
     more = options_given(name, starts, ends, truncate_dim, normalize, out_dtype)
     try:
         proper = isinstance(hidden, Tensor) and hidden.dim() > 0  # else the first mode's op says what is wrong
@@ -384,6 +365,9 @@ def explain(
     name, names = f"fastpool.{mode}", OWN
     if lengths is not None or getattr(hidden, "is_nested", False):
         hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
+    if spans.given(hidden, starts, ends):
+        own |= {"scale": scale, "truncate_dim": truncate_dim, "normalize": normalize, "out_dtype": out_dtype}
+        return spans.on_rows(partial(explain, mode=mode), (mode,), hidden, mask, cu_seqlens, starts, ends, names, **own)
     more = own | options_given(name, starts, ends, truncate_dim, normalize, out_dtype)
     more["scale"] = option(name, "scale", scale, float)
     return dispatch.explain_call(PoolCall(mode, hidden, mask, cu_seqlens, **more, names=names))

@@ -67,13 +67,14 @@ def raise_in_callers_words(
         parsed = type(error) is RuntimeError and "() Expected a value of type " in str(error)
         if refused or parsed or type(error) is NotImplementedError:  # a nested mask's
             for op, args, more in calls:
-                _refuse_in_callers_words(call_of(op, *args, **more), names)
+                refuse_in_callers_words(call_of(op, *args, **more), names)
         raise error
     finally:
         del error  # or this frame, which it knows, would keep it and all tensors
 
 
-def _refuse_in_callers_words(call: Call, names: Names) -> None:
+def refuse_in_callers_words(call: Call, names: Names) -> None:
+    """Raises what is wrong with a call, or with its result where that is validated."""
     if isinstance(call, PoolCall):
         call.names = names
     try:

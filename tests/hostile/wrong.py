@@ -96,7 +96,7 @@ def index_shape(given: Given, random: Random) -> str | None:
     name = _present(given, BOUNDS, random)
     if name is None:
         return None
-    given[name] = given[name][None] if random.random() < 0.5 else torch.tensor(0)
+    given[name] = given[name][None, None] if random.random() < 0.5 else torch.tensor(0)  # two may be spans
     return f"{name} must have one dimension"
 
 

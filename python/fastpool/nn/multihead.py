@@ -177,13 +177,13 @@ class MultiheadPooling(Ending):
         means = functional.attention(
             hidden, self.query, mask, cu_seqlens, lengths=lengths, starts=starts, ends=ends, out_dtype=wide
         )
-        of_heads = means.unflatten(1, (self.queries, self.heads))
+        of_heads = means.unflatten(-2, (self.queries, self.heads))
         with own_precision(means):
-            values = torch.einsum("bkhw,hdw->bkhd", of_heads, self.value.to(wide)).flatten(-2)
+            values = torch.einsum("...khw,hdw->...khd", of_heads, self.value.to(wide)).flatten(-2)
             # The module itself is called, be it one with hooks or an adapter, but computes in the means' precision.
             widened = {name: one.to(wide) for name, one in self.output.named_parameters() if one.dtype in FLOATS}
             vectors: Tensor = torch.func.functional_call(self.output, widened, values)
-        vectors = vectors.squeeze(1) if self.queries == 1 else vectors
+        vectors = vectors.squeeze(-2) if self.queries == 1 else vectors
         return end(vectors, self.truncate_dim, self.normalize, self.out_dtype or hidden.dtype)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import dispatch
+from .. import dispatch, spans
 from ..calls import PoolCall
 from ..layouts import to_op
 
@@ -47,20 +47,33 @@ def real_rows(
     times 0 is NaN. Raises, before anything is computed, what the mode's function does."""
     x: Tensor
     x, cu_seqlens, starts, ends, names = to_op(f"fastpool.{mode}", hidden, cu_seqlens, starts, ends, lengths)
-    call = PoolCall(mode, x, mask, cu_seqlens, scores=scores, starts=starts, ends=ends, names=names)
+    arguments: dict[str, Any] = {
+        "mask": mask,
+        "cu_seqlens": cu_seqlens,
+        "scores": scores,
+        "starts": starts,
+        "ends": ends,
+    }
+    of_spans = spans.given(x, starts, ends)
+    calls = spans.columns(mode, x, names, **arguments) if of_spans else [PoolCall(mode, x, **arguments, names=names)]
     # A compiler, and torch.func.vmap, cannot read values; there the function does it.
     if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
-        dispatch.check(call)
-    if call.padded and mask is None and starts is None and ends is None:
+        for call in calls:
+            dispatch.check(call)
+    if x.dim() == 3 and mask is None and starts is None and ends is None:
         return x
-    first, behind = call.bounds()
-    if call.padded:
-        at = torch.arange(call.rows, device=x.device)
-        real = (at >= first[:, None]) & (at < behind[:, None])
-    else:
-        steps = torch.zeros(call.rows + 1, dtype=torch.int64, device=x.device)
-        steps = steps.index_add(0, first, torch.ones_like(first)).index_add(0, behind, -torch.ones_like(behind))
-        real = steps.cumsum(0)[:-1] > 0  # segments may share rows
+    real = spans.covered(x, starts, ends) if of_spans else _in_segments(PoolCall(mode, x, **arguments))
     if mask is not None:
         real = real & (mask != 0)
     return x.masked_fill(~real.unsqueeze(-1), 0)
+
+
+def _in_segments(call: PoolCall) -> Tensor:
+    """Which rows, [B, S] or [T], lie in a segment."""
+    first, behind = call.bounds()
+    if call.padded:
+        at = torch.arange(call.rows, device=call.hidden.device)
+        return (at >= first[:, None]) & (at < behind[:, None])
+    steps = torch.zeros(call.rows + 1, dtype=torch.int64, device=call.hidden.device)
+    steps = steps.index_add(0, first, torch.ones_like(first)).index_add(0, behind, -torch.ones_like(behind))
+    return steps.cumsum(0)[:-1] > 0  # segments may share rows
