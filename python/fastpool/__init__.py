@@ -1,6 +1,6 @@
 """fastpool: token states to sentence vectors, exact and with the same bits every time."""
 
-from . import functional, nn, ops, sparse  # ops defines torch.ops.fastpool.*  # noqa: F401
+from . import chunks, functional, nn, ops, sparse  # ops defines torch.ops.fastpool.*  # noqa: F401
 from .dispatch import Explanation, backend, validate
 from .functional import *  # noqa: F403  # its __all__: a function stands there once
 from .models import PoolingConfig
@@ -9,5 +9,5 @@ from .packing import segments
 from .sparse import *  # noqa: F403  # likewise
 from .version import __version__
 
-__all__ = ["MODES", "Explanation", "Mode", "PoolingConfig", "__version__", "backend", "nn", "segments", "validate"]
-__all__ += functional.__all__ + sparse.__all__
+__all__ = ["MODES", "Explanation", "Mode", "PoolingConfig", "__version__", "backend", "chunks", "nn", "segments"]
+__all__ += ["validate", *functional.__all__, *sparse.__all__]

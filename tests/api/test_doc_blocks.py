@@ -72,7 +72,7 @@ class _RunsAtLeast(doctest.OutputChecker):
         return want == "" or super().check_output(want, got, optionflags)
 
 
-EXAMPLES = [getattr(module, name) for module in (fastpool, fastpool.nn) for name in module.__all__]
+EXAMPLES = [getattr(module, name) for module in (fastpool, fastpool.chunks, fastpool.nn) for name in module.__all__]
 EXAMPLES = [one for one in EXAMPLES if ">>>" in (one.__doc__ or "")]
 
 

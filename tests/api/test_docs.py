@@ -296,7 +296,7 @@ def test_names_stand_in_the_files_that_a_page_says() -> None:
     assert found > 10
 
 
-PUBLIC = [getattr(module, name) for module in (fastpool, fastpool.nn) for name in module.__all__]
+PUBLIC = [getattr(module, name) for module in (fastpool, fastpool.chunks, fastpool.nn) for name in module.__all__]
 PUBLIC = [one for one in PUBLIC if callable(one) and "Args:" in (one.__doc__ or "")]
 
 
