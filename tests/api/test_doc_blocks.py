@@ -28,7 +28,8 @@ batch = {"input_ids": torch.arange(10).view(2, 5), "attention_mask": torch.tenso
     "docs/sentence-transformers.md": 'texts = ["how do I compare two files", "a longer text of the batch"]\n',
 }
 NOT_RUN = {"docs/infinity.md": 1, "docs/text-embeddings-inference.md": 1, "docs/vllm.md": 1}  # blocks that say why
-NEEDS = {"docs/attention.md": ("transformers",), "docs/onnx.md": ("onnxscript", "onnxruntime", "transformers"),
+NEEDS = {"docs/attention.md": ("transformers",), "docs/late-chunking.md": ("transformers",),
+         "docs/onnx.md": ("onnxscript", "onnxruntime", "transformers"),
          "docs/sparse.md": ("transformers",), "docs/transformers.md": ("transformers",),
          "docs/sentence-transformers.md": ("sentence_transformers",)}  # fmt: skip
 RUN = [page for page in PAGES if any(block.not_run is None for block in blocks(page, "python"))]
