@@ -35,7 +35,7 @@ def on_rows(
     **more: Any,
 ) -> T:
     """What a pooling function of these modes gives, as packed input, for spans; a tensor by [B, n]. `names`: what the
-    caller calls starts and ends. Raises what the functions do, in the words of padded input."""
+    caller calls hidden, starts and ends. Raises what the functions do, in the words of padded input."""
     arguments = {"mask": mask, "cu_seqlens": cu_seqlens, "starts": starts, "ends": ends, **more}
     spans = check(f"fastpool.{modes[0]}", hidden, names, **arguments)
     rows, apart = _rows(hidden)
@@ -63,7 +63,7 @@ def columns(
         bounds = {name: bound[:, j] for name, bound in (("starts", starts), ("ends", ends)) if bound is not None}
         if isinstance(query, Tensor) and query.dim() == 4:
             arguments["query"] = query[:, j]
-        said = {name: f"{names.get(name, name)}[:, {j}]" for name in bounds}
+        said = {**names, **{name: f"{names.get(name, name)}[:, {j}]" for name in bounds}}
         of_mode = {name: one for name, one in arguments.items() if name not in _OWN or MODES[mode].takes(name)}
         yield PoolCall(mode, hidden, **of_mode, **bounds, names=said)
 
@@ -81,12 +81,13 @@ def check(
     op: str, hidden: Tensor, names: Names, *, starts: Any, ends: Any, query: Any = None, **arguments: Any
 ) -> tuple[int, int]:
     """B and n. Raises what would not be seen of the packed call any more: shapes, and memory that is read here."""
-    check_tensor(op, "hidden", hidden, optional=False)
-    check_memory(op, "hidden", hidden)
+    states = names.get("hidden", "hidden")
+    check_tensor(op, states, hidden, optional=False)
+    check_memory(op, states, hidden)
     for name in _PER_TOKEN:
         check_tensor(op, name, arguments.get(name), optional=True)
         if arguments.get(name) is not None:
-            check_leading(op, name, arguments[name], "hidden", hidden)
+            check_leading(op, name, arguments[name], states, hidden)
             check_memory(op, name, arguments[name])
     bounds = {names.get(name, name): bound for name, bound in (("starts", starts), ("ends", ends)) if bound is not None}
     for name, bound in bounds.items():

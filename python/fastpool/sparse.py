@@ -1,19 +1,21 @@
 """Sparse vectors over a vocabulary: SPLADE's pooling of logits, and what is kept of its result."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from . import spans
 from .autograd import below_autograd, skips_autograd
 from .calls import accumulator
 from .checks import check_float, check_tensor, name_of, require
-from .functional import WRONG, l2_normalize, options_given, refuse
+from .functional import WRONG, l2_normalize
 from .layouts import Names, raise_in_callers_words, to_op
 from .modes import MODES, Activation, Mode, Reduce
-from .options import count, option
+from .options import count, option, options_given, refuse
 
 __all__ = ["sparse_csr", "splade", "splade_linear"]
 
@@ -98,6 +100,10 @@ def splade(
     if lengths is not None or getattr(logits, "is_nested", False):
         hidden, cu_seqlens, starts, ends, theirs = to_op(name, logits, cu_seqlens, starts, ends, lengths, "logits")
         names = {**names, **theirs}
+    if spans.given(hidden, starts, ends):
+        function = partial(splade, pooling=pooling, activation=activation)
+        own: dict[str, Any] = {"truncate_dim": truncate_dim, "normalize": normalize, "out_dtype": out_dtype}
+        return spans.on_rows(function, (mode,), hidden, mask, cu_seqlens, starts, ends, names, **own)
     more = options_given(name, starts, ends, truncate_dim, normalize, out_dtype)
     try:
         if skips_autograd(hidden):

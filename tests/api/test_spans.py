@@ -11,7 +11,7 @@ from torch import Tensor
 import fastpool
 from fastpool import spans
 from fastpool.demo.measure import peak_bytes
-from fastpool.testing import DTYPES, cpu_backends, gradients, own_arguments, same_bits, variants
+from fastpool.testing import DTYPES, cpu_backends, function_of, gradients, own_arguments, same_bits, variants
 
 B, S, H = 3, 70, 12
 STARTS = torch.tensor([[0, 3, 69, 70], [1, 0, 33, 5], [64, 0, 20, 7]])
@@ -63,7 +63,7 @@ def alone(
 @pytest.mark.parametrize("strides", STRIDES)
 @pytest.mark.parametrize(("mode", "given"), variants())
 def test_bits_of_each_span_alone(mode: str, given: str | None, strides: str, backend: str) -> None:
-    pool = getattr(fastpool, mode)
+    pool = function_of(mode)
     for i, mask in enumerate(MASKS):
         hidden, masked = states(DTYPES[(i + len(strides)) % 4]), MASKS[mask](real_tokens())
         more = {"truncate_dim": 7, "normalize": True, "out_dtype": torch.float64} if i % 2 else {}
@@ -79,7 +79,7 @@ def test_bits_of_each_span_alone(mode: str, given: str | None, strides: str, bac
 @pytest.mark.parametrize(("mode", "given"), variants())
 def test_gradients(mode: str, given: str | None, strides: str) -> None:
     """Those of the same segments in packed input; padding, holes and rows of no span get 0."""
-    pool, bounds = getattr(fastpool, mode), {"starts": STARTS[:, 1:], "ends": ENDS[:, 1:]}
+    pool, bounds = function_of(mode), {"starts": STARTS[:, 1:], "ends": ENDS[:, 1:]}
     mask, own = real_tokens(), own_of(given)
     hidden = STRIDES[strides](states())
     gradient = torch.randn(B, 3, H, generator=torch.Generator().manual_seed(3))
@@ -287,4 +287,4 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 def test_errors(mode: str, given: dict[str, Any], error: type[Exception], words: str, backend: str) -> None:
     arguments = {"hidden": states(), "starts": STARTS, "ends": ENDS, **given}
     with fastpool.backend(backend), pytest.raises(error, match=words):
-        getattr(fastpool, mode)(**arguments)
+        function_of(mode)(**arguments)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import functional
 from ..checks import check_float, has_rows
-from ..options import option, optional_count
+from ..options import option, optional_count, refuse
 
 
 def given(**options: tuple[Any, Any]) -> list[str]:
@@ -26,7 +26,7 @@ def check_ending(name: str, options: dict[str, Any]) -> None:
     """Raises TypeError for options that are none of Ending's; their values it looks at itself."""
     unknown = {one: value for one, value in options.items() if one not in ("truncate_dim", "normalize", "out_dtype")}
     if unknown:
-        functional.refuse(name, unknown)
+        refuse(name, unknown)
 
 
 class Ending(torch.nn.Module):
@@ -46,7 +46,7 @@ class Ending(torch.nn.Module):
     ) -> None:
         super().__init__()
         if unknown:
-            functional.refuse(self._name, unknown)
+            refuse(self._name, unknown)
         if out_dtype is not None:
             check_float(self._name, "out_dtype", out_dtype)
         self.truncate_dim = optional_count(self._name, "truncate_dim", truncate_dim)

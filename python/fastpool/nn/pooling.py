@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import functional
 from ..checks import check_float
 from ..constants import NORM_EPS
-from ..options import check_eps, mode_names, option, optional_count
+from ..options import check_eps, mode_names, option, optional_count, refuse
 from .ending import Ending, given
 
 
@@ -110,7 +110,7 @@ class Normalize(torch.nn.Module):
         super().__init__()
         name = "fastpool.nn.Normalize"
         if unknown:
-            functional.refuse(name, unknown)
+            refuse(name, unknown)
         if out_dtype is not None:
             check_float(name, "out_dtype", out_dtype)
         self.truncate_dim = optional_count(name, "truncate_dim", truncate_dim)
