@@ -111,7 +111,7 @@ def test_bool_masks_need_no_look(backend: str) -> None:
 def test_gradients_have_seen_it(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The forward call has checked the mask, which costs the backward one nothing."""
     looks: list[str] = []
-    monkeypatch.setattr("fastpool.calls.pool.check_mask_values", lambda op, *given: looks.append(op))
+    monkeypatch.setattr("fastpool.calls.segments.check_mask_values", lambda op, *given: looks.append(op))
     with fastpool.backend(backend):
         hidden, mask = torch.randn(2, 5, 8), torch.ones(2, 5).long()
         gradients(fastpool.mean, {"hidden": hidden, "mask": mask}, torch.ones(2, 8))
