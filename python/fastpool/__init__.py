@@ -1,13 +1,14 @@
 """fastpool: token states to sentence vectors, exact and with the same bits every time."""
 
-from . import chunks, functional, nn, ops, sparse  # ops defines torch.ops.fastpool.*  # noqa: F401
+from . import chunks, functional, nn, ops, sparse, token_outputs  # ops defines torch.ops.fastpool.*  # noqa: F401
 from .dispatch import Explanation, backend, validate
 from .functional import *  # noqa: F403  # its __all__: a function stands there once
 from .models import PoolingConfig
 from .modes import MODES, Mode
 from .packing import segments
 from .sparse import *  # noqa: F403  # likewise
+from .token_outputs import *  # noqa: F403
 from .version import __version__
 
 __all__ = ["MODES", "Explanation", "Mode", "PoolingConfig", "__version__", "backend", "chunks", "nn", "segments"]
-__all__ += ["validate", *functional.__all__, *sparse.__all__]
+__all__ += ["validate", *functional.__all__, *sparse.__all__, *token_outputs.__all__]

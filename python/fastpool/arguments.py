@@ -77,13 +77,23 @@ POOL_SEVERAL: Arguments = (
     *_EPILOGUE,
 )
 
+TOKENS: Arguments = (
+    *_in_order(()),
+    *_EPILOGUE,
+    Argument("total", "int?", "None", keyword=True),
+)
+TOKENS_BACKWARD: Arguments = (Argument("gradient", "Tensor"), *_by_place(_in_order(())))
+
 OPS: dict[str, Arguments] = {
     **{mode.name: of_pooling(mode) for mode in MODES.values()},
     "_pool_several": POOL_SEVERAL,
     "_pool_backward": POOL_BACKWARD,
     "l2_normalize": NORMALIZE,
     "_l2_normalize_backward": NORMALIZE_BACKWARD,
+    "tokens": TOKENS,
+    "_tokens_backward": TOKENS_BACKWARD,
 }
+_RETURNS = {"tokens": "(Tensor, Tensor)"}  # of the others: one tensor
 
 
 def codes(mode: str, of: str) -> tuple[int, int]:
@@ -99,7 +109,7 @@ def schema(op: str) -> str:
             parts.append("*")
         by_name = argument.keyword
         parts.append(f"{argument.type} {argument.name}" + ("" if argument.default is None else f"={argument.default}"))
-    return f"({', '.join(parts)}) -> Tensor"
+    return f"({', '.join(parts)}) -> {_RETURNS.get(op, 'Tensor')}"
 
 
 def named(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

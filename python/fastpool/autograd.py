@@ -1,13 +1,14 @@
 """Gradients: the Autograd key of every op.
 
 What follows a mode's reduction is taken apart where gradients are recorded: `mean(normalize=True)` becomes
-`l2_normalize(mean())` on the unrounded result, the same bits, so that the gradient of a normalisation exists once.
+`l2_normalize(mean())` on the unrounded result, the same bits, so that the gradient of a normalisation exists once;
+`tokens(normalize=True)` likewise.
 Backward ops read masks and bounds again and write the gradient of hidden; they save nothing of its size, but hidden
 itself where a gradient depends on its values (Mode.gradient_reads_hidden).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,13 +17,15 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from . import dispatch, several
-from .arguments import POOL_TENSORS, codes, given, named
+from .arguments import POOL_TENSORS, TOKENS, codes, given, named
 from .calls import accumulator
 from .checks import check_memory
 from .constants import NORM_EPS
 from .modes import MODES, Activation
 from .ops import library
 from .reference.finish import round_once
+
+R = TypeVar("R")
 
 below_autograd = torch._C._AutoDispatchBelowAutograd  # while it lives, calls in this thread skip this file
 # Every call comes past these: looking them up costs as much as they do.
@@ -71,7 +74,7 @@ def _widened(op: str, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype).contiguous()
 
 
-def _at_next_level(op: Callable[..., Tensor], *args: Any, **more: Any) -> Tensor:
+def _at_next_level(op: Callable[..., R], *args: Any, **more: Any) -> R:
     """Calls it below this level's autograd. A torch.func transform may have another level there, whose gradients are to
     be recorded although this one's must not be. (No generator of contextlib's: one that a signal interrupts as it is
     entered keeps its guards for as long as somebody keeps the exception.)"""
@@ -105,6 +108,7 @@ class NoDoubleBackward(_Function):
 
 _TENSORS = tuple(argument.name for argument in POOL_TENSORS)
 _ONCE = next(name for name, mode in MODES.items() if mode.activates_result and mode.activation is Activation.RELU)
+_OF_TOKENS = tuple(argument.name for argument in TOKENS if argument.type.startswith("Tensor"))
 
 
 def _pool(
@@ -251,6 +255,33 @@ class _AddActivated(_Function):
         return None, None, None, None, of_hidden, *(None for _ in others)
 
 
+class _Tokens(_Function):
+    """tokens without normalisation."""
+
+    @staticmethod
+    def forward(
+        truncate_dim: int | None, out_dtype: torch.dtype | None, total: int | None, *tensors: Tensor | None
+    ) -> Any:
+        values = dict(zip(_OF_TOKENS, tensors, strict=True))
+        options = {"truncate_dim": truncate_dim, "normalize": False, "out_dtype": out_dtype, "total": total}
+        by_place, by_name = given("tokens", {**values, **options})
+        return _at_next_level(torch.ops.fastpool.tokens.default, *by_place, **by_name)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, _, _, hidden, *rest = inputs
+        ctx.requested = dispatch.thread_requested()
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(_shape_of(hidden), *rest)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> Any:
+        tensors = ctx.saved_tensors
+        gradient = _widened("fastpool.tokens", "gradient", gradient, accumulator(tensors[0].dtype))
+        op = torch.ops.fastpool._tokens_backward
+        return None, None, None, dispatch.requesting(ctx.requested, lambda: op(gradient, *tensors)), *[None] * 4
+
+
 class _Normalize(_Function):
     """l2_normalize."""
 
@@ -258,7 +289,7 @@ class _Normalize(_Function):
     def forward(
         x: Tensor, truncate_dim: int | None, truncate_dims: Tensor | None, eps: float, out_dtype: torch.dtype | None
     ) -> Tensor:
-        op = torch.ops.fastpool.l2_normalize.default
+        op: Callable[..., Tensor] = torch.ops.fastpool.l2_normalize.default
         return _at_next_level(
             op, x, truncate_dim=truncate_dim, truncate_dims=truncate_dims, eps=eps, out_dtype=out_dtype
         )
@@ -278,13 +309,13 @@ class _Normalize(_Function):
         return of_x, None, None, None, None
 
 
-def _record(function: type[_Function], *args: Any) -> Tensor:
+def _record(function: type[_Function], *args: Any) -> Any:
     """Applies a function for the level of torch.func's transforms that autograd is at, if there are any: this is a
     kernel of the Autograd key, where each level comes by itself."""
     allowed = _functorch.get_single_level_autograd_function_allowed()
     try:  # as torch's own context manager, which is an error by itself where a signal interrupts its first line
         _functorch.set_single_level_autograd_function_allowed(True)
-        result: Tensor = function.apply(*args)  # type: ignore[attr-defined]  # torch's types lack it
+        result = function.apply(*args)  # type: ignore[attr-defined]  # torch's types lack it
     finally:
         _functorch.set_single_level_autograd_function_allowed(allowed)
     return result
@@ -307,14 +338,14 @@ def _pool_kernel(mode: str) -> Callable[..., Tensor]:
         hidden = tensors["hidden"]
         unrounded = accumulator(hidden.dtype) if normalize else out_dtype
         scale = tensors.get("scale", 1.0)
-        given = (tensors.get(name) for name in _TENSORS)
+        taken = (tensors.get(name) for name in _TENSORS)
         row = MODES[mode]
         if row.activates_result:
-            maximum = _record(_Pool, row.without_activation, scale, truncate_dim, accumulator(hidden.dtype), *given)
+            maximum = _record(_Pool, row.without_activation, scale, truncate_dim, accumulator(hidden.dtype), *taken)
             pooled = _record(_ActivateResult, maximum, mode, unrounded or hidden.dtype)
         else:
             kind = _AddActivated if row.activates_tokens else _Pool
-            pooled = _record(kind, mode, scale, truncate_dim, unrounded, *given)
+            pooled = _record(kind, mode, scale, truncate_dim, unrounded, *taken)
         if not normalize:
             return pooled
         normalized: Tensor = torch.ops.fastpool.l2_normalize.default(pooled, out_dtype=out_dtype or hidden.dtype)
@@ -332,11 +363,28 @@ def _normalize_kernel(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     if records(x):
-        return _record(_Normalize, x, truncate_dim, truncate_dims, eps, out_dtype)
+        recorded: Tensor = _record(_Normalize, x, truncate_dim, truncate_dims, eps, out_dtype)
+        return recorded
     op = torch.ops.fastpool.l2_normalize.default
     with below_autograd():
         result: Tensor = op(x, truncate_dim=truncate_dim, truncate_dims=truncate_dims, eps=eps, out_dtype=out_dtype)
     return result
+
+
+def _tokens_kernel(*args: Any, **more: Any) -> Any:
+    op = torch.ops.fastpool.tokens.default
+    values = named("tokens", args, more)
+    hidden = values["hidden"]
+    if not records(hidden):
+        with below_autograd():
+            return op(*args, **more)
+    normalize, out_dtype = values.get("normalize", False), values.get("out_dtype")
+    unrounded = accumulator(hidden.dtype) if normalize else out_dtype
+    truncate_dim, total = values.get("truncate_dim"), values.get("total")
+    tokens, cu_seqlens = _record(_Tokens, truncate_dim, unrounded, total, *map(values.get, _OF_TOKENS))
+    if normalize:
+        tokens = torch.ops.fastpool.l2_normalize.default(tokens, out_dtype=out_dtype or hidden.dtype)
+    return tokens, cu_seqlens
 
 
 def _several_kernel(*args: Any, **more: Any) -> Tensor:
@@ -352,8 +400,9 @@ def _backward_kernel(name: str) -> Callable[..., Tensor]:
 
     def kernel(*args: Any) -> Tensor:
         if records(*(argument for argument in args if isinstance(argument, Tensor))):
-            said = list(MODES)[args[0]] if isinstance(args[0], int) else "l2_normalize"
-            return _record(NoDoubleBackward, op, f"fastpool.{said}", *args)
+            said = list(MODES)[args[0]] if isinstance(args[0], int) else name[1:].removesuffix("_backward")
+            recorded: Tensor = _record(NoDoubleBackward, op, f"fastpool.{said}", *args)
+            return recorded
         with below_autograd():
             return op(*args)
 
@@ -364,5 +413,6 @@ for _mode in MODES:
     library.impl(_mode, _pool_kernel(_mode), "Autograd")
 library.impl("_pool_several", _several_kernel, "Autograd")
 library.impl("l2_normalize", _normalize_kernel, "Autograd")
-for _name in ("_pool_backward", "_l2_normalize_backward"):
+library.impl("tokens", _tokens_kernel, "Autograd")
+for _name in ("_pool_backward", "_l2_normalize_backward", "_tokens_backward"):
     library.impl(_name, _backward_kernel(_name), "Autograd")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import fork
 from .backends import native, reference, triton
-from .calls import Call, why_no_memory
+from .calls import Call, Result, why_no_memory
 from .checks import check_memory
 from .finite import check_finite
 from .triton_kernels.config import native_below_bytes, slug
@@ -126,9 +126,10 @@ def validate(on: bool = True) -> None:
 
     - Those of starts, ends, cu_seqlens, truncate_dims, integer masks, and float64 weights and scores beside narrower
       states, on GPUs too; CPU calls always check them.
-    - Results: a vector of a pooling mode or of l2_normalize that is not finite is a ValueError. It names the segment
-      (of l2_normalize: the row), and the first token and column of the input that is not finite, or the weight, the
-      score or the query's element; where all of them are, what has overflowed.
+    - A `total` of tokens that is less than there are, on GPUs too.
+    - Results: a vector of a pooling mode, of l2_normalize or of tokens that is not finite is a ValueError. It names the
+      segment (of l2_normalize: the row), and the first token and column of the input that is not finite, or the weight,
+      the score or the query's element; where all of them are, what has overflowed.
 
     FASTPOOL_VALIDATE=1 does the same from the start.
     """
@@ -263,12 +264,12 @@ def explain_call(call: Call) -> Explanation:
     return Explanation(call.op, asked, taken, reasons)
 
 
-def run(call: Call) -> Tensor:
+def run(call: Call) -> Result:
     """Checks a call, runs it on the backend it takes, and where asked validates the result."""
     check(call)
     chosen = choose(call)
     try:
-        result: Tensor = getattr(chosen, call.kernel)(call)
+        result: Result = getattr(chosen, call.kernel)(call)
     except RuntimeError as error:
         if (why := why_no_memory(error)) is None:
             raise

@@ -6,14 +6,18 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .calls import Call, NormalizeCall, PoolCall, accumulator
+from .calls import Call, NormalizeCall, PoolCall, Result, TokensCall, accumulator
 from .checks import name_of, place
 from .modes import MODES
+from .reference.tokens import real_tokens
 
 
-def check_finite(call: Call, result: Tensor) -> None:
-    """Raises ValueError where a pooling's or a normalisation's result is not finite; a gradient's may be anything.
-    Synchronises."""
+def check_finite(call: Call, result: Result) -> None:
+    """Raises ValueError where a pooling's or a normalisation's result is not finite, or a token; a gradient's may be
+    anything. Synchronises."""
+    if isinstance(call, TokensCall):
+        return _check_tokens(call, result[0])
+    assert isinstance(result, Tensor)
     if not isinstance(call, PoolCall | NormalizeCall) or bool(result.isfinite().all()):
         return
     *row, _ = (~result.isfinite()).nonzero()[0].tolist()
@@ -78,3 +82,16 @@ def _why_normalized(call: NormalizeCall, row: list[int], columns: Tensor) -> NoR
         column = int(wrong.nonzero()[0])
         raise ValueError(f"{what}x{place(*row, int(columns[column]))} is {values[column].item()}")
     raise ValueError(f"{what}x is, but its norm and eps, {call.eps:g}, are 0 in {name_of(accumulator(call.x.dtype))}")
+
+
+def _check_tokens(call: TokensCall, values: Tensor) -> None:
+    for at, first in (~values.isfinite()).nonzero()[:1].tolist():
+        segments, rows, _ = real_tokens(call)
+        segment, row = int(segments[at]), int(rows[at])
+        of_token = (segment, row) if call.padded else (row,)
+        what = f"{call.op}: a token of segment {segment} is not finite: "
+        states = call.hidden[of_token][: call.columns]
+        for column in (~states.isfinite()).nonzero()[:1, 0].tolist():
+            raise ValueError(f"{what}{call.name('hidden')}{place(*of_token, column)} is {states[column].item()}")
+        state = f"{call.name('hidden')}{place(*of_token, first)} is {states[first].item()}"
+        raise ValueError(f"{what}{state}, so the result overflowed {name_of(values.dtype)}")

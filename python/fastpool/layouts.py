@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .calls import Call, PoolCall
+from .calls import Call, OfSegments
 from .checks import check_memory
 from .ops import call_of
 
@@ -75,7 +75,7 @@ def raise_in_callers_words(
 
 def refuse_in_callers_words(call: Call, names: Names) -> None:
     """Raises what is wrong with a call, or with its result where that is validated."""
-    if isinstance(call, PoolCall):
+    if isinstance(call, OfSegments):
         call.names = names
     try:
         dispatch.check(call)

@@ -3,7 +3,7 @@
 Python owns the schemas, so the ops exist without a compiler; the native libraries fill the CPU and CUDA keys.
 `_python_<op>` is the same op without those keys: the native one turns to it where a thread has asked for another
 backend, and where an argument is not what the op takes. autograd.py fills the Autograd key, and calls
-`_pool_backward` and `_l2_normalize_backward`.
+`_pool_backward`, `_l2_normalize_backward` and `_tokens_backward`.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import dispatch, errors, several, torchscript_onnx
 from .arguments import OPS, named, schema
 from .backends import native
-from .calls import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
+from .calls import (
+    Call,
+    NormalizeBackwardCall,
+    NormalizeCall,
+    PoolBackwardCall,
+    PoolCall,
+    Result,
+    TokensBackwardCall,
+    TokensCall,
+)
 from .modes import MODES
 
 library = torch.library.Library("fastpool", "DEF")  # ops live as long as this does
@@ -26,6 +34,8 @@ _CALLS: dict[str, Callable[..., Call]] = {
     "_pool_backward": PoolBackwardCall.of_op,
     "l2_normalize": NormalizeCall,
     "_l2_normalize_backward": NormalizeBackwardCall.of_op,
+    "tokens": TokensCall,
+    "_tokens_backward": TokensBackwardCall.of_op,
 }
 
 
@@ -34,22 +44,24 @@ def call_of(op: str, *args: Any, **kwargs: Any) -> Call:
     return _CALLS[op](**named(op, args, kwargs))
 
 
-def _kernel(op: str) -> Callable[..., Tensor]:
+def _kernel(op: str) -> Callable[..., Result]:
     if op not in _CALLS:
         return several.apart  # calls of other ops
 
-    def kernel(*args: Any, **kwargs: Any) -> Tensor:
+    def kernel(*args: Any, **kwargs: Any) -> Result:
         return dispatch.run(call_of(op, *args, **kwargs))
 
     return kernel
 
 
 def _define(op: str) -> None:
-    def fake(*args: Any, **kwargs: Any) -> Tensor:
+    def fake(*args: Any, **kwargs: Any) -> Result:
         if op not in _CALLS:
             return several.apart(*args, **kwargs)
         call = call_of(op, *args, **kwargs)
         call.check()
+        if isinstance(call, TokensCall) and call.size is None:
+            return call.output(torch.library.get_ctx().new_dynamic_size())  # type: ignore[arg-type]  # a SymInt
         return call.output()
 
     for name in (op, f"_python_{op}"):

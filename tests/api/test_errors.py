@@ -104,8 +104,9 @@ def test_functions(name: str, arguments: dict[str, Any], error: type[Exception],
     recorded = isinstance(hidden, torch.Tensor) and hidden.is_floating_point()
     shape = hidden.shape if isinstance(hidden, torch.Tensor) and hidden.dim() > 1 else HIDDEN.shape
     for given in (hidden, hidden.detach().requires_grad_()) if recorded else (hidden,):
-        for mode in MODES:
-            own, said = required(mode, shape), words.replace("hidden", "logits") if MODES[mode].of_logits else words
+        for mode in (*MODES, "tokens"):
+            own = required(mode, shape) if mode in MODES else {}
+            said = words.replace("hidden", "logits") if mode in MODES and MODES[mode].of_logits else words
             with fastpool.backend(backend), pytest.raises(error, match=said) as caught:
                 function_of(mode)(**{**arguments, **own, "hidden": given})
             assert str(caught.value).startswith(f"fastpool.{mode}: ")
@@ -153,13 +154,13 @@ def test_weights(name: str, arguments: dict[str, Any], error: type[Exception], w
 
 @pytest.mark.parametrize(("name", "arguments", "error", "words"), TABLE + WEIGHTS_TABLE, ids=ids)
 def test_raw_ops_say_the_same(name: str, arguments: dict[str, Any], error: type[Exception], words: str) -> None:
-    mode = "weighted_mean" if "weights" in arguments else "mean"
-    with pytest.raises(error) as proper:
-        function_of(mode)(**arguments)
-    for backend in cpu_backends():
-        with fastpool.backend(backend), pytest.raises(error) as raw:
-            getattr(torch.ops.fastpool, mode)(**arguments)
-        assert str(raw.value) == str(proper.value)
+    for mode in ("weighted_mean",) if "weights" in arguments else ("mean", "tokens"):
+        with pytest.raises(error) as proper:
+            function_of(mode)(**arguments)
+        for backend in cpu_backends():
+            with fastpool.backend(backend), pytest.raises(error) as raw:
+                getattr(torch.ops.fastpool, mode)(**arguments)
+            assert str(raw.value) == str(proper.value)
 
 
 NORMALIZE_TABLE: list[tuple[Callable[[], object], type[Exception], str]] = [

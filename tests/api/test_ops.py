@@ -14,7 +14,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastpool
 from fastpool.arguments import GRADIENTS_OF, OPS
-from fastpool.calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
+from fastpool.calls import (
+    NormalizeBackwardCall,
+    NormalizeCall,
+    PoolBackwardCall,
+    PoolCall,
+    TokensBackwardCall,
+    TokensCall,
+)
 from fastpool.modes import MODES
 from fastpool.testing import (
     LAYOUTS,
@@ -183,7 +190,7 @@ def test_no_temporaries_of_the_inputs_size() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, "tokens"])
 def test_functions_take_what_ops_take(mode: str) -> None:
     """A function's signature is the op's list of arguments, and two that are Python's alone; splade's also says which
     op, and calls the first logits."""
@@ -206,6 +213,8 @@ def test_calls_hold_what_ops_take() -> None:
         "_pool_backward": (PoolBackwardCall, PoolCall),
         "l2_normalize": (NormalizeCall,),
         "_l2_normalize_backward": (NormalizeBackwardCall, NormalizeCall),
+        "tokens": (TokensCall,),
+        "_tokens_backward": (TokensBackwardCall, TokensCall),
     }.items():
         fields = {field.name: field for kind in reversed(kinds) for field in dataclasses.fields(kind)}
         for one in OPS[op]:
@@ -218,5 +227,5 @@ def test_there_are_few_ops() -> None:
     """A forward op for each mode and one for several, and as many for gradients as there are kinds of calls."""
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastpool::")}
     assert names == {*OPS, *(f"_python_{op}" for op in OPS)}
-    assert len(OPS) == len(MODES) + 4
+    assert len(OPS) == len(MODES) + 6
     assert not [op for op in OPS if any(one.type == "str" for one in OPS[op])]  # which torch's stable ABI leaks

@@ -13,10 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..arguments import given
-from ..calls import Call
+from ..calls import Call, Result, TokensBackwardCall, TokensCall
 
 _PACKAGE = Path(__file__).parent.parent
 LIBRARY = _PACKAGE / "libfastpool.so"
@@ -100,6 +99,8 @@ def cuda_unavailable() -> str | None:
 def supports(call: Call) -> str | None:
     """None where this backend can serve the call, else why not."""
     kind = call.tensor.device.type
+    if isinstance(call, TokensCall | TokensBackwardCall):
+        return f"there is no C++ of tokens for {kind} tensors"
     if kind == "cuda":
         return _why_not_cuda
     if _why_not is None and kind != "cpu":
@@ -107,7 +108,7 @@ def supports(call: Call) -> str | None:
     return _why_not
 
 
-def _direct(call: Call) -> Tensor:
+def _direct(call: Call) -> Result:
     """Runs a call that Python's dispatch has looked at, by the op that this library fills, whatever this thread or
     process asks for."""
     assert info is not None
@@ -115,13 +116,13 @@ def _direct(call: Call) -> Tensor:
     by_place, by_name = given(call.op_name, call.values())
     try:
         info.set_direct(True)
-        result: Tensor = op(*by_place, **by_name)
+        result: Result = op(*by_place, **by_name)
     finally:
         info.set_direct(False)
     return result
 
 
-pool = pool_backward = l2_normalize = l2_normalize_backward = _direct
+pool = pool_backward = l2_normalize = l2_normalize_backward = tokens = tokens_backward = _direct
 
 
 def override_process(requested: int) -> None:
@@ -158,6 +159,6 @@ def set_threads_before_fork(threads: int) -> None:
         info.set_threads_before_fork(threads)
 
 
-def keeping(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def keeping(kernel: Callable[..., Result]) -> Callable[..., Result]:
     """The kernel, to be called by the library: what it raises is kept for `take_kept`."""
     return kernel if info is None else info.keeping(kernel)

@@ -1,11 +1,10 @@
 """Plain PyTorch on any device: see fastpool.reference."""
 
-from torch import Tensor
-
 from .. import fork, reference
-from ..calls import Call
+from ..calls import Call, Result
 
-__all__ = ["l2_normalize", "l2_normalize_backward", "pool", "pool_backward", "supports", "unavailable"]
+__all__ = ["l2_normalize", "l2_normalize_backward", "pool", "pool_backward", "supports", "tokens", "tokens_backward"]
+__all__ += ["unavailable"]
 
 
 def unavailable() -> str | None:
@@ -18,13 +17,13 @@ def supports(call: Call) -> str | None:
     return unavailable()
 
 
-def _run(call: Call) -> Tensor:
+def _run(call: Call) -> Result:
     """Runs a checked call."""
     if call.tensor.device.type == "cpu":
         fork.used_threads()
         call.output()  # first: a result that no memory can hold is an error now, not after minutes of work
-    result: Tensor = getattr(reference, call.kernel)(call)
+    result: Result = getattr(reference, call.kernel)(call)
     return result
 
 
-pool = pool_backward = l2_normalize = l2_normalize_backward = _run
+pool = pool_backward = l2_normalize = l2_normalize_backward = tokens = tokens_backward = _run

@@ -9,7 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..calls import Call, NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
+from ..calls import (
+    Call,
+    NormalizeBackwardCall,
+    NormalizeCall,
+    PoolBackwardCall,
+    PoolCall,
+    TokensBackwardCall,
+    TokensCall,
+)
 
 _FOUND = importlib.util.find_spec("triton") is not None
 # Triton reads it as kernels are defined, so it must be set before they are imported.
@@ -27,6 +35,8 @@ def supports(call: Call) -> str | None:
     """None where this backend can serve the call, else why not."""
     if not _FOUND:
         return unavailable()
+    if isinstance(call, TokensCall | TokensBackwardCall):
+        return "there is no Triton kernel of tokens"
     kind = call.tensor.device.type
     if INTERPRETED and kind != "cpu":
         return f"TRITON_INTERPRET=1 runs Triton kernels on CPU tensors, not {kind}"

@@ -155,6 +155,16 @@ class OfSegments:
             ends = none + self.rows if self.ends is None else self.ends.long()
         return starts.clamp(0, self.rows), ends.clamp(0, self.rows)
 
+    def counts(self) -> Tensor:
+        """How many real tokens each segment has, int64. [B]"""
+        starts, ends = self.bounds()
+        if self.mask is None:
+            return (ends - starts).clamp(min=0)
+        before = torch.nn.functional.pad((self.mask != 0).cumsum(-1), (1, 0))
+        of = (torch.arange(self.batch, device=starts.device),) if self.padded else ()
+        first, behind = (*of, starts), (*of, ends)
+        return (before[behind] - before[first]).clamp(min=0)
+
     def check_bounds_and_mask(self) -> None:
         """Raises ValueError for bounds that point outside hidden or run backwards, then for an integer mask that is not
         0 and 1 alone. Synchronises."""

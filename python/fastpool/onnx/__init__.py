@@ -31,8 +31,8 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
     """The `custom_translation_table` of torch.onnx.export(dynamo=True): from each of fastpool's ops to what builds it.
 
     Models may call the functions, torch.ops.fastpool.*, or fastpool.nn's modules, with every argument that these take,
-    padded or packed, but for softmax_mean and attention, which are refused at export; batch, rows and columns may be
-    dynamic. The results are fastpool's to rounding, not to the bit: a runtime adds in its own order, here 32 tokens at
+    padded or packed, but for softmax_mean, attention and tokens, which are refused at export; batch, rows and columns
+    may be dynamic. The results are fastpool's to rounding, not to the bit: a runtime adds in its own order, here 32 tokens at
     a time, in float32 (float64 for float64), and rounds once. NaN and infinities in padding reach no result; a text
     without real tokens gives zeros; NaN goes through `max`.
 
@@ -56,8 +56,13 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
     builders: dict[str, Callable[..., Any]] = {
         **{mode.name: partial(pool, mode) for mode in MODES.values()},
         "l2_normalize": l2_normalize,
+        "tokens": _refused,
     }
     return {getattr(torch.ops.fastpool, op).default: _by_name(op, build) for op, build in builders.items()}
+
+
+def _refused() -> None:
+    """What has no translation."""
 
 
 def _by_name(op: str, build: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,6 +71,8 @@ def _by_name(op: str, build: Callable[..., Any]) -> Callable[..., Any]:
     parameters = signature(build).parameters.keys()
 
     def translate(*args: Any, **kwargs: Any) -> Any:
+        if build is _refused:
+            raise ValueError(f"fastpool.onnx: {op} has no translation; export what comes before it")
         if op in MODES and MODES[op].softmax:
             raise ValueError(
                 f"fastpool.onnx: {op} has no translation; fastpool.weighted_mean has one, and takes torch.softmax of "
