@@ -8,6 +8,7 @@
 
 #include "pool.h"
 #include "tensor.h"
+#include "tokens.h"
 
 namespace fastpool {
 
@@ -78,6 +79,35 @@ struct NormalizeArguments {
   void put_back(StableIValue* stack);
   NormalizeCall call();  // x becomes a copy where its columns are not contiguous
   Tensor output(const NormalizeCall& call) const;
+
+ private:
+  template <class Move>
+  void move(Move move);
+};
+
+struct TokensArguments {
+  PoolArguments pool;
+  std::optional<int64_t> total;
+
+  explicit TokensArguments(StableIValue* stack);
+  void put_back(StableIValue* stack);
+  TokensCall call();
+  Tensor cu_seqlens(const TokensCall& call) const;  // empty
+  Tensor values(const TokensCall& call) const;      // likewise, of the call's size
+
+ private:
+  template <class Move>
+  void move(Move move);
+};
+
+struct TokensBackwardArguments {
+  Tensor gradient;
+  PoolArguments pool;
+
+  explicit TokensBackwardArguments(StableIValue* stack);
+  void put_back(StableIValue* stack);
+  TokensBackwardCall call();
+  Tensor output() const;
 
  private:
   template <class Move>

@@ -28,12 +28,19 @@ inline std::runtime_error out_of_memory(const char* name, const std::string& why
   return std::runtime_error(std::string("fastpool.") + name + ": not enough memory: " + why);
 }
 
-// Puts the tensor that `body` makes from the arguments on the stack. Where it refuses one of them, Python is asked,
+// Results, as the stack takes them.
+inline void put(StableIValue* stack, Tensor result) { stack[0] = torch::stable::detail::from(result.release()); }
+inline void put(StableIValue* stack, std::pair<Tensor, Tensor> results) {
+  stack[0] = torch::stable::detail::from(results.first.release());
+  stack[1] = torch::stable::detail::from(results.second.release());
+}
+
+// Puts what `body` makes from the arguments on the stack. Where it refuses one of them, Python is asked,
 // whose checks have words for what is wrong; a program without it gets the argument's name.
 template <class Arguments, class Body>
 void answer(const char* name, StableIValue* stack, Arguments& arguments, Body body) {
   try {
-    stack[0] = torch::stable::detail::from(body().release());
+    put(stack, body());
   } catch (const Refused& refused) {
     if (!native::python_may_explain())
       throw std::runtime_error(std::string("fastpool.") + name + ": not a valid argument: " + refused.argument);

@@ -24,6 +24,10 @@ STABLE_TORCH_LIBRARY(fastpool, m) {
   m.def(
       "l2_normalize(Tensor x, *, int? truncate_dim=None, Tensor? truncate_dims=None, float eps=1e-12, "
       "ScalarType? out_dtype=None) -> Tensor");
+  m.def(
+      "tokens(Tensor hidden, Tensor? mask=None, Tensor? cu_seqlens=None, *, Tensor? starts=None, Tensor? ends=None, "
+      "int? truncate_dim=None, bool normalize=False, ScalarType? out_dtype=None, int? total=None) -> "
+      "(Tensor, Tensor)");
 }
 
 }  // namespace fastpool

@@ -348,15 +348,4 @@ static void normalize_backward(const NormalizeBackwardCall& call, int64_t begin,
   });
 }
 
-constexpr cpu::IsaKernels kernels(const char* name) {
-  return {name,
-          cpu::InIeee<reduce>::call,
-          cpu::InIeee<combine>::call,
-          cpu::InIeee<normalize>::call,
-          cpu::InIeee<segment_prologue>::call,
-          cpu::InIeee<maxima>::call,
-          cpu::InIeee<scatter_gradient>::call,
-          cpu::InIeee<normalize_backward>::call};
-}
-
 }  // namespace fastpool::FASTPOOL_ISA

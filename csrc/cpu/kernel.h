@@ -2,6 +2,7 @@
 #pragma once
 #include "../segment.h"
 #include "../state.h"
+#include "../tokens.h"
 
 namespace fastpool::cpu {
 
@@ -66,6 +67,12 @@ struct IsaKernels {
   void (*scatter_gradient)(const PoolBackwardCall& call, Overlap* overlaps, int64_t n, int64_t begin, int64_t end,
                            void* row);
   void (*normalize_backward)(const NormalizeBackwardCall& call, int64_t begin, int64_t end, void* x, void* z);
+  // n tokens of segment b, from `row` on, into the result's rows from `at` on, normalised and cast as the call says.
+  // `x` has room for a row of accumulators.
+  void (*pack_tokens)(const PoolCall& call, int64_t b, int64_t row, int64_t n, int64_t at, void* x);
+  // Writes rows [begin, end): row i adds up the gradient's rows sources[first[i]] to sources[first[i + 1]], in order.
+  void (*scatter_tokens)(const TokensBackwardCall& call, const int64_t* first, const int64_t* sources, int64_t begin,
+                         int64_t end);
 };
 
 extern const IsaKernels kernels_portable, kernels_avx2, kernels_avx512;

@@ -1,5 +1,5 @@
 #define FASTPOOL_ISA portable
-#include "backward_impl.h"
+#include "tokens_impl.h"
 
 namespace fastpool::cpu {
 const IsaKernels kernels_portable = FASTPOOL_ISA::kernels("portable");

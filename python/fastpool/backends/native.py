@@ -99,8 +99,8 @@ def cuda_unavailable() -> str | None:
 def supports(call: Call) -> str | None:
     """None where this backend can serve the call, else why not."""
     kind = call.tensor.device.type
-    if isinstance(call, TokensCall | TokensBackwardCall):
-        return f"there is no C++ of tokens for {kind} tensors"
+    if kind == "cuda" and isinstance(call, TokensCall | TokensBackwardCall):
+        return "there is no CUDA C++ of tokens"
     if kind == "cuda":
         return _why_not_cuda
     if _why_not is None and kind != "cpu":

@@ -32,9 +32,9 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
 
     Models may call the functions, torch.ops.fastpool.*, or fastpool.nn's modules, with every argument that these take,
     padded or packed, but for softmax_mean, attention and tokens, which are refused at export; batch, rows and columns
-    may be dynamic. The results are fastpool's to rounding, not to the bit: a runtime adds in its own order, here 32 tokens at
-    a time, in float32 (float64 for float64), and rounds once. NaN and infinities in padding reach no result; a text
-    without real tokens gives zeros; NaN goes through `max`.
+    may be dynamic. The results are fastpool's to rounding, not to the bit: a runtime adds in its own order, here 32
+    tokens at a time, in float32 (float64 for float64), and rounds once. NaN and infinities in padding reach no result;
+    a text without real tokens gives zeros; NaN goes through `max`.
 
     A `truncate_dim` that is computed stays the number that it was when the model was exported. An ONNX graph cannot
     raise errors: each element of an integer mask that is not 0 counts as 1, and bounds of packed input are clamped to
