@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from . import dispatch, docstrings, several, spans
+from .arguments import OPS
 from .autograd import below_autograd, skips_autograd
-from .calls import PoolCall
+from .calls import PoolCall, TokensCall
 from .checks import check_float
 from .constants import NORM_EPS
 from .layouts import OWN, raise_in_callers_words, to_op
@@ -345,7 +346,7 @@ def explain(
 ) -> dispatch.Explanation:
     """Which backend a pooling call with these arguments would take, and why each other one would not.
 
-    Arguments are those of the pooling functions, and `mode` is the function's name. Nothing is pooled.
+    Arguments are those of the pooling functions, and `mode` is the function's name, or "tokens". Nothing is pooled.
 
     Raises:
         TypeError, ValueError: what the call itself would raise.
@@ -354,20 +355,23 @@ def explain(
         refuse("fastpool.explain", unknown)
     if not isinstance(mode, str):
         raise TypeError(f"fastpool.explain: mode must be a mode's name, got {type(mode).__name__}")
-    if mode not in MODES:
-        raise ValueError(f"fastpool.explain: mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if mode not in (*MODES, "tokens"):
+        raise ValueError(f"fastpool.explain: mode must be one of {', '.join(MODES)}, tokens, got {mode!r}")
     own: dict[str, Any] = {"weights": weights, "scores": scores, "query": query}
+    taken = [argument.name for argument in OPS[mode]]
     for argument, value in own.items():
-        if value is not None and not MODES[mode].takes(argument):
+        if value is not None and argument not in taken:
             raise ValueError(f"fastpool.explain: {mode} takes no {argument}")
-    if scale != 1.0 and not MODES[mode].takes("scale"):
+    if scale != 1.0 and "scale" not in taken:
         raise ValueError(f"fastpool.explain: {mode} takes no scale")
     name, names = f"fastpool.{mode}", OWN
     if lengths is not None or getattr(hidden, "is_nested", False):
         hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
-    if spans.given(hidden, starts, ends):
+    if spans.given(hidden, starts, ends) and mode != "tokens":
         own |= {"scale": scale, "truncate_dim": truncate_dim, "normalize": normalize, "out_dtype": out_dtype}
         return spans.on_rows(partial(explain, mode=mode), (mode,), hidden, mask, cu_seqlens, starts, ends, names, **own)
-    more = own | options_given(name, starts, ends, truncate_dim, normalize, out_dtype)
-    more["scale"] = option(name, "scale", scale, float)
+    more = options_given(name, starts, ends, truncate_dim, normalize, out_dtype)
+    if mode == "tokens":
+        return dispatch.explain_call(TokensCall(hidden, mask, cu_seqlens, **more, names=names))
+    more |= own | {"scale": option(name, "scale", scale, float)}
     return dispatch.explain_call(PoolCall(mode, hidden, mask, cu_seqlens, **more, names=names))

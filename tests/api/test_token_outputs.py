@@ -83,6 +83,11 @@ def test_a_backend_that_has_none_says_so() -> None:
         words = f"^fastpool.tokens: backend '{name}' was asked for and cannot serve this call: {reason}$"
         with fastpool.backend(name), pytest.raises(RuntimeError, match=words):
             fastpool.tokens(HIDDEN)
+        assert fastpool.explain(HIDDEN, MASK, mode="tokens", normalize=True).reasons[name]
+    with pytest.raises(ValueError, match=r"^fastpool.explain: tokens takes no weights$"):
+        fastpool.explain(HIDDEN, mode="tokens", weights=HIDDEN[..., 0])
+    with pytest.raises(ValueError, match=r"^fastpool.tokens: lengths must lie between 0 and 5, got lengths\[2\] = 6$"):
+        fastpool.explain(HIDDEN, mode="tokens", lengths=torch.tensor([0, 1, 6]))
 
 
 def test_options() -> None:
