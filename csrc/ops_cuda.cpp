@@ -230,6 +230,94 @@ void l2_normalize_backward(StableIValue* stack, uint64_t, uint64_t) {
   });
 }
 
+// Whether rows of so many bytes each stand where four values may be loaded at once.
+bool are_aligned(const PoolCall& call) {
+  const int64_t size = size_of(call.dtype), alignment = size * 4 < 16 ? size * 4 : 16;
+  const int64_t strides = (call.row_stride | call.batch_stride) * size;
+  return (static_cast<int64_t>(reinterpret_cast<uintptr_t>(call.hidden)) | strides) % alignment == 0;
+}
+
+int64_t* integers(const Tensor& memory) { return static_cast<int64_t*>(memory.mutable_data()); }
+
+// How many rows the values have. Where nothing but data says so, the device is waited for, once.
+int64_t size_of_values(const TokensArguments& arguments, const TokensCall& call, const int64_t* cu_seqlens,
+                       cudaStream_t stream) {
+  const PoolArguments& pool = arguments.pool;
+  if (arguments.total) return *arguments.total;
+  if (!pool.mask && !pool.cu_seqlens && !pool.starts && !pool.ends) return call.pool.batch * call.pool.rows;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_cuda(cudaStreamIsCapturing(stream, &status));
+  if (status != cudaStreamCaptureStatusNone)
+    throw std::runtime_error(
+        "fastpool.tokens: in a CUDA graph total must be given, for nothing can wait for their number");
+  int64_t found = 0;
+  check_cuda(cudaMemcpyAsync(&found, cu_seqlens + call.pool.batch, sizeof found, cudaMemcpyDeviceToHost, stream));
+  check_cuda(cudaStreamSynchronize(stream));
+  return found;
+}
+
+void tokens(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr const char* name = "tokens";
+  if (ran_in_python_for(stack[0], name, stack)) return;
+  TokensArguments arguments(stack);
+  answer(name, stack, arguments, [&] {
+    TokensCall call = arguments.call();
+    const PoolCall& pool = call.pool;
+    check_grid(pool.batch, 1);
+    const OnDevice device(arguments.pool.hidden.device());
+    const cudaStream_t stream = device.stream();
+    Tensor cu_seqlens = arguments.cu_seqlens(call);
+    TokenRows rows;
+    rows.padded = arguments.pool.hidden.dim() == 3;
+    rows.most = arguments.total.value_or(INT64_MAX);
+    rows.cu_seqlens = integers(cu_seqlens);
+    check_cuda(count_tokens(pool, rows, stream));
+    call.size = size_of_values(arguments, call, rows.cu_seqlens, stream);
+    Tensor values = arguments.values(call);
+    if (call.size > 0 && pool.dim > 0) {
+      const Tensor sources = device.memory(call.size * 8);
+      rows.sources = integers(sources);
+      call.pool.out = values.mutable_data();
+      check_cuda(find_tokens(pool, rows, stream));
+      check_cuda(kernels(pool.dtype).pack_tokens(call, rows, are_aligned(pool), stream));
+    }
+    return std::pair(std::move(values), std::move(cu_seqlens));
+  });
+}
+
+void tokens_backward(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr const char* name = "_tokens_backward";
+  if (ran_in_python_for(stack[TokensBackwardArguments::kHidden], name, stack)) return;
+  TokensBackwardArguments arguments(stack);
+  answer(name, stack, arguments, [&] {
+    TokensBackwardCall call = arguments.call();
+    const PoolCall& pool = call.pool;
+    check_grid(pool.batch, 1);
+    const OnDevice device(arguments.pool.hidden.device());
+    const cudaStream_t stream = device.stream();
+    Tensor out = arguments.output();
+    call.out = out.mutable_data();
+    const int64_t tiles = call.padded ? 0 : (pool.rows + kRangeRows - 1) / kRangeRows;
+    if (call.out_rows() * pool.width == 0) return out;
+    const Tensor memory = device.memory((pool.batch + 1 + call.size + tiles) * 8);
+    TokenRows rows;
+    rows.padded = call.padded;
+    rows.most = call.size;
+    rows.cu_seqlens = integers(memory);
+    rows.sources = rows.cu_seqlens + pool.batch + 1;
+    if (tiles > 0) {
+      static_assert(sizeof(OverlapRange) == 8);
+      rows.ranges = reinterpret_cast<OverlapRange*>(rows.sources + call.size);
+      check_cuda(cudaMemsetAsync(rows.ranges, 0xff, static_cast<size_t>(tiles) * 8, stream));
+    }
+    check_cuda(count_tokens(pool, rows, stream));
+    check_cuda(find_tokens(pool, rows, stream));
+    const bool aligned = pool.dim % kQuad == 0 && reinterpret_cast<uintptr_t>(call.gradient) % 16 == 0;
+    check_cuda(kernels(pool.dtype).scatter_tokens(call, rows, aligned, stream));
+    return out;
+  });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(FASTPOOL_OPS, FASTPOOL_KEY, m) {
@@ -237,6 +325,8 @@ STABLE_TORCH_LIBRARY_IMPL(FASTPOOL_OPS, FASTPOOL_KEY, m) {
   m.impl("_pool_backward", pool_backward);
   m.impl("l2_normalize", l2_normalize);
   m.impl("_l2_normalize_backward", l2_normalize_backward);
+  m.impl("tokens", tokens);
+  m.impl("_tokens_backward", tokens_backward);
 }
 
 }  // namespace fastpool

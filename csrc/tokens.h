@@ -19,7 +19,7 @@ struct TokensBackwardCall {
   const void* gradient = nullptr;  // [size, dim], contiguous, of the accumulator
   const int64_t* cu_seqlens = nullptr;
   void* out = nullptr;  // like hidden, contiguous
-  int64_t out_rows() const { return padded ? pool.batch * pool.rows : pool.rows; }
+  FASTPOOL_HOST_DEVICE int64_t out_rows() const { return padded ? pool.batch * pool.rows : pool.rows; }
 };
 
 }  // namespace fastpool

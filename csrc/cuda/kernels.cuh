@@ -9,6 +9,7 @@
 #include "scatter_gradient.cuh"
 #include "segment.cuh"
 #include "segment_prologue.cuh"
+#include "tokens.cuh"
 
 namespace fastpool::cuda {
 
@@ -189,6 +190,17 @@ template <class T>
 cudaError_t normalize_backward(const Rows& rows, const RowGradients& gradients, cudaStream_t stream) {
   return launch_rows(normalize_backward_kernel<T>, rows.call.rows, gradients.width, accumulator_size(rows.call.dtype),
                      stream, rows, gradients);
+}
+
+template <class T>
+cudaError_t pack_tokens(const TokensCall& call, const TokenRows& rows, bool aligned, cudaStream_t stream) {
+  return launch_rows(pack_tokens_kernel<T>, call.size, call.pool.dim, accumulator_size(call.pool.dtype), stream, call,
+                     rows, aligned);
+}
+template <class T>
+cudaError_t scatter_tokens(const TokensBackwardCall& call, const TokenRows& rows, bool aligned, cudaStream_t stream) {
+  return launch_rows(scatter_tokens_kernel<T>, call.out_rows(), call.pool.width, accumulator_size(call.pool.dtype),
+                     stream, call, rows, aligned);
 }
 
 }  // namespace fastpool::cuda

@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include "../tokens.h"
 #include "plan.h"
 
 namespace fastpool::cuda {
@@ -62,6 +63,20 @@ struct Workspace {
   Prologue prologue;
 };
 
+// Of token outputs, what the launches leave each other.
+struct TokenRows {
+  bool padded = true;
+  int64_t most = INT64_MAX;        // what is behind so many tokens is cut off
+  int64_t* cu_seqlens = nullptr;   // [batch + 1]: where each segment's tokens stand in the result
+  int64_t* sources = nullptr;      // of each of the result's rows: its row among those of all sequences
+  OverlapRange* ranges = nullptr;  // of a packed input's gradient: a tile is kRangeRows rows
+};
+constexpr int kRangeRows = 32;
+// cu_seqlens; at its end stands how many tokens there are.
+cudaError_t count_tokens(const PoolCall& call, const TokenRows& rows, cudaStream_t stream);
+// sources, and ranges where there is room for them, all bits set.
+cudaError_t find_tokens(const PoolCall& call, const TokenRows& rows, cudaStream_t stream);
+
 struct DTypeKernels {
   cudaError_t (*pool)(const PoolCall& call, const PoolPlan& plan, const Workspace& workspace, cudaStream_t stream);
   cudaError_t (*normalize)(const Rows& rows, cudaStream_t stream);
@@ -71,6 +86,10 @@ struct DTypeKernels {
   cudaError_t (*pool_backward)(const PoolBackwardCall& call, const BackwardPlan& plan, const Prologue& prologue,
                                cudaStream_t stream);
   cudaError_t (*normalize_backward)(const Rows& rows, const RowGradients& gradients, cudaStream_t stream);
+  // `aligned`: four values of hidden's rows, or of the gradient's, may be loaded at once.
+  cudaError_t (*pack_tokens)(const TokensCall& call, const TokenRows& rows, bool aligned, cudaStream_t stream);
+  cudaError_t (*scatter_tokens)(const TokensBackwardCall& call, const TokenRows& rows, bool aligned,
+                                cudaStream_t stream);
 };
 
 extern const DTypeKernels kernels_float16, kernels_bfloat16, kernels_float32, kernels_float64;

@@ -42,6 +42,7 @@ class Control(ctypes.Structure):
         ("watched", ctypes.c_void_p),
         ("watched_end", ctypes.c_void_p),
         ("loaded", ctypes.c_int64),
+        ("waits", ctypes.c_int64),
     )
 
 
@@ -121,7 +122,7 @@ class Backend:
         result: Tensor = getattr(self.ops, call.op_name)(*by_place, **by_name)
         return result
 
-    pool = pool_backward = l2_normalize = l2_normalize_backward = _run
+    pool = pool_backward = l2_normalize = l2_normalize_backward = tokens = tokens_backward = _run
 
 
 def backward(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..arguments import given
-from ..calls import Call, Result, TokensBackwardCall, TokensCall
+from ..calls import Call, Result
 
 _PACKAGE = Path(__file__).parent.parent
 LIBRARY = _PACKAGE / "libfastpool.so"
@@ -99,8 +99,6 @@ def cuda_unavailable() -> str | None:
 def supports(call: Call) -> str | None:
     """None where this backend can serve the call, else why not."""
     kind = call.tensor.device.type
-    if kind == "cuda" and isinstance(call, TokensCall | TokensBackwardCall):
-        return "there is no CUDA C++ of tokens"
     if kind == "cuda":
         return _why_not_cuda
     if _why_not is None and kind != "cpu":

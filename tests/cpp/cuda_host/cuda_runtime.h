@@ -52,6 +52,7 @@ struct Control {
   bool fail_next = false;                                      // the next launch fails
   const void *watched = nullptr, *watched_end = nullptr;       // memory of which loads are counted
   int64_t loaded = 0;                                          // bytes, so far
+  int64_t waits = 0;                                           // of the host for a stream, so far
 };
 extern Control control;
 extern bool skip_launches;
@@ -178,6 +179,15 @@ cudaError_t cudaGetSymbolAddress(void** address, T (&)[n]) {
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
   ++cuda_host::control.memsets;
   std::memset(p, value, bytes);
+  return cudaSuccess;
+}
+enum cudaMemcpyKind { cudaMemcpyDeviceToHost };
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  ++cuda_host::control.waits;
   return cudaSuccess;
 }
 template <class... Parameters, class... Arguments>
