@@ -101,7 +101,6 @@ struct TokensArguments {
 };
 
 struct TokensBackwardArguments {
-  static constexpr int kHidden = 1;  // where it stands on the stack
   Tensor gradient;
   PoolArguments pool;
 

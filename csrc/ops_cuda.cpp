@@ -256,9 +256,12 @@ int64_t size_of_values(const TokensArguments& arguments, const TokensCall& call,
   return found;
 }
 
+// Triton has no token outputs, so that their size sends no call to Python.
+bool other_was_requested(const char* name, StableIValue* stack) { return ran_in_python(name, stack, native::kCpu, 0); }
+
 void tokens(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = "tokens";
-  if (ran_in_python_for(stack[0], name, stack)) return;
+  if (other_was_requested(name, stack)) return;
   TokensArguments arguments(stack);
   answer(name, stack, arguments, [&] {
     TokensCall call = arguments.call();
@@ -287,7 +290,7 @@ void tokens(StableIValue* stack, uint64_t, uint64_t) {
 
 void tokens_backward(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* name = "_tokens_backward";
-  if (ran_in_python_for(stack[TokensBackwardArguments::kHidden], name, stack)) return;
+  if (other_was_requested(name, stack)) return;
   TokensBackwardArguments arguments(stack);
   answer(name, stack, arguments, [&] {
     TokensBackwardCall call = arguments.call();

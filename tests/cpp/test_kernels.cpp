@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/pool_cpu.h"
+#include "cpu/tokens_cpu.h"
 
 using namespace fastpool;
 
@@ -273,6 +274,70 @@ void check_normalize(DType dtype, std::mt19937& random) {
   }
 }
 
+// The tokens of overlapping segments with holes, and their gradient, of small integers over 8: exact in every dtype.
+void check_tokens(DType dtype, int64_t width, int64_t dim, bool padded, std::mt19937& random) {
+  const DType wide = dtype == DType::float64 ? DType::float64 : DType::float32;
+  const int64_t batch = 9, rows = padded ? 71 : 400, all = padded ? batch * rows : rows;
+  std::vector<int64_t> starts, ends, offsets(static_cast<size_t>(batch + 1)), sources;
+  Exact hidden(all * width * size_of(dtype)), mask(all);
+  fill(dtype, hidden, all * width, random);
+  for (int64_t i = 0; i < all; ++i) static_cast<uint8_t*>(mask.data)[i] = i > 100 || random() % 4 != 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    const auto one = static_cast<int64_t>(random() % (rows + 1)), other = static_cast<int64_t>(random() % (rows + 1));
+    starts.push_back(std::min(one, other));
+    ends.push_back(std::max(one, other));
+    for (int64_t i = starts.back(); i < ends.back(); ++i) {
+      const int64_t row = (padded ? b * rows : 0) + i;
+      if (static_cast<uint8_t*>(mask.data)[row]) sources.push_back(row);
+    }
+  }
+  const auto found = static_cast<int64_t>(sources.size()), size = found + 3;
+  TokensCall call;
+  PoolCall& pool = call.pool;
+  pool.dtype = pool.out_dtype = dtype;
+  pool.batch = batch, pool.rows = rows, pool.dim = dim, pool.width = width;
+  pool.hidden = hidden.data, pool.row_stride = width, pool.batch_stride = padded ? rows * width : 0;
+  pool.starts.data = starts.data(), pool.ends.data = ends.data();
+  pool.mask.data = mask.data, pool.mask.batch_stride = padded ? rows : 0;
+  if (!cpu::count_tokens(pool, offsets.data()) || offsets.back() != found) fail("the number of tokens");
+  call.size = size, call.cu_seqlens = offsets.data();
+  for (const DType out_dtype : {dtype, DType::float32}) {
+    for (const bool normalize : {false, true}) {
+      pool.out_dtype = out_dtype, pool.normalize = normalize;
+      const int64_t row_bytes = dim * size_of(out_dtype);
+      const std::string bits = same_bits("tokens", size * row_bytes, [&](void* out, const auto& parallel) {
+        pool.out = out;
+        cpu::tokens(call, parallel);
+      });
+      if (bits.substr(static_cast<size_t>(found * row_bytes)) != std::string(static_cast<size_t>(3 * row_bytes), '\0'))
+        fail("rows behind the last token");
+      if (normalize || out_dtype != dtype) continue;
+      for (int64_t at = 0; at < found; ++at)
+        if (std::memcmp(bits.data() + at * row_bytes,
+                        static_cast<char*>(hidden.data) + sources[static_cast<size_t>(at)] * width * size_of(dtype),
+                        static_cast<size_t>(row_bytes)) != 0)
+          fail("token " + std::to_string(at));
+    }
+  }
+  Exact gradient(found * dim * size_of(wide));
+  fill(wide, gradient, found * dim, random);
+  TokensBackwardCall backward;
+  backward.pool = pool, backward.padded = padded, backward.size = found;
+  backward.gradient = gradient.data, backward.cu_seqlens = offsets.data();
+  const int64_t bytes = all * width * size_of(dtype);
+  const std::string bits = same_bits("a gradient of tokens", bytes, [&](void* out, const auto& parallel) {
+    backward.out = out;
+    cpu::tokens_backward(backward, parallel);
+  });
+  if (dtype != DType::float32) return;
+  std::vector<float> expected(static_cast<size_t>(all * width));
+  for (int64_t at = 0; at < found; ++at)
+    for (int64_t c = 0; c < dim; ++c)
+      expected[static_cast<size_t>(sources[static_cast<size_t>(at)] * width + c)] +=
+          static_cast<float*>(gradient.data)[at * dim + c];
+  if (std::memcmp(bits.data(), expected.data(), bits.size()) != 0) fail("the gradient of tokens");
+}
+
 }  // namespace
 
 int main() {
@@ -286,6 +351,10 @@ int main() {
       check_backward(dtype, 200, 133, padded, random);
     }
     check_normalize(dtype, random);
+    for (const bool padded : {false, true}) {
+      check_tokens(dtype, 1, 1, padded, random);
+      check_tokens(dtype, 133, 130, padded, random);
+    }
   }
   std::printf("%lld results, the same bits with %zu instruction sets: ok\n", static_cast<long long>(checked),
               cpu::isas().size());

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.cuda_host import NATIVE, Host, hostile_calls, raw
+from helpers.cuda_host import NATIVE, NEVER, Host, hostile_calls, raw
 from helpers.token_outputs import LENGTHS, MORE
 from torch import Tensor
 
@@ -144,3 +144,23 @@ def test_launches(host: Host) -> None:
         before = host.control.launches
         host.ops.tokens(**arguments, normalize=True)
         assert host.control.launches - before == launches
+
+
+def test_calls_of_any_size_run_here(host: Host) -> None:
+    """No other backend of a GPU has them; one that is asked for gets them all the same."""
+    hidden = torch.randn(2, 5, 8)
+    host.set_python_from(0, 1)
+    try:
+        before = host.control.launches
+        host.ops.tokens(hidden)
+        assert host.control.launches - before == 3
+    finally:
+        host.set_python_from(0, NEVER)
+    host.override_thread(1)  # OTHER
+    try:
+        before = host.control.launches
+        values, _ = host.ops.tokens(hidden)
+        assert host.control.launches == before
+    finally:
+        host.override_thread(-1)
+    assert same_bits(values, hidden.flatten(0, 1))
