@@ -35,19 +35,17 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-// Where row i of sequence b, which is row `source` of all, stands among the tokens of `segment`; -1 if it does not.
+// Where a real token, row i of its sequence and row `source` of all, stands among those of `segment`; -1 if it does
+// not.
 FASTPOOL_KERNEL_INLINE int64_t place_of(const PoolCall& pool, const TokenRows& rows, int64_t segment, int64_t i,
                                         int64_t source) {
   const Segment bounds = bounds_of(pool, segment);
   if (i < bounds.begin || i >= bounds.end) return -1;
   int64_t at = rows.cu_seqlens[segment];
   const int64_t stop = rows.cu_seqlens[segment + 1];
-  if (pool.mask.data == nullptr) {
-    at += i - bounds.begin;
-    return at < stop ? at : -1;
-  }
+  if (pool.mask.data == nullptr) at += i - bounds.begin;
 #pragma unroll 1
-  for (int64_t n = stop - at; n > 0;) {  // the first that is not before it
+  for (int64_t n = pool.mask.data == nullptr ? 0 : stop - at; n > 0;) {  // the first that is not before it
     const int64_t half = n / 2;
     if (rows.sources[at + half] < source) {
       at += half + 1;
@@ -56,7 +54,7 @@ FASTPOOL_KERNEL_INLINE int64_t place_of(const PoolCall& pool, const TokenRows& r
       n = half;
     }
   }
-  return at < stop && rows.sources[at] == source ? at : -1;
+  return at < stop ? at : -1;
 }
 
 template <class T>

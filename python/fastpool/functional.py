@@ -367,11 +367,11 @@ def explain(
     name, names = f"fastpool.{mode}", OWN
     if lengths is not None or getattr(hidden, "is_nested", False):
         hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
-    if spans.given(hidden, starts, ends) and mode != "tokens":
+    if spans.given(hidden, starts, ends) and mode in MODES:
         own |= {"scale": scale, "truncate_dim": truncate_dim, "normalize": normalize, "out_dtype": out_dtype}
         return spans.on_rows(partial(explain, mode=mode), (mode,), hidden, mask, cu_seqlens, starts, ends, names, **own)
     more = options_given(name, starts, ends, truncate_dim, normalize, out_dtype)
-    if mode == "tokens":
+    if mode not in MODES:  # of tokens
         return dispatch.explain_call(TokensCall(hidden, mask, cu_seqlens, **more, names=names))
     more |= own | {"scale": option(name, "scale", scale, float)}
     return dispatch.explain_call(PoolCall(mode, hidden, mask, cu_seqlens, **more, names=names))
