@@ -9,7 +9,9 @@ from helpers.token_outputs import LENGTHS, MORE, SERVING
 from torch import Tensor
 
 import fastpool
+from fastpool import reference
 from fastpool.backends import native
+from fastpool.calls import TokensBackwardCall, TokensCall
 from fastpool.testing import DTYPES, LAYOUTS, Sequence, same_bits, sequences, special_values
 
 
@@ -179,3 +181,16 @@ def test_validation_names_what_is_not_finite() -> None:
     hidden = torch.ones(1, 2, 3).mul(1e30)
     with pytest.raises(ValueError, match=r"hidden\[0, 0, 0\] is 1.0+\d*e\+30, so the result overflowed float16$"):
         fastpool.tokens(hidden, out_dtype=torch.float16)
+
+
+def test_the_definition_of_a_cut() -> None:
+    """Where nobody has counted first, as on a GPU."""
+    hidden, mask = torch.randn(2, 5, 3), torch.tensor([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]]).bool()
+    for total in (0, 2, 5):
+        call = TokensCall(hidden, mask, total=total)
+        values, cu_seqlens = reference.tokens(call)
+        assert same_bits(values, hidden[mask][:total])
+        assert cu_seqlens.tolist() == [0, min(3, total), total]
+        gradient = reference.tokens_backward(TokensBackwardCall(call, torch.ones(total, 3)))
+        assert same_bits(gradient[mask], (torch.arange(7) < total).float()[:, None].expand(7, 3))
+        assert not gradient[~mask].any()
