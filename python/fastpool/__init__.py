@@ -1,6 +1,7 @@
 """fastpool: token states to sentence vectors, exact and with the same bits every time."""
 
-from . import chunks, functional, nn, ops, sparse, token_outputs  # ops defines torch.ops.fastpool.*  # noqa: F401
+# ops defines torch.ops.fastpool.*, and autograd their gradients.
+from . import autograd, chunks, functional, nn, ops, sparse, token_outputs  # noqa: F401
 from .dispatch import Explanation, backend, validate
 from .functional import *  # noqa: F403  # its __all__: a function stands there once
 from .models import PoolingConfig

@@ -8,103 +8,19 @@ itself where a gradient depends on its values (Mode.gradient_reads_hidden).
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 
 from . import dispatch, several
 from .arguments import POOL_TENSORS, TOKENS, codes, given, named
 from .calls import accumulator
-from .checks import check_memory
 from .constants import NORM_EPS
 from .modes import MODES, Activation
 from .ops import library
+from .recording import Function, NoDoubleBackward, at_next_level, below_autograd, record, records, shape_of, widened
 from .reference.finish import round_once
-
-R = TypeVar("R")
-
-below_autograd = torch._C._AutoDispatchBelowAutograd  # while it lives, calls in this thread skip this file
-# Every call comes past these: looking them up costs as much as they do.
-_is_grad_enabled, _is_inference_mode = torch.is_grad_enabled, torch.is_inference_mode_enabled
-_is_compiling, _is_transforming = torch.compiler.is_compiling, torch._C._are_functorch_transforms_active
-
-
-def records(*tensors: Tensor | None) -> bool:
-    """Whether a call on these tensors has to be recorded. Raises NotImplementedError for forward-mode gradients."""
-    if forward_ad._current_level >= 0:
-        for tensor in tensors:
-            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-                raise NotImplementedError(
-                    "fastpool: forward-mode gradients (torch.func.jvp, forward_ad) are not implemented; reverse mode is"
-                )
-    if _is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return False
-
-
-def skips_autograd(hidden: Any, *others: Any) -> bool:
-    """Whether a call had better go `below_autograd`: nothing is to be recorded there, and this file's kernels cost
-    2.5 us to say so (the guard costs 0.5). Not in inference mode, whose tensors skip them by themselves."""
-    for other in others:
-        if other is not None and getattr(other, "requires_grad", True):
-            return False
-    return not (
-        _is_compiling()  # first: a compiler cannot read the rest
-        or _is_inference_mode()
-        or getattr(hidden, "requires_grad", True)
-        or _is_transforming()  # a wrapper of torch.func's does not tell what it wraps
-        or forward_ad._current_level >= 0
-    )
-
-
-def _shape_of(tensor: Tensor) -> Tensor:
-    """Shape and dtype of a tensor in the memory of one row."""
-    return tensor.new_empty(tensor.shape[-1:]).expand(tensor.shape)
-
-
-def _widened(op: str, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A gradient, or a result, as backward ops take it."""
-    check_memory(op, name, tensor)
-    return tensor.to(dtype).contiguous()
-
-
-def _at_next_level(op: Callable[..., R], *args: Any, **more: Any) -> R:
-    """Calls it below this level's autograd. A torch.func transform may have another level there, whose gradients are to
-    be recorded although this one's must not be. (No generator of contextlib's: one that a signal interrupts as it is
-    entered keeps its guards for as long as somebody keeps the exception.)"""
-    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), below_autograd():
-        return op(*args, **more)
-
-
-class _Function(_SingleLevelFunction):
-    """Compiled autograd asks for a key that torch gives to torch.autograd.Function alone."""
-
-    @staticmethod
-    def _compiled_autograd_key(ctx: Any) -> tuple[int]:
-        return (ctx._autograd_function_id,)
-
-
-class NoDoubleBackward(_Function):
-    """A backward op whose own gradient is an error, when it is asked for."""
-
-    @staticmethod
-    def forward(op: Callable[..., Tensor], name: str, *args: Any) -> Tensor:
-        return _at_next_level(op, *args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.name = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        raise NotImplementedError(f"{ctx.name}: gradients of gradients are not implemented")
-
 
 _TENSORS = tuple(argument.name for argument in POOL_TENSORS)
 _ONCE = next(name for name, mode in MODES.items() if mode.activates_result and mode.activation is Activation.RELU)
@@ -129,12 +45,12 @@ def _shared(gradient: Tensor, query: Tensor) -> Tensor:
     return round_once(gradient.reshape(query.shape), query.dtype)
 
 
-class _Pool(_Function):
+class _Pool(Function):
     """A pooling op without normalisation."""
 
     @staticmethod
     def forward(*args: Any) -> Tensor:  # as _pool's
-        return _at_next_level(_pool, *args)
+        return at_next_level(_pool, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -146,19 +62,19 @@ class _Pool(_Function):
         # The result itself serves where it was not rounded.
         exact = output.dtype == accumulator(hidden.dtype) or (mode.copies_tokens and output.dtype == hidden.dtype)
         saved = output if ctx.reads_hidden and exact else None
-        ctx.save_for_backward(hidden if ctx.reads_hidden else _shape_of(hidden), *rest, saved)
+        ctx.save_for_backward(hidden if ctx.reads_hidden else shape_of(hidden), *rest, saved)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         *tensors, result = ctx.saved_tensors
         name, dtype = f"fastpool.{ctx.mode}", accumulator(tensors[0].dtype)
-        gradient = _widened(name, "gradient", gradient, dtype)
+        gradient = widened(name, "gradient", gradient, dtype)
 
         def backward() -> dict[str, Tensor]:
             exact = result
             if ctx.reads_hidden:
                 exact = _pool(ctx.mode, ctx.scale, ctx.truncate_dim, dtype, *tensors) if result is None else result
-                exact = _widened(name, "result", exact, dtype)
+                exact = widened(name, "result", exact, dtype)
             op = torch.ops.fastpool._pool_backward.default
             found = {of: op(*codes(ctx.mode, of), gradient, *tensors, ctx.scale, exact) for of in ctx.of}
             if "query" in found:
@@ -194,18 +110,19 @@ def _once(ctx: Any, backward: Callable[..., Tensor], *args: Any) -> Tensor:
 
     def run() -> Tensor:
         if records(*(one for one in args if isinstance(one, Tensor))):
-            return _record(NoDoubleBackward, backward, f"fastpool.{ctx.mode}", *args)
+            found: Tensor = record(NoDoubleBackward, backward, f"fastpool.{ctx.mode}", *args)
+            return found
         return backward(*args)
 
     return dispatch.requesting(ctx.requested, lambda: dispatch.of_gradient(run))
 
 
-class _ActivateResult(_Function):
+class _ActivateResult(Function):
     """What modes of a maximum do to it."""
 
     @staticmethod
     def forward(x: Tensor, mode: str, out_dtype: torch.dtype) -> Tensor:
-        return _at_next_level(_activated, x, mode, out_dtype)
+        return at_next_level(_activated, x, mode, out_dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -216,17 +133,17 @@ class _ActivateResult(_Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        gradient = _widened(f"fastpool.{ctx.mode}", "gradient", gradient, x.dtype)
+        gradient = widened(f"fastpool.{ctx.mode}", "gradient", gradient, x.dtype)
         of_x = _once(ctx, _through_activation, gradient, x, ctx.mode)
         return of_x, None, None
 
 
-class _AddActivated(_Function):
+class _AddActivated(Function):
     """A mode that adds up activated tokens, without normalisation."""
 
     @staticmethod
     def forward(*args: Any) -> Tensor:  # as _pool's
-        return _at_next_level(_pool, *args)
+        return at_next_level(_pool, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -238,7 +155,7 @@ class _AddActivated(_Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         hidden, *others = ctx.saved_tensors
         plain, dtype = MODES[ctx.mode].without_activation, accumulator(hidden.dtype)
-        gradient = _widened(f"fastpool.{ctx.mode}", "gradient", gradient, dtype)
+        gradient = widened(f"fastpool.{ctx.mode}", "gradient", gradient, dtype)
 
         def backward(gradient: Tensor, hidden: Tensor, *others: Tensor | None) -> Tensor:
             found: Tensor = hidden.new_zeros(hidden.shape)
@@ -247,7 +164,7 @@ class _AddActivated(_Function):
                 x = hidden[..., columns].to(dtype)
                 own = gradient[:, columns].contiguous()
                 op = torch.ops.fastpool._pool_backward.default
-                reduced = op(*codes(plain, "hidden"), own, _shape_of(x), *others, 1.0, None)
+                reduced = op(*codes(plain, "hidden"), own, shape_of(x), *others, 1.0, None)
                 found[..., columns] = round_once(_through_activation(reduced, x, ctx.mode), hidden.dtype)
             return found
 
@@ -255,7 +172,7 @@ class _AddActivated(_Function):
         return None, None, None, None, of_hidden, *(None for _ in others)
 
 
-class _Tokens(_Function):
+class _Tokens(Function):
     """tokens without normalisation."""
 
     @staticmethod
@@ -265,24 +182,24 @@ class _Tokens(_Function):
         values = dict(zip(_OF_TOKENS, tensors, strict=True))
         options = {"truncate_dim": truncate_dim, "normalize": False, "out_dtype": out_dtype, "total": total}
         by_place, by_name = given("tokens", {**values, **options})
-        return _at_next_level(torch.ops.fastpool.tokens.default, *by_place, **by_name)
+        return at_next_level(torch.ops.fastpool.tokens.default, *by_place, **by_name)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         _, _, _, hidden, *rest = inputs
         ctx.requested = dispatch.thread_requested()
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(_shape_of(hidden), *rest)
+        ctx.save_for_backward(shape_of(hidden), *rest)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Any) -> Any:
         tensors = ctx.saved_tensors
-        gradient = _widened("fastpool.tokens", "gradient", gradient, accumulator(tensors[0].dtype))
+        gradient = widened("fastpool.tokens", "gradient", gradient, accumulator(tensors[0].dtype))
         op = torch.ops.fastpool._tokens_backward
         return None, None, None, dispatch.requesting(ctx.requested, lambda: op(gradient, *tensors)), *[None] * 4
 
 
-class _Normalize(_Function):
+class _Normalize(Function):
     """l2_normalize."""
 
     @staticmethod
@@ -290,7 +207,7 @@ class _Normalize(_Function):
         x: Tensor, truncate_dim: int | None, truncate_dims: Tensor | None, eps: float, out_dtype: torch.dtype | None
     ) -> Tensor:
         op: Callable[..., Tensor] = torch.ops.fastpool.l2_normalize.default
-        return _at_next_level(
+        return at_next_level(
             op, x, truncate_dim=truncate_dim, truncate_dims=truncate_dims, eps=eps, out_dtype=out_dtype
         )
 
@@ -303,22 +220,10 @@ class _Normalize(_Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, truncate_dims = ctx.saved_tensors
-        gradient = _widened("fastpool.l2_normalize", "gradient", gradient, accumulator(x.dtype))
+        gradient = widened("fastpool.l2_normalize", "gradient", gradient, accumulator(x.dtype))
         op = torch.ops.fastpool._l2_normalize_backward
         of_x = dispatch.requesting(ctx.requested, lambda: op(gradient, x, ctx.eps, truncate_dims))
         return of_x, None, None, None, None
-
-
-def _record(function: type[_Function], *args: Any) -> Any:
-    """Applies a function for the level of torch.func's transforms that autograd is at, if there are any: this is a
-    kernel of the Autograd key, where each level comes by itself."""
-    allowed = _functorch.get_single_level_autograd_function_allowed()
-    try:  # as torch's own context manager, which is an error by itself where a signal interrupts its first line
-        _functorch.set_single_level_autograd_function_allowed(True)
-        result = function.apply(*args)  # type: ignore[attr-defined]  # torch's types lack it
-    finally:
-        _functorch.set_single_level_autograd_function_allowed(allowed)
-    return result
 
 
 def _pool_kernel(mode: str) -> Callable[..., Tensor]:
@@ -341,11 +246,11 @@ def _pool_kernel(mode: str) -> Callable[..., Tensor]:
         taken = (tensors.get(name) for name in _TENSORS)
         row = MODES[mode]
         if row.activates_result:
-            maximum = _record(_Pool, row.without_activation, scale, truncate_dim, accumulator(hidden.dtype), *taken)
-            pooled = _record(_ActivateResult, maximum, mode, unrounded or hidden.dtype)
+            maximum = record(_Pool, row.without_activation, scale, truncate_dim, accumulator(hidden.dtype), *taken)
+            pooled: Tensor = record(_ActivateResult, maximum, mode, unrounded or hidden.dtype)
         else:
             kind = _AddActivated if row.activates_tokens else _Pool
-            pooled = _record(kind, mode, scale, truncate_dim, unrounded, *taken)
+            pooled = record(kind, mode, scale, truncate_dim, unrounded, *taken)
         if not normalize:
             return pooled
         normalized: Tensor = torch.ops.fastpool.l2_normalize.default(pooled, out_dtype=out_dtype or hidden.dtype)
@@ -363,7 +268,7 @@ def _normalize_kernel(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     if records(x):
-        recorded: Tensor = _record(_Normalize, x, truncate_dim, truncate_dims, eps, out_dtype)
+        recorded: Tensor = record(_Normalize, x, truncate_dim, truncate_dims, eps, out_dtype)
         return recorded
     op = torch.ops.fastpool.l2_normalize.default
     with below_autograd():
@@ -381,7 +286,7 @@ def _tokens_kernel(*args: Any, **more: Any) -> Any:
     normalize, out_dtype = values.get("normalize", False), values.get("out_dtype")
     unrounded = accumulator(hidden.dtype) if normalize else out_dtype
     truncate_dim, total = values.get("truncate_dim"), values.get("total")
-    tokens, cu_seqlens = _record(_Tokens, truncate_dim, unrounded, total, *map(values.get, _OF_TOKENS))
+    tokens, cu_seqlens = record(_Tokens, truncate_dim, unrounded, total, *map(values.get, _OF_TOKENS))
     if normalize:
         tokens = torch.ops.fastpool.l2_normalize.default(tokens, out_dtype=out_dtype or hidden.dtype)
     return tokens, cu_seqlens
@@ -401,7 +306,7 @@ def _backward_kernel(name: str) -> Callable[..., Tensor]:
     def kernel(*args: Any) -> Tensor:
         if records(*(argument for argument in args if isinstance(argument, Tensor))):
             said = list(MODES)[args[0]] if isinstance(args[0], int) else name[1:].removesuffix("_backward")
-            recorded: Tensor = _record(NoDoubleBackward, op, f"fastpool.{said}", *args)
+            recorded: Tensor = record(NoDoubleBackward, op, f"fastpool.{said}", *args)
             return recorded
         with below_autograd():
             return op(*args)

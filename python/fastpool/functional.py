@@ -12,13 +12,13 @@ from torch import Tensor
 
 from . import dispatch, docstrings, several, spans
 from .arguments import OPS
-from .autograd import below_autograd, skips_autograd
 from .calls import PoolCall, TokensCall
 from .checks import check_float
 from .constants import NORM_EPS
 from .layouts import OWN, raise_in_callers_words, to_op
 from .modes import MODES, Mode
 from .options import mode_names, option, options_given, refuse
+from .recording import below_autograd, skips_autograd
 from .signatures import AttentionPooling, Pooling, ScoredPooling, WeightedPooling
 
 __all__ = ["attention", "cls", "explain", "l2_normalize", "last", "max", "mean", "mean_sqrt_len", "softmax_mean"]

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import spans
-from .autograd import below_autograd, skips_autograd
 from .calls import accumulator
 from .checks import check_float, check_tensor, name_of, require
 from .functional import WRONG, l2_normalize
 from .layouts import Names, raise_in_callers_words, to_op
 from .modes import MODES, Activation, Mode, Reduce
 from .options import count, option, options_given, refuse
+from .recording import below_autograd, skips_autograd
 
 __all__ = ["sparse_csr", "splade", "splade_linear"]
 

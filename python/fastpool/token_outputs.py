@@ -6,11 +6,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .autograd import below_autograd, skips_autograd
 from .checks import MASK_DTYPES, check_float, check_memory, check_tensor, name_of, require
-from .functional import refuse
 from .layouts import OWN, raise_in_callers_words, to_op
-from .options import option
+from .options import option, refuse
+from .recording import below_autograd, skips_autograd
 
 __all__ = ["keep_mask", "tokens"]
 
