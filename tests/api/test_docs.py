@@ -34,6 +34,7 @@ THEIR_FILES = {  # files of other programs and of models, and what only looks li
 THEIR_OPTIONS = {
     "docs/design.md": ["-ffast-math"],
     "docs/infinity.md": ["--engine", "--pooling-method", "--dtype", "--compile"],
+    "docs/model-folders.md": ["--pooling"],
     "docs/text-embeddings-inference.md": ["--pooling", "--pool"],
 }
 HANDED_ON = {  # options that the Makefile's variables take, and who reads them

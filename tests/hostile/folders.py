@@ -30,7 +30,7 @@ TOKENIZER = {
 TYPES = {
     name: OLD + name
     for name in ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "WeightedLayerPooling", "WordWeights")
-}
+} | {name: f"sentence_transformers.sparse_encoder.models.{name}" for name in ("MLMTransformer", "SpladePooling")}
 SURROUNDINGS: dict[str, Any] = {
     "tokenizer_config.json": {"padding_side": "left", "model_max_length": 512, "add_eos_token": True, "eos_token": "."},
     "tokenizer.json": TOKENIZER,
@@ -85,6 +85,15 @@ FOLDERS: list[dict[str, Any]] = [
         "2_WordWeights/config.json": {"vocab": ["a", "B"], "word_weights": {"a": 2, "b": 5}, "unknown_word_weight": 3},
         "3_Pooling/config.json": MEAN,
         "config.json": {**BERT, "output_hidden_states": True},
+    },
+    {
+        "modules.json": modules("MLMTransformer", "SpladePooling", types=TYPES),
+        "1_SpladePooling/config.json": {"pooling_strategy": "sum", "activation_function": "relu",
+                                        "embedding_dimension": 8},
+        "sentence_bert_config.json": {"transformer_task": "fill-mask"},
+        "config_sentence_transformers.json": {"model_type": "SparseEncoder", "max_active_dims": 4},
+        "config.json": {"architectures": ["BertForMaskedLM"], "model_type": "bert", "vocab_size": 8,
+                        "cls_token_id": 1, "sep_token_id": 2},
     },
 ]  # fmt: skip
 NAMES = sorted({name for folder in FOLDERS for name in folder})

@@ -10,7 +10,7 @@ from helpers.model_folders import BERT, MEAN, OLD, model, modules, read
         (OLD + "Router", "a router between towers"),
         (OLD + "Asym", "a router between towers"),
         ("sentence_transformers.base.modules.router.Router", "a router between towers"),
-        ("sentence_transformers.sparse_encoder.models.SpladePooling", "SPLADE's, .*SparseEncoder"),
+        ("sentence_transformers.sparse_encoder.models.SparseAutoEncoder", "made for sparse vectors; .*SparseEncoder"),
         ("sentence_transformers.multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask", "late interaction"),
         ("sentence_transformers.multi_vector_encoder.modules.token_pooling.LambdaTokenPooling", "late interaction"),
         ("sentence_transformers.cross_encoder.modules.logit_score.LogitScore", "a cross-encoder's"),

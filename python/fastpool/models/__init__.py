@@ -3,6 +3,7 @@
 from .config import PoolingConfig
 from .decisions import Decision
 from .layers import Dense, LatentAttention, LayerNorm, Normalize
+from .splade import Splade
 from .weighing import LayerWeights, WordWeights
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "LayerWeights",
     "Normalize",
     "PoolingConfig",
+    "Splade",
     "WordWeights",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from ..text import shown
 from .files import Document, Folder, Module
 from .layers import Dense, Layer, LayerNorm, Normalize
+from .splade import Splade
 from .unlike import MODULES
 from .weighing import LayerWeights, WordWeights
 
@@ -14,19 +15,21 @@ _MOST = 100  # modules; models have three or four, and each is a warning or a la
 CLASSES = (
     *("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "WordWeights", "WeightedLayerPooling", "Dropout"),
 )
+OTHERS = ("SpladePooling",)  # what stands in Pooling's place
 # What else makes token states, as the first module.
-_FIRST = ("Transformer", "WordEmbeddings")
+_FIRST = ("Transformer", "MLMTransformer", "WordEmbeddings")
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Layers on each token's state, weights of these, Pooling, layers on the vector."""
+    """Layers on each token's state, weights of these, Pooling, layers on the vector; or SPLADE alone."""
 
     tokens: tuple[Layer, ...] = ()
     layer_weights: LayerWeights | None = None
     word_weights: WordWeights | None = None
     pooling: Document | None = None  # its configuration; None: not pooled
     layers: tuple[Layer, ...] = ()
+    sparse: Splade | None = None  # what takes logits
 
     def then(self, layer: Layer) -> "Chain":
         before = self.tokens if self.pooling is None else self.layers
@@ -36,9 +39,10 @@ class Chain:
         return replace(self, tokens=after) if self.pooling is None else replace(self, layers=after)
 
 
-def follow(folder: Folder, modules: Sequence[Module], states: str) -> Chain:
+def follow(folder: Folder, modules: Sequence[Module], states: str, model: Document) -> Chain:
     """What the modules make of token states, which the first of them gives under the name `states`: each reads what was
-    passed on under one name, and passes it on under another or the same; what no later one reads has no effect.
+    passed on under one name, and passes it on under another or the same; what no later one reads has no effect. `model`
+    is config_sentence_transformers.json.
 
     Raises:
         FileNotFoundError: a module's configuration is missing.
@@ -77,10 +81,17 @@ def follow(folder: Folder, modules: Sequence[Module], states: str) -> Chain:
                 )
             shares = LayerWeights.read(folder, module, folder.document(module.config))
             passed[_TOKENS] = Chain(layer_weights=shares)
+        elif module.name == "SpladePooling":
+            if i != 1 or len(modules) != 2:
+                raise ValueError(
+                    f"{module.entry.name}: type {module.type} is SPLADE's, which must stand alone behind what gives "
+                    f"logits, got {', '.join(one.type for one in modules)}"
+                )
+            passed[_SENTENCE] = Chain(sparse=Splade.read(folder.document(module.config), model))
         else:  # Dropout, which does nothing outside training
             _given(passed, _SENTENCE, module)
     chain = passed.get(_SENTENCE, Chain())
-    if chain.pooling is None:
+    if chain.pooling is None and chain.sparse is None:
         found = ", ".join(module.type for module in modules) or "nothing"
         raise ValueError(
             f"modules.json: type must be sentence-transformers' Pooling for one module, which gives "
@@ -96,10 +107,10 @@ def _check(i: int, module: Module) -> None:
     ours = module.type.startswith("sentence_transformers.")
     if i == 0 and (module.name in _FIRST or not ours):
         return  # also one of the model's own code: what makes the token states is not ours to run
-    if not ours or module.name not in CLASSES[1:]:
-        words = ", ".join(CLASSES[1:-1])
+    *words, last = (*CLASSES[1:], *OTHERS)
+    if not ours or module.name not in (*words, last):
         raise module.entry.error(
-            "type", f"sentence-transformers' Transformer (first), {words} or {CLASSES[-1]}; other code is not run"
+            "type", f"sentence-transformers' Transformer (first), {', '.join(words)} or {last}; other code is not run"
         )
     if i == 0:
         raise module.entry.error("type", "what makes token states, as sentence-transformers' Transformer")

@@ -21,6 +21,7 @@ from .decisions import Decision
 from .files import Folder, folder_of
 from .layers import Dense, Layer, columns
 from .read import Reader
+from .splade import Splade
 from .weighing import LayerWeights, WordWeights
 
 
@@ -39,10 +40,10 @@ class PoolingConfig:
     >>> embeddings = config.apply(hidden, mask)
     """
 
-    modes: tuple[str, ...]  # fastpool's names; none where an engine gives no vector of a text
+    modes: tuple[str, ...]  # fastpool's names; none where no vector of a text is pooled
     normalize: bool = False
     truncate_dim: int | None = None  # columns to keep (Matryoshka)
-    width: int | None = None  # columns that token states must have, H
+    width: int | None = None  # columns that token states must have, H; of a sparse model, that logits must have
     padding_side: str | None = None  # "left", "right"; None where the folder does not say
     max_length: int | None = None  # tokens of a text
     include_prompt: bool = True
@@ -54,6 +55,7 @@ class PoolingConfig:
     token_layers: tuple[Layer, ...] = ()  # the same on token states, LatentAttention first, before they are pooled
     layer_weights: LayerWeights | None = None  # of the model's layers, all of which apply then takes
     word_weights: WordWeights | None = None  # of tokens by their id, which apply then takes as input_ids
+    sparse: Splade | None = None  # what its logits become, where it gives no dense vector; then there are no modes
     architecture: str | None = None
     decisions: tuple[Decision, ...] = field(default=(), hash=False)
     warnings: tuple[str, ...] = ()
@@ -94,8 +96,8 @@ class PoolingConfig:
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing that has to be there.
-            ValueError: a file is malformed, or asks for what is not supported (a cross-encoder, sparse vectors, one
-                vector a token, ...), and then what to do; names the file and the key.
+            ValueError: a file is malformed, or asks for what is not supported (a cross-encoder, one vector a token,
+                ...), and then what to do; names the file and the key.
         """
         try:
             reader = Reader(Folder(folder_of(folder)))
@@ -114,6 +116,12 @@ class PoolingConfig:
     def decision(self, what: str) -> Decision:
         """The decision about "modes", "normalize", ..."""
         return next(decision for decision in self.decisions if decision.what == what)
+
+    def check_pooled(self, owner: str) -> None:
+        """Raises ValueError where the model gives something else than a vector that is pooled of token states: what,
+        and what gives it."""
+        if self.sparse is not None:
+            raise ValueError(f"{owner}: the model gives {self.sparse.instead}")
 
     def apply(
         self,
@@ -144,9 +152,11 @@ class PoolingConfig:
             to hidden; layers are constants.
 
         Raises:
-            TypeError, ValueError: what the functions raise; ValueError for hidden of another width than `width`.
+            TypeError, ValueError: what the functions raise; ValueError for hidden of another width than `width`, and
+                for a model that gives sparse vectors, with the function that makes them.
             FileNotFoundError, ValueError: a layer's weights are not there, or do not fit.
         """
+        self.check_pooled("fastpool.PoolingConfig.apply")
         bounds = {"lengths": lengths, "starts": starts, "ends": ends}
         one: Any = hidden if self.layer_weights is None else self.layer_weights.first(hidden)
         if not has_rows(one):

@@ -75,12 +75,12 @@ def _words(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return " + ".join(map(_words, value))
-    if isinstance(value, dict) and "activation" in value:  # a Dense layer
+    if isinstance(value, dict) and value.get("layer") == "Dense":
         return f"Dense {value['inputs']} to {value['outputs']}, {value['activation']}"
     if isinstance(value, dict) and "layer" in value:
         return str(value["layer"])
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {said!r}" for name, said in value.items())
+        return ", ".join(f"{name}: {said!r}" for name, said in value.items() if said is not None)
     return str(value)
 
 

@@ -2,7 +2,7 @@
 
 from ..text import shown
 from . import elsewhere, unlike
-from .chain import CLASSES
+from .chain import CLASSES, OTHERS
 from .decisions import Certainty, Record
 from .families import architecture, is_bidirectional, is_causal, is_encoder
 from .files import Document, Folder, Module
@@ -32,7 +32,7 @@ _WORSE = "the wrong one raises no error, it makes search worse"
 def left_over(folder: Folder, record: Record) -> list[Module]:
     """The modules of a folder of sentence-transformers whose modules.json is missing, as far as their folders tell;
     none where no Pooling is among them."""
-    modules = [module for module in folder.left_over() if module.name in CLASSES or module.name in unlike.MODULES]
+    modules = [module for module in folder.left_over() if module.name in (*CLASSES, *OTHERS, *unlike.MODULES)]
     poolings = [module for module in modules if module.name == "Pooling" and folder.has(module.config)]
     if not poolings:
         return []

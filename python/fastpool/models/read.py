@@ -1,6 +1,6 @@
 """From a model's folder to answers: each with the file and key that it comes from, and how sure it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from ..text import shown
@@ -8,9 +8,10 @@ from . import elsewhere, pooling, unlike
 from .chain import Chain, follow, unnamed
 from .decisions import Record
 from .families import architecture, is_causal, number, width
-from .files import Document, Folder, inside
+from .files import Document, Folder, Module, inside
 from .layers import Dense, LatentAttention, Layer, LayerNorm, Normalize, columns
 from .sources import Sources
+from .splade import Splade
 from .weighing import LayerWeights, WordWeights
 
 T = TypeVar("T")
@@ -34,22 +35,24 @@ class Reader:
         self.record = record = Record()
         self.guesses = record.guesses
         self.has_modules = sources.modules is not None
-        unlike.refuse(folder, sources.transformer, sources.model, self.has_modules)
+        unlike.refuse(sources)
         self.architecture = architecture(sources.transformer)
 
         modules = pooling.left_over(folder, record) if sources.modules is None else sources.modules
-        chain = follow(folder, modules, self._states()) if self.has_modules or modules else Chain()
+        followed = self.has_modules or modules
+        chain = follow(folder, modules, self._states(modules), sources.model) if followed else Chain()
         self.pooling = chain.pooling
         statement = elsewhere.whole(sources)
         self.said = statement.more if statement and self.pooling is None else {}
 
-        modes = pooling.modes(sources, self.pooling, record)
+        sparse = chain.sparse and record.decide("sparse", chain.sparse, chain.sparse.source, "stated")
+        modes = () if sparse else pooling.modes(sources, self.pooling, record)
         self.latent = elsewhere.latent_attention(sources.transformer)
         first = [] if self.latent is None else [LatentAttention.read(folder, sources.home, self.latent)]
         layers, token_layers = chain.layers, (*first, *chain.tokens)
-        width = self._width(len(modes), token_layers, layers)
+        width = self._vocabulary(sparse) if sparse else self._width(len(modes), token_layers, layers)
         pooled = columns(token_layers, width)
-        given = columns(layers, pooled and pooled * len(modes))
+        given = columns(layers, pooled and pooled * (len(modes) or 1))
         normalize = bool(layers) and isinstance(layers[-1], Normalize)
         self._check_weighed(modes, chain)
         self.answers: dict[str, Any] = {
@@ -62,6 +65,7 @@ class Reader:
             "token_layers": self._layers("token_layers", token_layers),
             "layer_weights": self._weighed("layer_weights", chain.layer_weights),
             "word_weights": self._weighed("word_weights", chain.word_weights),
+            "sparse": sparse,
             "include_prompt": self._include_prompt(),
             "prompt_counts": self.said.get("prompt_counts", (True,))[0],
             "prompts": self._prompts(),
@@ -76,12 +80,20 @@ class Reader:
         for name in ("decisions", "warnings", "contradictions"):
             self.answers[name] = tuple(getattr(record, name))
 
-    def _states(self) -> str:
-        """The name under which the Transformer module passes on what it makes."""
-        sentence = self.sources.sentence
-        task = sentence.get("transformer_task", str)
-        if task not in (None, "feature-extraction"):
-            raise sentence.error("transformer_task", "'feature-extraction', which gives token states")
+    def _states(self, modules: Sequence[Module]) -> str:
+        """The name under which the Transformer module passes on what it makes. Raises ValueError where what follows
+        takes something else."""
+        sentence, key = self.sources.sentence, "transformer_task"
+        logits = bool(modules) and modules[0].name == "MLMTransformer"
+        task = sentence.get(key, str) or ("fill-mask" if logits else "feature-extraction")
+        sparse = self.sources.family == "SparseEncoder"
+        if sparse and task != "fill-mask":
+            raise sentence.error(key, "'fill-mask', which gives the logits that SpladePooling takes")
+        if not sparse and logits:
+            first = modules[0].entry
+            raise first.error("type", "sentence-transformers' Transformer, which gives token states and not logits")
+        if not sparse and task != "feature-extraction":
+            raise sentence.error(key, "'feature-extraction', which gives token states")
         return sentence.get("module_output_name", str) or "token_embeddings"
 
     def _stated_as_a_whole(self, what: str, otherwise: Callable[[], T]) -> T:
@@ -134,6 +146,18 @@ class Reader:
                 "does not look at the first when it pools"
             )
         return record.decide("width", given, where, "implied")
+
+    def _vocabulary(self, splade: Splade) -> int | None:
+        """Columns of the logits: the model's words. SpladePooling's own number is not looked at when it pools."""
+        record, known, said = self.record, number(self.sources.transformer, "vocab_size"), splade.columns
+        if known is None:
+            return None if said is None else record.decide("width", said, splade.source, "stated")
+        if said not in (None, known[0]):
+            record.warn(
+                f"{splade.source} says {said} columns, but {known[1]} says {known[0]}, which is followed: "
+                "sentence-transformers does not look at the first when it pools"
+            )
+        return record.decide("width", *known, "implied")
 
     def _pooling_columns(self) -> tuple[int | None, str]:
         """What the Pooling module says of the columns that it is given, and where."""
@@ -265,7 +289,7 @@ class Reader:
         """About what does not fit together, or is not here."""
         record, sources, modes = self.record, self.sources, self.answers["modes"]
         family = sources.model.get("model_type", str)
-        if self.has_modules and family not in (None, "SentenceTransformer"):
+        if self.has_modules and family not in (None, sources.family):
             record.contradiction(
                 f"{sources.model.name}: model_type is {shown(family)}, so that sentence-transformers reads neither "
                 "modules.json nor prompts, and chooses a pooling of its own; modules.json is followed here"

@@ -51,6 +51,12 @@ class Sources:
         )
 
     @property
+    def family(self) -> str:
+        """sentence-transformers' class for models of such modules."""
+        names = {module.name for module in self.modules or []}
+        return "SparseEncoder" if "SpladePooling" in names else "SentenceTransformer"
+
+    @property
     def certainty(self) -> Certainty:
         """Of what modules say, whose folders may be all that is left of them."""
         return "implied" if self.modules is None else "stated"

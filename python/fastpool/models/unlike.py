@@ -2,6 +2,7 @@
 
 from .families import architecture
 from .files import Document, Folder
+from .sources import Sources
 
 _ENCODE = "take its vectors from sentence-transformers"
 _INSTEAD = f"{_ENCODE}, or pool what this module gives"
@@ -27,39 +28,38 @@ MODULES = {
     "MultiVectorMask": _LATE,
     "LogitScore": "a cross-encoder's: it scores pairs of texts and gives no vectors; use sentence-transformers' "
     "CrossEncoder",
-    "MLMTransformer": f"a SPLADE model's, whose vectors are sparse; {_SPARSE}",
     "SparseAutoEncoder": f"made for sparse vectors; {_SPARSE}",
     "SparseStaticEmbedding": f"made for sparse vectors; {_SPARSE}",
-    "SpladePooling": f"SPLADE's, which makes a sparse vector of the logits of a language model's head; {_SPARSE}, or "
-    "for its max: log1p(relu(fastpool.max(logits, mask)))",
 }
+# And of models, where modules.json says something else. model_type {...} is ...
 _FAMILIES = {
     "CrossEncoder": MODULES["LogitScore"],
     "MultiVectorEncoder": MODULES["MultiVectorMask"],
-    "SparseEncoder": MODULES["SpladePooling"],
+    "SparseEncoder": f"made for sparse vectors, but modules.json names no SpladePooling; {_SPARSE}",
 }
 # Files beside the model, with what they mean.
 _HEAD = "contextual_head.safetensors"
 _PROJECTIONS = "projections.safetensors"
 
 
-def refuse(folder: Folder, transformer: Document, model: Document, has_modules: bool) -> None:
+def refuse(sources: Sources) -> None:
     """Raises ValueError for a folder of a model that is not pooled by a formula: which, and what to do."""
+    transformer, model = sources.transformer, sources.model
     family = model.get("model_type", str)
-    if family in _FAMILIES:
+    if family in _FAMILIES and family != sources.family:
         raise ValueError(f"{model.name}: model_type {family} is {_FAMILIES[family]}")
     if (model.get("similarity_fn_name", str) or "").lower() == "maxsim":
         raise ValueError(f"{model.name}: similarity_fn_name MaxSim is {_LATE}")
     name = architecture(transformer) or ""
     if name == "HF_ColBERT":
         raise ValueError(f"{transformer.name}: architectures: {name} is {_LATE}")
-    if not has_modules and name.endswith("ForSequenceClassification"):
+    if sources.modules is None and name.endswith("ForSequenceClassification"):
         raise ValueError(
             f"{transformer.name}: architectures: {name} is a classifier or a cross-encoder (reranker), which scores "
             "texts or pairs and gives no vectors; use sentence-transformers' CrossEncoder or transformers' pipelines, "
             "or write modules.json with a Pooling module if its token states are to be pooled"
         )
-    if folder.has(_HEAD):
+    if sources.folder.has(_HEAD):
         raise ValueError(
             f"{_HEAD}: the model pools the spans of a text and projects each mean by this matrix, which is not "
             "supported: use the model's own code, or fastpool.mean with starts= and ends= of the spans, then the "

@@ -29,6 +29,8 @@ class EngineReport:
 
 def describe(pooling: PoolingConfig) -> str:
     """mean + max, Dense to 768, first 256 columns, normalised"""
+    if pooling.sparse is not None:
+        return told(str(pooling.sparse))
     if not pooling.modes:
         return "no sentence vectors"
     steps = [f"each token {layer}" for layer in pooling.token_layers]

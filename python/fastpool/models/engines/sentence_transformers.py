@@ -1,10 +1,12 @@
 """sentence-transformers 6.2.0: sentence_transformer/model.py: _load_default_modules, and encode, which truncates what
-the modules gave; base/model.py: _load_config_modules."""
+the modules gave; base/model.py: _load_config_modules; sparse_encoder/model.py: _load_converted_modules, encode;
+sparse_encoder/modules/splade_pooling.py."""
 
 from dataclasses import replace
 
 from ...text import shown
 from ..config import PoolingConfig
+from ..files import Document
 from ..layers import LatentAttention, Layer, columns
 from ..pooling import POOLING_FLAGS, POOLING_MODES
 from .common import NEW, OLD, Default, Engine, Model, plain
@@ -15,7 +17,7 @@ def _default(model: Model) -> Default:
     if why := model.out_of_place(paths=True, top=False):
         return Default(plain(model), (f"{why}: it does not load such a folder",), starts=False)
     family = model.sources.model.get("model_type", str)
-    if model.sources.modules is None or family not in (None, "SentenceTransformer"):
+    if model.sources.modules is None or family not in (None, model.sources.family):
         causal = model.architecture.endswith("ForCausalLM") and model.transformer.values.get("is_causal", True)
         why = "modules.json is missing" if model.sources.modules is None else f"of a {family} it reads no modules.json"
         notes = [f"{why}: it takes lasttoken for causal LMs, mean for all others", *_own_code(wanted)]
@@ -26,6 +28,11 @@ def _default(model: Model) -> Default:
     if wanted.normalize and wanted.truncate_dim is not None:
         note = "it normalises, then truncates, and does not normalise again; encode(normalize_embeddings=True) does"
         return Default(replace(wanted, normalize=False), (note,))
+    if wanted.sparse is not None:
+        notes = ["its SpladePooling keeps CLS and SEP"]
+        if family is None:
+            notes.append("without model_type its SparseEncoder puts an untrained SparseAutoEncoder behind it")
+        return Default(wanted, (*notes, *_refused(model)))
     return Default(wanted, (*_own_code(wanted), *_refused(model)))
 
 
@@ -41,14 +48,19 @@ def _own_code(wanted: PoolingConfig) -> tuple[str, ...]:
 
 def _refused(model: Model) -> tuple[str, ...]:
     """What it does not load, though its meaning is plain."""
-    pooling = model.module("Pooling", OLD, NEW["Pooling"])
+    sizes = ("embedding_dimension", "word_embedding_dimension")
+    if model.wanted.sparse is not None:
+        pooling: Document | None = model.folder.document(model.wanted.sparse.source)
+        keys = {*sizes, "pooling_strategy", "activation_function", "chunk_size"}
+    else:
+        pooling = model.module("Pooling", OLD, NEW["Pooling"])
+        keys = {*sizes, *POOLING_FLAGS, "pooling_mode", "include_prompt"}
     if pooling is None:
         return ()
     notes = []
-    sizes = ("embedding_dimension", "word_embedding_dimension")
-    if not any(key in pooling.values for key in sizes):
+    if model.wanted.sparse is None and not any(key in pooling.values for key in sizes):
         notes.append(f"{pooling.name} has no embedding_dimension: it does not load such a folder")
-    more = pooling.values.keys() - {*sizes, *POOLING_FLAGS, "pooling_mode", "include_prompt"}
+    more = pooling.values.keys() - keys
     if more:
         notes.append(f"{pooling.name} has {shown(sorted(more))}: it does not load a folder with other keys")
     return tuple(notes)
@@ -62,7 +74,11 @@ def _step(layer: Layer, *more: str) -> str:
 
 
 def _setting(model: Model, own: PoolingConfig) -> str | None:
-    wanted = model.wanted
+    wanted, splade = model.wanted, model.wanted.sparse
+    if splade is not None:
+        most = splade.max_active_dims
+        cut = "" if most is None else f"; encode(..., max_active_dims={most})"
+        return f"SpladePooling({splade.pooling!r}, {splade.activation!r}){cut}"
     names = {ours: theirs for theirs, ours in POOLING_MODES.items()}
     if not set(wanted.modes) <= set(names):
         return None

@@ -1,16 +1,19 @@
 """text-embeddings-inference 1.9.3: router/src/lib.rs: get_backend_model_type, PoolConfig; backends/src/lib.rs:
-ModuleType; backends/candle/src/models/dense.rs; core/src/infer.rs, where requests normalise unless they say no."""
+ModuleType; backends/candle/src/models/dense.rs; core/src/infer.rs, where requests normalise unless they say no;
+backends/candle/src/models/bert.rs and distilbert.rs for SPLADE."""
 
 import json
 from dataclasses import replace
 
 from ..config import PoolingConfig
 from ..pooling import POOLING_FLAGS
+from ..splade import Splade
 from .common import OLD, Default, Engine, Model, dense, option, plain, unknown
 
 _MODES = {"mean": "mean", "cls": "cls", "last": "last-token"}
 _MODULES = tuple(OLD + name for name in ("Dense", "Normalize", "Pooling", "Transformer"))
 _ACTIVATIONS = ("Identity", "Tanh")
+_SPLADE = ("bert", "camembert", "distilbert", "roberta", "xlm-roberta")  # families with a head of their own for it
 _REFUSES = "it refuses to start without --pooling"
 
 
@@ -30,6 +33,11 @@ def _default(model: Model) -> Default:
         )
     own = plain(model, layers=layers)
     notes = () if known else ("a module type of modules.json is new to it: it would apply no Dense layer",)
+    if model.wanted.sparse is not None:
+        notes = (
+            "--pooling splade keeps CLS and SEP; without flash attention, as on CPUs, it takes the maximum over "
+            "padding, too, where texts of a batch differ in length",
+        )
     if not folder.has("1_Pooling/config.json"):
         if "bert" in (model.transformer.get("model_type", str) or "").lower():
             return Default(replace(own, modes=("cls",)), ("1_Pooling/config.json is missing: cls it is", *notes))
@@ -47,6 +55,10 @@ def _default(model: Model) -> Default:
 
 def _setting(model: Model, own: PoolingConfig) -> str | None:
     wanted = model.wanted
+    if wanted.sparse is not None:
+        family = model.transformer.get("model_type", str)
+        serves = model.architecture.endswith("MaskedLM") and family in _SPLADE
+        return "--pooling splade; POST /embed_sparse" if serves and wanted.sparse == Splade() else None
     mode = option(wanted, own, _MODES)
     request: dict[str, object] = {} if wanted.normalize else {"normalize": False}
     if wanted.truncate_dim is not None:

@@ -1,6 +1,7 @@
 """vLLM 0.33.0: transformers_utils/config.py: get_pooling_config, parse_pooling_type, try_get_dense_modules;
 config/model.py: __post_init__, _SUFFIX_TO_DEFAULTS; models/config.py; models/*.py: default_pooling_type;
-models/adapters.py: _load_st_projector; layers/pooler/seqwise/heads.py; pooling_params.py."""
+models/adapters.py: _load_st_projector; models/bert.py: SPLADESparsePooler, BertSpladeSparseEmbeddingModel;
+layers/pooler/seqwise/heads.py; pooling_params.py."""
 
 import json
 from dataclasses import replace
@@ -9,6 +10,7 @@ from ..config import PoolingConfig
 from ..families import is_decoder, is_encoder
 from ..files import Document, Folder, inside
 from ..layers import Dense, Layer
+from ..splade import Splade
 from .common import NEW, OLD, Default, Engine, Model, dense, in_requests, matryoshka, option, overrides, plain, unknown
 
 _MODES = {"mean": "MEAN", "cls": "CLS", "last": "LAST"}
@@ -75,7 +77,8 @@ def _default(model: Model) -> Default:
     pooling = model.module("Pooling", OLD, NEW["Pooling"])
     own = plain(model, mode, layers=_layers(model))
     if model.architecture == "BertForMaskedLM":
-        return Default(replace(own, modes=()), ("it gives the logits of each token for BertForMaskedLM",))
+        note = "it gives the logits of each token for BertForMaskedLM"
+        return Default(replace(own, modes=()), (note, *_about_splade(model)))
     if pooling is None and _generates(model):
         note = "no Pooling module that it knows in modules.json: it starts as a generator without --runner pooling"
         return Default(replace(own, modes=()), (note, *notes))
@@ -104,8 +107,34 @@ def _default(model: Model) -> Default:
     return Default(replace(own, modes=(mode_said,), normalize=normalize))
 
 
+def _special_tokens(model: Model) -> list[str]:
+    """The keys of config.json by which its SPLADE pooler knows CLS and SEP, which it leaves out."""
+    return [key for key in ("cls_token_id", "sep_token_id") if model.transformer.values.get(key) is not None]
+
+
+def _about_splade(model: Model) -> tuple[str, ...]:
+    if model.wanted.sparse is None:
+        return ()
+    left_out = " and ".join(_special_tokens(model)) or "neither"
+    return (
+        "its SPLADE pooler leaves CLS and SEP out where config.json says their ids, cls_token_id and sep_token_id "
+        f"(here {left_out}); fastpool.splade leaves them out where starts= and ends= do",
+    )
+
+
+def _splade(model: Model) -> str | None:
+    """The maximum of log1p(relu(logit)) for BERT, with CLS and SEP as in sentence-transformers; nothing else."""
+    splade = model.wanted.sparse
+    if model.architecture != "BertForMaskedLM" or splade != Splade():
+        return None
+    changed: dict[str, object] = {"architectures": ["BertSpladeSparseEmbeddingModel"]}
+    return " ".join(overrides("--hf-overrides", changed | dict.fromkeys(_special_tokens(model))))
+
+
 def _setting(model: Model, own: PoolingConfig) -> str | None:
     wanted, architecture = model.wanted, model.architecture
+    if wanted.sparse is not None:
+        return _splade(model)
     mode = option(wanted, own, _MODES)
     if mode is None:
         return None
