@@ -30,7 +30,9 @@ TOKENIZER = {
 TYPES = {
     name: OLD + name
     for name in ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "WeightedLayerPooling", "WordWeights")
-} | {name: f"sentence_transformers.sparse_encoder.models.{name}" for name in ("MLMTransformer", "SpladePooling")}
+}
+TYPES |= {name: f"sentence_transformers.sparse_encoder.models.{name}" for name in ("MLMTransformer", "SpladePooling")}
+TYPES["MultiVectorMask"] = "sentence_transformers.multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask"
 SURROUNDINGS: dict[str, Any] = {
     "tokenizer_config.json": {"padding_side": "left", "model_max_length": 512, "add_eos_token": True, "eos_token": "."},
     "tokenizer.json": TOKENIZER,
@@ -85,6 +87,26 @@ FOLDERS: list[dict[str, Any]] = [
         "2_WordWeights/config.json": {"vocab": ["a", "B"], "word_weights": {"a": 2, "b": 5}, "unknown_word_weight": 3},
         "3_Pooling/config.json": MEAN,
         "config.json": {**BERT, "output_hidden_states": True},
+    },
+    {
+        "modules.json": modules("Transformer", "Dense", "MultiVectorMask", "Normalize", types=TYPES),
+        "1_Dense/config.json": {**DENSE, "module_input_name": "token_embeddings"},
+        "2_MultiVectorMask/config.json": {"skiplist_words": ["!"], "skiplist_tasks": ["document"],
+                                          "keep_only_token_ids": [1]},
+        "3_Normalize/config.json": {"module_input_name": "token_embeddings"},
+        "sentence_bert_config.json": {"query_length": 4, "document_length": 8,
+                                      "query_expansion": {"strategy": "min", "attend": True, "length": 4}},
+        "config_sentence_transformers.json": {"model_type": "MultiVectorEncoder", "similarity_fn_name": "maxsim"},
+        "config.json": BERT,
+    },
+    {
+        "modules.json": modules("Transformer", "pylate.models.Dense.Dense", types=TYPES),
+        "1_pylate.models.Dense.Dense/config.json": DENSE,
+        "config_sentence_transformers.json": {"model_type": "ColBERT", "similarity_fn_name": "MaxSim",
+                                              "query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 4,
+                                              "document_length": 8, "skiplist_words": ["!"],
+                                              "attend_to_expansion_tokens": True, "do_query_expansion": True},
+        "config.json": BERT,
     },
     {
         "modules.json": modules("MLMTransformer", "SpladePooling", types=TYPES),

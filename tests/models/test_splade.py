@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.model_folders import BERT, MEAN, NEW, OLD, read, write
+from helpers.model_folders import BERT, MEAN, NEW, OLD, modules, read, write
 from helpers.tiny_bert import tiny_bert
 
 import fastpool
@@ -21,7 +21,8 @@ SPLADE = {"pooling_strategy": "max", "activation_function": "relu", "embedding_d
 
 
 def entries(*types: str) -> list[dict[str, Any]]:
-    return [{"path": f"{i}_{type_.rpartition('.')[2]}" if i else "", "type": type_} for i, type_ in enumerate(types)]
+    names = [type_.rpartition(".")[2] for type_ in types]
+    return modules(*names, types=dict(zip(names, types, strict=True)))
 
 
 def newer(config: dict[str, Any] = MASKED, **said: Any) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def test_the_width_is_that_of_the_logits(tmp_path, config, said, width, words):
         ({"sentence_bert_config.json": {}}, r"transformer_task must be 'fill-mask', .*logits.*got nothing"),
         ({"sentence_bert_config.json": {"transformer_task": "feature-extraction"}}, r"got 'feature-extraction'"),
         ({"modules.json": entries(SPARSE + "models.SpladePooling")},
-         r"modules\.json \[0\]: type must be what makes token states"),
+         r"modules\.json \[0\]: type .*SpladePooling is SPLADE's, which must stand alone behind what gives logits"),
         ({"modules.json": entries(NEW["Transformer"], SPARSE + "models.SpladePooling", OLD + "Normalize")},
          r"modules\.json \[1\]: type .*SpladePooling is SPLADE's, which must stand alone behind what gives logits"),
         ({"modules.json": entries(NEW["Transformer"], OLD + "Pooling", SPARSE + "models.SpladePooling"),
@@ -225,11 +226,9 @@ def masked(tmp_path_factory) -> Path:
 def test_what_sentence_transformers_writes(tmp_path, masked, pooling, activation):
     """And by what is read of it, its vectors."""
     theirs = pytest.importorskip("sentence_transformers")
-    modules = theirs.sparse_encoder.modules
-    transformer = theirs.base.modules.Transformer(str(masked), transformer_task="fill-mask")
-    encoder = theirs.SparseEncoder(
-        modules=[transformer, modules.SpladePooling(pooling, activation_function=activation)], device="cpu"
-    )
+    steps = [theirs.base.modules.Transformer(str(masked), transformer_task="fill-mask")]
+    steps.append(theirs.sparse_encoder.modules.SpladePooling(pooling, activation_function=activation))
+    encoder = theirs.SparseEncoder(modules=steps, device="cpu")
     encoder.save_pretrained(str(tmp_path))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -3,6 +3,7 @@
 from .config import PoolingConfig
 from .decisions import Decision
 from .layers import Dense, LatentAttention, LayerNorm, Normalize
+from .multi_vector import MultiVector
 from .splade import Splade
 from .weighing import LayerWeights, WordWeights
 
@@ -12,6 +13,7 @@ __all__ = [
     "LatentAttention",
     "LayerNorm",
     "LayerWeights",
+    "MultiVector",
     "Normalize",
     "PoolingConfig",
     "Splade",

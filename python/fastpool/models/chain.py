@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..text import shown
-from .files import Document, Folder, Module
+from .files import Document, Module
 from .layers import Dense, Layer, LayerNorm, Normalize
+from .multi_vector import MultiVector
+from .sources import PYLATE_DENSE, Sources
 from .splade import Splade
-from .unlike import MODULES
+from .unlike import MODULES, misplaced
 from .weighing import LayerWeights, WordWeights
 
 _TOKENS, _SENTENCE = "token_embeddings", "sentence_embedding"  # sentence-transformers' names for what modules pass on
@@ -15,14 +17,14 @@ _MOST = 100  # modules; models have three or four, and each is a warning or a la
 CLASSES = (
     *("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "WordWeights", "WeightedLayerPooling", "Dropout"),
 )
-OTHERS = ("SpladePooling",)  # what stands in Pooling's place
+OTHERS = ("SpladePooling", "MultiVectorMask")  # what stands in Pooling's place
 # What else makes token states, as the first module.
 _FIRST = ("Transformer", "MLMTransformer", "WordEmbeddings")
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Layers on each token's state, weights of these, Pooling, layers on the vector; or SPLADE alone."""
+    """Layers on each token's state, weights of these, Pooling, layers on the vector; or the first alone; or SPLADE."""
 
     tokens: tuple[Layer, ...] = ()
     layer_weights: LayerWeights | None = None
@@ -30,6 +32,11 @@ class Chain:
     pooling: Document | None = None  # its configuration; None: not pooled
     layers: tuple[Layer, ...] = ()
     sparse: Splade | None = None  # what takes logits
+    multi_vector: MultiVector | None = None  # which tokens count, where their vectors stay several
+
+    @property
+    def gives_vectors(self) -> bool:
+        return not (self.pooling is None and self.sparse is None and self.multi_vector is None)
 
     def then(self, layer: Layer) -> "Chain":
         before = self.tokens if self.pooling is None else self.layers
@@ -39,10 +46,9 @@ class Chain:
         return replace(self, tokens=after) if self.pooling is None else replace(self, layers=after)
 
 
-def follow(folder: Folder, modules: Sequence[Module], states: str, model: Document) -> Chain:
-    """What the modules make of token states, which the first of them gives under the name `states`: each reads what was
-    passed on under one name, and passes it on under another or the same; what no later one reads has no effect. `model`
-    is config_sentence_transformers.json.
+def follow(sources: Sources, modules: Sequence[Module]) -> Chain:
+    """What the modules make of token states, which the first of them gives: each reads what was passed on under one
+    name, and passes it on under another or the same; what no later one reads has no effect.
 
     Raises:
         FileNotFoundError: a module's configuration is missing.
@@ -50,11 +56,13 @@ def follow(folder: Folder, modules: Sequence[Module], states: str, model: Docume
     """
     if len(modules) > _MOST:
         raise ValueError(f"modules.json: expected at most {_MOST} modules, got {len(modules)}")
-    passed: dict[str, Chain] = {}
+    for i in range(len(modules)):
+        _check(i, modules)
+    folder, passed = sources.folder, {_states(sources, modules): Chain()}
+    dense = _TOKENS if sources.family == "MultiVectorEncoder" else _SENTENCE
     for i, module in enumerate(modules):
-        _check(i, module)
         if i == 0:
-            passed[states] = Chain()
+            continue
         elif module.name == "Pooling":
             before = _given(passed, _TOKENS, module)
             if before.pooling is not None:
@@ -62,7 +70,7 @@ def follow(folder: Folder, modules: Sequence[Module], states: str, model: Docume
             passed[_SENTENCE] = replace(before, pooling=folder.document(module.config))
         elif module.name == "Dense":
             document = folder.document(module.config)
-            name, to = _names(document)
+            name, to = _names(document, dense)
             passed[to] = _unweighted(passed, name, module).then(Dense.read(folder, module, document))
         elif module.name == "LayerNorm":
             layer = LayerNorm.read(folder, module, folder.document(module.config))
@@ -82,16 +90,19 @@ def follow(folder: Folder, modules: Sequence[Module], states: str, model: Docume
             shares = LayerWeights.read(folder, module, folder.document(module.config))
             passed[_TOKENS] = Chain(layer_weights=shares)
         elif module.name == "SpladePooling":
-            if i != 1 or len(modules) != 2:
-                raise ValueError(
-                    f"{module.entry.name}: type {module.type} is SPLADE's, which must stand alone behind what gives "
-                    f"logits, got {', '.join(one.type for one in modules)}"
-                )
-            passed[_SENTENCE] = Chain(sparse=Splade.read(folder.document(module.config), model))
+            passed[_SENTENCE] = Chain(sparse=Splade.read(folder.document(module.config), sources.model))
+        elif module.name == "MultiVectorMask":
+            mask = MultiVector.read(folder.document(module.config), sources)
+            passed[_TOKENS] = replace(_unweighted(passed, _TOKENS, module), multi_vector=mask)
         else:  # Dropout, which does nothing outside training
             _given(passed, _SENTENCE, module)
-    chain = passed.get(_SENTENCE, Chain())
-    if chain.pooling is None and chain.sparse is None:
+    if sources.of_pylate:
+        chain = replace(_unpooled(passed), multi_vector=MultiVector.of_pylate(sources)).then(Normalize())
+    elif sources.family == "MultiVectorEncoder":
+        chain = _unpooled(passed)
+    else:
+        chain = passed.get(_SENTENCE, Chain())
+    if not chain.gives_vectors:
         found = ", ".join(module.type for module in modules) or "nothing"
         raise ValueError(
             f"modules.json: type must be sentence-transformers' Pooling for one module, which gives "
@@ -100,11 +111,12 @@ def follow(folder: Folder, modules: Sequence[Module], states: str, model: Docume
     return chain
 
 
-def _check(i: int, module: Module) -> None:
-    name = "MultiVectorMask" if module.type.startswith("pylate.") else module.name
-    if name in MODULES:
-        raise ValueError(f"{module.entry.name}: type {module.type} is {MODULES[name]}")
-    ours = module.type.startswith("sentence_transformers.")
+def _check(i: int, modules: Sequence[Module]) -> None:
+    module = modules[i]
+    unlike = MODULES.get(module.name) or misplaced(i, modules)
+    if unlike is not None:
+        raise ValueError(f"{module.entry.name}: type {module.type} is {unlike}")
+    ours = module.type.startswith("sentence_transformers.") or module.type == PYLATE_DENSE
     if i == 0 and (module.name in _FIRST or not ours):
         return  # also one of the model's own code: what makes the token states is not ours to run
     *words, last = (*CLASSES[1:], *OTHERS)
@@ -122,6 +134,8 @@ def _given(passed: dict[str, Chain], name: str, module: Module) -> Chain:
             f"{module.entry.name}: type {module.type} reads {shown(name)}, which must come from a module before it, "
             f"got {', '.join(map(shown, passed))} from those"
         )
+    if passed[name].multi_vector is not None and module.name not in ("Dense", "Normalize"):
+        raise module.entry.error("type", "Dense or Normalize behind MultiVectorMask, which leaves several vectors")
     return passed[name]
 
 
@@ -135,9 +149,36 @@ def _unweighted(passed: dict[str, Chain], name: str, module: Module, layers: boo
     return found
 
 
-def _names(document: Document) -> tuple[str, str]:
+def _states(sources: Sources, modules: Sequence[Module]) -> str:
+    """The name under which the first module passes on what it makes. Raises ValueError where what follows takes
+    something else."""
+    sentence, key = sources.sentence, "transformer_task"
+    logits = bool(modules) and modules[0].name == "MLMTransformer"
+    task = sentence.get(key, str) or ("fill-mask" if logits else "feature-extraction")
+    sparse = sources.family == "SparseEncoder"
+    if sparse and task != "fill-mask":
+        raise sentence.error(key, "'fill-mask', which gives the logits that SpladePooling takes")
+    if logits and not sparse:
+        expected = "sentence-transformers' Transformer, which gives token states and not logits"
+        raise modules[0].entry.error("type", expected)
+    if not sparse and task != "feature-extraction":
+        raise sentence.error(key, "'feature-extraction', which gives token states")
+    return sentence.get("module_output_name", str) or _TOKENS
+
+
+def _unpooled(passed: dict[str, Chain]) -> Chain:
+    """What is left of token states where no Pooling follows. Raises ValueError where there is none."""
+    if _TOKENS not in passed:
+        raise ValueError(
+            f"modules.json: expected a module that gives {_TOKENS}, got {', '.join(map(shown, passed))} from those "
+            "that are there"
+        )
+    return passed[_TOKENS]
+
+
+def _names(document: Document, otherwise: str = _SENTENCE) -> tuple[str, str]:
     """What a module reads, and as what it passes it on."""
-    name = document.get("module_input_name", str) or _SENTENCE
+    name = document.get("module_input_name", str) or otherwise
     return name, document.get("module_output_name", str) or name
 
 

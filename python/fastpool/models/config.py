@@ -20,6 +20,7 @@ from ..text import told
 from .decisions import Decision
 from .files import Folder, folder_of
 from .layers import Dense, Layer, columns
+from .multi_vector import MultiVector
 from .read import Reader
 from .splade import Splade
 from .weighing import LayerWeights, WordWeights
@@ -56,6 +57,7 @@ class PoolingConfig:
     layer_weights: LayerWeights | None = None  # of the model's layers, all of which apply then takes
     word_weights: WordWeights | None = None  # of tokens by their id, which apply then takes as input_ids
     sparse: Splade | None = None  # what its logits become, where it gives no dense vector; then there are no modes
+    multi_vector: MultiVector | None = None  # which tokens count, where it gives a vector of each; likewise
     architecture: str | None = None
     decisions: tuple[Decision, ...] = field(default=(), hash=False)
     warnings: tuple[str, ...] = ()
@@ -96,8 +98,8 @@ class PoolingConfig:
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing that has to be there.
-            ValueError: a file is malformed, or asks for what is not supported (a cross-encoder, one vector a token,
-                ...), and then what to do; names the file and the key.
+            ValueError: a file is malformed, or asks for what is not supported (a cross-encoder, a router between
+                towers, ...), and then what to do; names the file and the key.
         """
         try:
             reader = Reader(Folder(folder_of(folder)))
@@ -120,8 +122,9 @@ class PoolingConfig:
     def check_pooled(self, owner: str) -> None:
         """Raises ValueError where the model gives something else than a vector that is pooled of token states: what,
         and what gives it."""
-        if self.sparse is not None:
-            raise ValueError(f"{owner}: the model gives {self.sparse.instead}")
+        other = self.sparse or self.multi_vector
+        if other is not None:
+            raise ValueError(f"{owner}: the model gives {other.instead}")
 
     def apply(
         self,
@@ -153,7 +156,7 @@ class PoolingConfig:
 
         Raises:
             TypeError, ValueError: what the functions raise; ValueError for hidden of another width than `width`, and
-                for a model that gives sparse vectors, with the function that makes them.
+                for a model that gives sparse vectors or several, with the function that makes them.
             FileNotFoundError, ValueError: a layer's weights are not there, or do not fit.
         """
         self.check_pooled("fastpool.PoolingConfig.apply")

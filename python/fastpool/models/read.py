@@ -1,6 +1,6 @@
 """From a model's folder to answers: each with the file and key that it comes from, and how sure it is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..text import shown
@@ -8,7 +8,7 @@ from . import elsewhere, pooling, unlike
 from .chain import Chain, follow, unnamed
 from .decisions import Record
 from .families import architecture, is_causal, number, width
-from .files import Document, Folder, Module, inside
+from .files import Document, Folder, inside
 from .layers import Dense, LatentAttention, Layer, LayerNorm, Normalize, columns
 from .sources import Sources
 from .splade import Splade
@@ -39,33 +39,39 @@ class Reader:
         self.architecture = architecture(sources.transformer)
 
         modules = pooling.left_over(folder, record) if sources.modules is None else sources.modules
-        followed = self.has_modules or modules
-        chain = follow(folder, modules, self._states(modules), sources.model) if followed else Chain()
+        chain = follow(sources, modules) if self.has_modules or modules else Chain()
         self.pooling = chain.pooling
         statement = elsewhere.whole(sources)
-        self.said = statement.more if statement and self.pooling is None else {}
+        self.said = statement.more if statement and not chain.gives_vectors else {}
 
-        sparse = chain.sparse and record.decide("sparse", chain.sparse, chain.sparse.source, "stated")
-        modes = () if sparse else pooling.modes(sources, self.pooling, record)
+        sparse, several = chain.sparse, chain.multi_vector
+        for what, other in (("sparse", sparse), ("multi_vector", several)):
+            if other is not None:
+                record.decide(what, other, other.source, "stated")
+        modes = () if sparse or several else pooling.modes(sources, self.pooling, record)
         self.latent = elsewhere.latent_attention(sources.transformer)
         first = [] if self.latent is None else [LatentAttention.read(folder, sources.home, self.latent)]
         layers, token_layers = chain.layers, (*first, *chain.tokens)
         width = self._vocabulary(sparse) if sparse else self._width(len(modes), token_layers, layers)
         pooled = columns(token_layers, width)
         given = columns(layers, pooled and pooled * (len(modes) or 1))
-        normalize = bool(layers) and isinstance(layers[-1], Normalize)
         self._check_weighed(modes, chain)
+        # Normalisation at the end comes after truncate_dim, of one vector as of several.
+        last = ((token_layers if several else layers) or (None,))[-1]
+        last = last if isinstance(last, Normalize) else None
+        layers, token_layers = (tuple(one for one in each if one is not last) for each in (layers, token_layers))
         self.answers: dict[str, Any] = {
             "architecture": self.architecture,
             "modes": modes,
-            "normalize": self._normalize(layers[-1].name if normalize else None),
+            "normalize": self._normalize(last),
             "truncate_dim": self._truncate_dim(given),
             "width": width,
-            "layers": self._layers("layers", layers[:-1] if normalize else layers),
+            "layers": self._layers("layers", layers),
             "token_layers": self._layers("token_layers", token_layers),
             "layer_weights": self._weighed("layer_weights", chain.layer_weights),
             "word_weights": self._weighed("word_weights", chain.word_weights),
             "sparse": sparse,
+            "multi_vector": several,
             "include_prompt": self._include_prompt(),
             "prompt_counts": self.said.get("prompt_counts", (True,))[0],
             "prompts": self._prompts(),
@@ -80,22 +86,6 @@ class Reader:
         for name in ("decisions", "warnings", "contradictions"):
             self.answers[name] = tuple(getattr(record, name))
 
-    def _states(self, modules: Sequence[Module]) -> str:
-        """The name under which the Transformer module passes on what it makes. Raises ValueError where what follows
-        takes something else."""
-        sentence, key = self.sources.sentence, "transformer_task"
-        logits = bool(modules) and modules[0].name == "MLMTransformer"
-        task = sentence.get(key, str) or ("fill-mask" if logits else "feature-extraction")
-        sparse = self.sources.family == "SparseEncoder"
-        if sparse and task != "fill-mask":
-            raise sentence.error(key, "'fill-mask', which gives the logits that SpladePooling takes")
-        if not sparse and logits:
-            first = modules[0].entry
-            raise first.error("type", "sentence-transformers' Transformer, which gives token states and not logits")
-        if not sparse and task != "feature-extraction":
-            raise sentence.error(key, "'feature-extraction', which gives token states")
-        return sentence.get("module_output_name", str) or "token_embeddings"
-
     def _stated_as_a_whole(self, what: str, otherwise: Callable[[], T]) -> T:
         """Where LLM2Vec or NV-Embed says how a model pools, it may say this, too."""
         if what not in self.said:
@@ -104,9 +94,10 @@ class Reader:
         found: T = self.record.decide(what, value, source, "stated")
         return found
 
-    def _normalize(self, entry: str | None) -> bool:
-        if entry is not None:
-            return self.record.decide("normalize", True, f"{entry}: type", self.sources.certainty)
+    def _normalize(self, last: Normalize | None) -> bool:
+        if last is not None:
+            source = f"{last.name}: type" if last.name else "PyLate normalises each vector"
+            return self.record.decide("normalize", True, source, self.sources.certainty)
         if self.has_modules:
             return self.record.decide("normalize", False, "modules.json: no Normalize at the end", "stated")
         return self._stated_as_a_whole(
@@ -288,7 +279,7 @@ class Reader:
     def _warn(self) -> None:
         """About what does not fit together, or is not here."""
         record, sources, modes = self.record, self.sources, self.answers["modes"]
-        family = sources.model.get("model_type", str)
+        family = sources.model_type
         if self.has_modules and family not in (None, sources.family):
             record.contradiction(
                 f"{sources.model.name}: model_type is {shown(family)}, so that sentence-transformers reads neither "

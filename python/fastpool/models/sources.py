@@ -10,6 +10,7 @@ _SENTENCE = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+PYLATE_DENSE = "pylate.models.Dense.Dense"  # PyLate's class for projections, sentence-transformers' Dense but by name
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,27 @@ class Sources:
         )
 
     @property
+    def model_type(self) -> str | None:
+        """sentence-transformers' class of models that the folder says it is for."""
+        said = self.model.get("model_type", str)
+        return "MultiVectorEncoder" if said == "ColBERT" else said  # PyLate's name for it
+
+    @property
+    def of_pylate(self) -> bool:
+        """Its modules are as PyLate writes them, who names none for what it does behind them."""
+        types = {module.type for module in self.modules or []}
+        if {"Pooling", "MultiVectorMask"} & {module.name for module in self.modules or []}:
+            return False
+        return PYLATE_DENSE in types or bool(types and self.model.get("model_type", str) == "ColBERT")
+
+    @property
     def family(self) -> str:
         """sentence-transformers' class for models of such modules."""
         names = {module.name for module in self.modules or []}
-        return "SparseEncoder" if "SpladePooling" in names else "SentenceTransformer"
+        if "SpladePooling" in names:
+            return "SparseEncoder"
+        late = self.of_pylate or ("MultiVectorMask" in names and "Pooling" not in names)
+        return "MultiVectorEncoder" if late else "SentenceTransformer"
 
     @property
     def certainty(self) -> Certainty:

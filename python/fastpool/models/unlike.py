@@ -1,13 +1,19 @@
 """Folders that want something else than token states pooled by a formula: what they are, and what to do with them."""
 
+from collections.abc import Sequence
+
 from .families import architecture
-from .files import Document, Folder
-from .sources import Sources
+from .files import Document, Folder, Module
+from .sources import PYLATE_DENSE, Sources
 
 _ENCODE = "take its vectors from sentence-transformers"
 _INSTEAD = f"{_ENCODE}, or pool what this module gives"
 _SPARSE = "use sentence-transformers' SparseEncoder"
-_LATE = "made for several vectors of a text (late interaction); use sentence-transformers' MultiVectorEncoder"
+_MULTI_VECTOR = "use sentence-transformers' MultiVectorEncoder"
+_LATE = f"made for several vectors of a text (late interaction); {_MULTI_VECTOR}"
+_FEWER = (
+    f"a reduction of a text's token vectors (late interaction) to fewer ones, which is not done here; {_MULTI_VECTOR}"
+)
 _ROUTER = (
     "a router between towers, one for queries and one for documents, each of which may pool its own way; "
     f"{_ENCODE}, or write a modules.json of one tower's modules, whose folders router_config.json names"
@@ -23,9 +29,8 @@ MODULES = {
     "LSTM": f"a recurrent network over token states; {_INSTEAD}",
     "FlexibleQuantizer": "a quantiser of the vector, to int8 as round(127 * tanh(x)), which are not "
     "sentence-transformers' buckets; leave it out of modules.json, and quantise what apply gives",
-    "HierarchicalTokenPooling": _LATE,
-    "LambdaTokenPooling": _LATE,
-    "MultiVectorMask": _LATE,
+    "HierarchicalTokenPooling": _FEWER,
+    "LambdaTokenPooling": _FEWER,
     "LogitScore": "a cross-encoder's: it scores pairs of texts and gives no vectors; use sentence-transformers' "
     "CrossEncoder",
     "SparseAutoEncoder": f"made for sparse vectors; {_SPARSE}",
@@ -34,7 +39,7 @@ MODULES = {
 # And of models, where modules.json says something else. model_type {...} is ...
 _FAMILIES = {
     "CrossEncoder": MODULES["LogitScore"],
-    "MultiVectorEncoder": MODULES["MultiVectorMask"],
+    "MultiVectorEncoder": _LATE,
     "SparseEncoder": f"made for sparse vectors, but modules.json names no SpladePooling; {_SPARSE}",
 }
 # Files beside the model, with what they mean.
@@ -45,11 +50,12 @@ _PROJECTIONS = "projections.safetensors"
 def refuse(sources: Sources) -> None:
     """Raises ValueError for a folder of a model that is not pooled by a formula: which, and what to do."""
     transformer, model = sources.transformer, sources.model
-    family = model.get("model_type", str)
+    family = sources.model_type
     if family in _FAMILIES and family != sources.family:
-        raise ValueError(f"{model.name}: model_type {family} is {_FAMILIES[family]}")
-    if (model.get("similarity_fn_name", str) or "").lower() == "maxsim":
-        raise ValueError(f"{model.name}: similarity_fn_name MaxSim is {_LATE}")
+        raise ValueError(f"{model.name}: model_type {model.values['model_type']} is {_FAMILIES[family]}")
+    maxsim = (model.get("similarity_fn_name", str) or "").lower() in ("maxsim", "meanmaxsim")
+    if maxsim and sources.family != "MultiVectorEncoder":
+        raise ValueError(f"{model.name}: similarity_fn_name {model.values['similarity_fn_name']} is {_LATE}")
     name = architecture(transformer) or ""
     if name == "HF_ColBERT":
         raise ValueError(f"{transformer.name}: architectures: {name} is {_LATE}")
@@ -65,6 +71,17 @@ def refuse(sources: Sources) -> None:
             "supported: use the model's own code, or fastpool.mean with starts= and ends= of the spans, then the "
             "projection"
         )
+
+
+def misplaced(i: int, modules: Sequence[Module]) -> str | None:
+    """Why the module, which stands in Pooling's place, does not do so here."""
+    module = modules[i]
+    names = [one.name for one in modules]
+    if module.name == "SpladePooling" and (i != 1 or len(modules) > 2):
+        found = ", ".join(one.type for one in modules)
+        return f"SPLADE's, which must stand alone behind what gives logits, got {found}"
+    late = module.name == "MultiVectorMask" or module.type == PYLATE_DENSE
+    return f"{_LATE}, or leave it out of modules.json" if late and "Pooling" in names else None
 
 
 def matryoshka(folder: Folder, model: Document) -> str | None:

@@ -31,11 +31,14 @@ def describe(pooling: PoolingConfig) -> str:
     """mean + max, Dense to 768, first 256 columns, normalised"""
     if pooling.sparse is not None:
         return told(str(pooling.sparse))
-    if not pooling.modes:
+    if not (pooling.modes or pooling.multi_vector):
         return "no sentence vectors"
     steps = [f"each token {layer}" for layer in pooling.token_layers]
     steps += [str(weights) for weights in (pooling.layer_weights, pooling.word_weights) if weights is not None]
-    steps.append(" + ".join(pooling.modes) + ("" if pooling.include_prompt else " without the prompt"))
+    if pooling.multi_vector is not None:
+        steps.append(str(pooling.multi_vector))
+    else:
+        steps.append(" + ".join(pooling.modes) + ("" if pooling.include_prompt else " without the prompt"))
     steps += map(str, pooling.layers)
     if pooling.truncate_dim is not None:
         steps.append(f"first {pooling.truncate_dim} columns")

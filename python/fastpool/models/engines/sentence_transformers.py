@@ -1,6 +1,7 @@
 """sentence-transformers 6.2.0: sentence_transformer/model.py: _load_default_modules, and encode, which truncates what
 the modules gave; base/model.py: _load_config_modules; sparse_encoder/model.py: _load_converted_modules, encode;
-sparse_encoder/modules/splade_pooling.py."""
+sparse_encoder/modules/splade_pooling.py; multi_vector_encoder/model.py: _parse_model_config, which reads PyLate's
+folders, too."""
 
 from dataclasses import replace
 
@@ -11,12 +12,14 @@ from ..layers import LatentAttention, Layer, columns
 from ..pooling import POOLING_FLAGS, POOLING_MODES
 from .common import NEW, OLD, Default, Engine, Model, plain
 
+_ON_TOKENS = "module_input_name='token_embeddings'"
+
 
 def _default(model: Model) -> Default:
     wanted = model.wanted
     if why := model.out_of_place(paths=True, top=False):
         return Default(plain(model), (f"{why}: it does not load such a folder",), starts=False)
-    family = model.sources.model.get("model_type", str)
+    family = model.sources.model_type
     if model.sources.modules is None or family not in (None, model.sources.family):
         causal = model.architecture.endswith("ForCausalLM") and model.transformer.values.get("is_causal", True)
         why = "modules.json is missing" if model.sources.modules is None else f"of a {family} it reads no modules.json"
@@ -87,7 +90,9 @@ def _setting(model: Model, own: PoolingConfig) -> str | None:
     layers = [
         layer for layer in wanted.token_layers if not isinstance(layer, LatentAttention)
     ]  # its Transformer's affair
-    steps = [_step(layer, "module_input_name='token_embeddings'") for layer in layers]
+    steps = [_step(layer, _ON_TOKENS) for layer in layers]
+    if wanted.multi_vector is not None:
+        return ", ".join([*steps, "MultiVectorMask(...)", *([f"Normalize({_ON_TOKENS})"] if wanted.normalize else [])])
     width = columns(wanted.token_layers, wanted.width) or "H"
     if wanted.layer_weights is not None:
         steps.append(f"WeightedLayerPooling({width}, {wanted.layer_weights.num_hidden_layers}, ...)")

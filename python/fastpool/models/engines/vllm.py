@@ -1,7 +1,7 @@
 """vLLM 0.33.0: transformers_utils/config.py: get_pooling_config, parse_pooling_type, try_get_dense_modules;
 config/model.py: __post_init__, _SUFFIX_TO_DEFAULTS; models/config.py; models/*.py: default_pooling_type;
 models/adapters.py: _load_st_projector; models/bert.py: SPLADESparsePooler, BertSpladeSparseEmbeddingModel;
-layers/pooler/seqwise/heads.py; pooling_params.py."""
+layers/pooler/seqwise/heads.py; layers/pooler/tokwise/heads.py; pooling_params.py."""
 
 import json
 from dataclasses import replace
@@ -10,6 +10,7 @@ from ..config import PoolingConfig
 from ..families import is_decoder, is_encoder
 from ..files import Document, Folder, inside
 from ..layers import Dense, Layer
+from ..sources import PYLATE_DENSE
 from ..splade import Splade
 from .common import NEW, OLD, Default, Engine, Model, dense, in_requests, matryoshka, option, overrides, plain, unknown
 
@@ -41,7 +42,7 @@ def _architecture(model: Model) -> tuple[str, tuple[str, ...]]:
 def _layers(model: Model) -> tuple[Layer, ...]:
     """Dense layers; none, if it does not know an activation. One that is not named is none to it, and Tanh to
     sentence-transformers."""
-    if not model.module("Dense", OLD, NEW["Dense"]):
+    if not model.module("Dense", OLD, NEW["Dense"], PYLATE_DENSE.removesuffix("Dense")):
         return ()
     found = dense(model, residual=False)
     if any(layer.activation not in _ACTIVATIONS for layer in found):
@@ -74,6 +75,8 @@ def _default(model: Model) -> Default:
     if why := model.out_of_place(paths=True, top=True):
         return Default(plain(model), (f"{why}: it does not start",), starts=False)
     mode, notes = _architecture(model)
+    if model.wanted.multi_vector is not None:
+        notes += ("its token_embed gives every token's vector: it skips no words and fills up no queries",)
     pooling = model.module("Pooling", OLD, NEW["Pooling"])
     own = plain(model, mode, layers=_layers(model))
     if model.architecture == "BertForMaskedLM":
@@ -131,10 +134,22 @@ def _splade(model: Model) -> str | None:
     return " ".join(overrides("--hf-overrides", changed | dict.fromkeys(_special_tokens(model))))
 
 
+def _token_embed(model: Model) -> str | None:
+    """Every token's vector, through Dense layers, normalised or not; no rule which of them count."""
+    wanted = model.wanted
+    if wanted.multi_vector is None or not wanted.multi_vector.counts_all or _layers(model) != wanted.token_layers:
+        return None
+    pooler = {"task": "token_embed", "use_activation": wanted.normalize}
+    parts = ["--runner pooling", f"--pooler-config '{json.dumps(pooler)}'"]
+    return " ".join([*parts, *overrides("--hf-overrides", matryoshka(model))]) + in_requests(wanted)
+
+
 def _setting(model: Model, own: PoolingConfig) -> str | None:
     wanted, architecture = model.wanted, model.architecture
     if wanted.sparse is not None:
         return _splade(model)
+    if wanted.multi_vector is not None:
+        return _token_embed(model)
     mode = option(wanted, own, _MODES)
     if mode is None:
         return None
