@@ -109,6 +109,11 @@ FOLDERS: list[dict[str, Any]] = [
         "config.json": BERT,
     },
     {
+        "modules.json": modules("Transformer", "Pooling", "st_quantize.FlexibleQuantizer", types=TYPES),
+        "1_Pooling/config.json": MEAN,
+        "config.json": {**QWEN, "model_type": "bidirectional_pplx_qwen3", "use_bidirectional_attention": True},
+    },
+    {
         "modules.json": modules("MLMTransformer", "SpladePooling", types=TYPES),
         "1_SpladePooling/config.json": {"pooling_strategy": "sum", "activation_function": "relu",
                                         "embedding_dimension": 8},

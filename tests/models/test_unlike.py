@@ -14,7 +14,6 @@ from helpers.model_folders import BERT, MEAN, OLD, model, modules, read
         ("sentence_transformers.multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask", "late interaction"),
         ("sentence_transformers.multi_vector_encoder.modules.token_pooling.LambdaTokenPooling", "late interaction"),
         ("sentence_transformers.cross_encoder.modules.logit_score.LogitScore", "a cross-encoder's"),
-        ("st_quantize.FlexibleQuantizer", r"a quantiser .*round\(127 \* tanh\(x\)\)"),
         ("pylate.models.Dense.Dense", "late interaction"),
         (OLD + "StaticEmbedding", "a table of word vectors"),
         (OLD + "CLIPModel", "a CLIP model"),

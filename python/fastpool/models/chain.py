@@ -17,6 +17,7 @@ _MOST = 100  # modules; models have three or four, and each is a warning or a la
 CLASSES = (
     *("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "WordWeights", "WeightedLayerPooling", "Dropout"),
 )
+QUANTIZERS = {"st_quantize.FlexibleQuantizer": "int8_tanh"}  # Perplexity's code, to fastpool.quantize's name for it
 OTHERS = ("SpladePooling", "MultiVectorMask")  # what stands in Pooling's place
 # What else makes token states, as the first module.
 _FIRST = ("Transformer", "MLMTransformer", "WordEmbeddings")
@@ -24,13 +25,15 @@ _FIRST = ("Transformer", "MLMTransformer", "WordEmbeddings")
 
 @dataclass(frozen=True)
 class Chain:
-    """Layers on each token's state, weights of these, Pooling, layers on the vector; or the first alone; or SPLADE."""
+    """Layers on each token's state, weights of these, Pooling, layers on the vector, a quantiser; or the first alone;
+    or SPLADE."""
 
     tokens: tuple[Layer, ...] = ()
     layer_weights: LayerWeights | None = None
     word_weights: WordWeights | None = None
     pooling: Document | None = None  # its configuration; None: not pooled
     layers: tuple[Layer, ...] = ()
+    quantizer: str | None = None
     sparse: Splade | None = None  # what takes logits
     multi_vector: MultiVector | None = None  # which tokens count, where their vectors stay several
 
@@ -94,6 +97,8 @@ def follow(sources: Sources, modules: Sequence[Module]) -> Chain:
         elif module.name == "MultiVectorMask":
             mask = MultiVector.read(folder.document(module.config), sources)
             passed[_TOKENS] = replace(_unweighted(passed, _TOKENS, module), multi_vector=mask)
+        elif module.type in QUANTIZERS:
+            passed[_SENTENCE] = replace(_given(passed, _SENTENCE, module), quantizer=QUANTIZERS[module.type])
         else:  # Dropout, which does nothing outside training
             _given(passed, _SENTENCE, module)
     if sources.of_pylate:
@@ -116,6 +121,8 @@ def _check(i: int, modules: Sequence[Module]) -> None:
     unlike = MODULES.get(module.name) or misplaced(i, modules)
     if unlike is not None:
         raise ValueError(f"{module.entry.name}: type {module.type} is {unlike}")
+    if i > 0 and module.type in QUANTIZERS:
+        return
     ours = module.type.startswith("sentence_transformers.") or module.type == PYLATE_DENSE
     if i == 0 and (module.name in _FIRST or not ours):
         return  # also one of the model's own code: what makes the token states is not ours to run
@@ -134,6 +141,8 @@ def _given(passed: dict[str, Chain], name: str, module: Module) -> Chain:
             f"{module.entry.name}: type {module.type} reads {shown(name)}, which must come from a module before it, "
             f"got {', '.join(map(shown, passed))} from those"
         )
+    if passed[name].quantizer is not None:
+        raise module.entry.error("type", "nothing behind a quantiser, which must stand at the end")
     if passed[name].multi_vector is not None and module.name not in ("Dense", "Normalize"):
         raise module.entry.error("type", "Dense or Normalize behind MultiVectorMask, which leaves several vectors")
     return passed[name]

@@ -56,6 +56,7 @@ class PoolingConfig:
     token_layers: tuple[Layer, ...] = ()  # the same on token states, LatentAttention first, before they are pooled
     layer_weights: LayerWeights | None = None  # of the model's layers, all of which apply then takes
     word_weights: WordWeights | None = None  # of tokens by their id, which apply then takes as input_ids
+    quantizer: str | None = None  # "int8_tanh": what fastpool.quantize makes of the vector, behind apply
     sparse: Splade | None = None  # what its logits become, where it gives no dense vector; then there are no modes
     multi_vector: MultiVector | None = None  # which tokens count, where it gives a vector of each; likewise
     architecture: str | None = None
@@ -77,6 +78,8 @@ class PoolingConfig:
         if self.word_weights is not None and (self.modes != ("mean",) or not self.include_prompt):
             prompt = "" if self.include_prompt else " without the prompt"
             raise ValueError(f"{name}: word_weights need modes ('mean',) of all tokens, got {self.modes}{prompt}")
+        if self.quantizer not in (None, "int8_tanh"):
+            raise ValueError(f"{name}: quantizer must be 'int8_tanh' or None, got {self.quantizer!r}")
         if self.layer_weights is not None and self.token_layers:
             raise ValueError(
                 f"{name}: layer_weights take the model's layers as they are, so token_layers must be empty, "
@@ -152,7 +155,7 @@ class PoolingConfig:
         Returns:
             [B, D] in hidden's dtype; D is truncate_dim, the last Dense layer's width, or len(modes) * H. All before
             stays in the accumulator's precision (float32; float64 for float64), so it is rounded once. Gradients flow
-            to hidden; layers are constants.
+            to hidden; layers are constants. With `quantizer`, it is what the quantiser takes.
 
         Raises:
             TypeError, ValueError: what the functions raise; ValueError for hidden of another width than `width`, and

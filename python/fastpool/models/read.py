@@ -70,6 +70,7 @@ class Reader:
             "token_layers": self._layers("token_layers", token_layers),
             "layer_weights": self._weighed("layer_weights", chain.layer_weights),
             "word_weights": self._weighed("word_weights", chain.word_weights),
+            "quantizer": self._quantizer(chain.quantizer),
             "sparse": sparse,
             "multi_vector": several,
             "include_prompt": self._include_prompt(),
@@ -110,6 +111,16 @@ class Reader:
                 "other engines normalise, and dot products (not cosines) then differ",
             ),
         )
+
+    def _quantizer(self, name: str | None) -> str | None:
+        if name is None:
+            return None
+        self.record.warn(
+            "vectors are quantised at the end, to round(127 * tanh(x)), and compared by cosine: apply gives what comes "
+            f"before, as do engines that do not know the quantiser, and fastpool.quantize(vectors, {name!r}) the rest, "
+            "of vectors that nobody has normalised"
+        )
+        return self.record.decide("quantizer", name, "modules.json", "stated")
 
     # Columns.
 
@@ -311,7 +322,8 @@ class Reader:
                 f"{', '.join(early)} pooling of a causal model ({self.architecture}): its tokens see only what stands "
                 "before them, so early ones know little of the text; right only if the model was trained that way"
             )
-        if self.answers["similarity"] == "cosine" and self.has_modules and not self.answers["normalize"]:
+        unlike_cosine = not (self.answers["normalize"] or self.answers["quantizer"])
+        if self.answers["similarity"] == "cosine" and self.has_modules and unlike_cosine:
             record.contradiction(
                 "similarity is cosine, but modules.json has no Normalize at its end: an index that takes dot products "
                 "ranks by length too; normalise vectors or let the index use cosine"

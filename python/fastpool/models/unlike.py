@@ -27,8 +27,6 @@ MODULES = {
     "StaticEmbedding": f"a table of word vectors, which gives the mean of a text's itself; {_ENCODE}",
     "CNN": f"a convolution over token states; {_INSTEAD}",
     "LSTM": f"a recurrent network over token states; {_INSTEAD}",
-    "FlexibleQuantizer": "a quantiser of the vector, to int8 as round(127 * tanh(x)), which are not "
-    "sentence-transformers' buckets; leave it out of modules.json, and quantise what apply gives",
     "HierarchicalTokenPooling": _FEWER,
     "LambdaTokenPooling": _FEWER,
     "LogitScore": "a cross-encoder's: it scores pairs of texts and gives no vectors; use sentence-transformers' "

@@ -42,7 +42,8 @@ def describe(pooling: PoolingConfig) -> str:
     steps += map(str, pooling.layers)
     if pooling.truncate_dim is not None:
         steps.append(f"first {pooling.truncate_dim} columns")
-    return told(", ".join([*steps, "normalised" if pooling.normalize else "not normalised"]))
+    steps.append("normalised" if pooling.normalize else "not normalised")
+    return told(", ".join([*steps, *(["quantised to round(127 * tanh(x))"] if pooling.quantizer else [])]))
 
 
 def answers(folder: Folder, wanted: PoolingConfig) -> list[EngineReport]:
@@ -58,6 +59,8 @@ def answers(folder: Folder, wanted: PoolingConfig) -> list[EngineReport]:
         if model.made_by_llm2vec:
             setting, differs = None, True
             notes = ("LLM2Vec's own code makes the model bidirectional, which this engine does not run", *notes)
+        if own.pooling.modes and wanted.quantizer is not None and own.pooling.quantizer is None:
+            notes = (f"it quantises nothing: fastpool.quantize(vectors, {wanted.quantizer!r}) does", *notes)
         setting, notes = setting and told(setting), tuple(map(told, notes))
         found.append(EngineReport(engine.name, engine.version, setting, describe(own.pooling), differs, notes))
     return found

@@ -82,7 +82,7 @@ class Engine:
 
 def differences(own: PoolingConfig, wanted: PoolingConfig) -> set[str]:
     fields = ["modes", "normalize", "truncate_dim", "layers", "token_layers", "layer_weights", "word_weights"]
-    fields += ["include_prompt", "sparse", "multi_vector"]
+    fields += ["include_prompt", "quantizer", "sparse", "multi_vector"]
     if wanted.modes == ("last",):
         fields.remove("include_prompt")  # a prompt stands in front
     return {field for field in fields if getattr(own, field) != getattr(wanted, field)}
@@ -126,6 +126,7 @@ def plain(model: Model, *modes: str, layers: tuple[Layer, ...] = ()) -> PoolingC
         token_layers=(),
         layer_weights=None,
         word_weights=None,
+        quantizer=None,
         sparse=None,
         multi_vector=None,
         include_prompt=True,

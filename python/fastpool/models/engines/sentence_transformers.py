@@ -44,9 +44,12 @@ def _latent_attention(wanted: PoolingConfig) -> tuple[Layer, ...]:
 
 
 def _own_code(wanted: PoolingConfig) -> tuple[str, ...]:
-    if not _latent_attention(wanted):
-        return ()
-    return ("its Transformer does the latent attention, by the model's own code (trust_remote_code=True)",)
+    notes = []
+    if _latent_attention(wanted):
+        notes.append("its Transformer does the latent attention, by the model's own code (trust_remote_code=True)")
+    if wanted.quantizer is not None:
+        notes.append("the quantiser is the model's own code (trust_remote_code=True)")
+    return tuple(notes)
 
 
 def _refused(model: Model) -> tuple[str, ...]:
@@ -100,7 +103,8 @@ def _setting(model: Model, own: PoolingConfig) -> str | None:
         steps.append("WordWeights(...)")
     steps.append(f"Pooling({width}, {modes if len(modes) > 1 else modes[0]!r}{prompt})")
     steps += map(_step, wanted.layers)
-    setting = ", ".join([*steps, *(["Normalize()"] if wanted.normalize else [])])
+    steps += ["Normalize()"] if wanted.normalize else []
+    setting = ", ".join([*steps, *(["FlexibleQuantizer()"] if wanted.quantizer else [])])
     if wanted.truncate_dim is None:
         return setting
     again = ", normalize_embeddings=True" if wanted.normalize else ""

@@ -1,6 +1,6 @@
 """text-embeddings-inference 1.9.3: router/src/lib.rs: get_backend_model_type, PoolConfig; backends/src/lib.rs:
 ModuleType; backends/candle/src/models/dense.rs; core/src/infer.rs, where requests normalise unless they say no;
-backends/candle/src/models/bert.rs and distilbert.rs for SPLADE."""
+backends/candle/src/models/bert.rs and distilbert.rs for SPLADE, pplx1.rs for what it quantises."""
 
 import json
 from dataclasses import replace
@@ -14,6 +14,7 @@ _MODES = {"mean": "mean", "cls": "cls", "last": "last-token"}
 _MODULES = tuple(OLD + name for name in ("Dense", "Normalize", "Pooling", "Transformer"))
 _ACTIVATIONS = ("Identity", "Tanh")
 _SPLADE = ("bert", "camembert", "distilbert", "roberta", "xlm-roberta")  # families with a head of their own for it
+_QUANTISED = "bidirectional_pplx_qwen3"  # a family whose vectors it quantises, whatever modules.json says
 _REFUSES = "it refuses to start without --pooling"
 
 
@@ -32,6 +33,8 @@ def _default(model: Model) -> Default:
             nothing, ("it knows no activation of Dense but Tanh and Identity: it does not start",), starts=False
         )
     own = plain(model, layers=layers)
+    if model.transformer.get("model_type", str) == _QUANTISED:
+        own = replace(own, quantizer="int8_tanh")
     notes = () if known else ("a module type of modules.json is new to it: it would apply no Dense layer",)
     if model.wanted.sparse is not None:
         notes = (
