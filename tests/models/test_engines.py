@@ -278,3 +278,13 @@ def test_nemotron_s_parts(tmp_path):
     assert "unless `pooling`" in answer(tmp_path / "c", "vLLM", {"config.json": config}).notes[0]
     config["pooling"] = "avg"
     assert answer(tmp_path / "d", "vLLM", model(FLAGS, config=config)).by_itself == "mean, not normalised"
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [({}, True), ({"is_matryoshka": True}, False), ({"matryoshka_dimensions": [4, 8]}, False),
+     ({"matryoshka_dimensions": []}, True), ({"is_matryoshka": False}, True)],
+)  # fmt: skip
+def test_where_vllm_takes_fewer_columns(tmp_path, said, refused):
+    found = answer(tmp_path, "vLLM", model(FLAGS, config={**BERT, **said}))
+    assert any(note.startswith("it refuses requests with `dimensions`") for note in found.notes) == refused

@@ -110,6 +110,15 @@ def _default(model: Model) -> Default:
     return Default(replace(own, modes=(mode_said,), normalize=normalize))
 
 
+def _with_dimensions(model: Model) -> Default:
+    """The same, and whether requests may ask for fewer columns, of which only config.json's word counts."""
+    own, values = _default(model), model.transformer.values
+    if not (own.starts and own.pooling.modes) or values.get("is_matryoshka") or values.get("matryoshka_dimensions"):
+        return own
+    note = "it refuses requests with `dimensions`: config.json has neither is_matryoshka nor matryoshka_dimensions"
+    return replace(own, notes=(*own.notes, note))
+
+
 def _special_tokens(model: Model) -> list[str]:
     """The keys of config.json by which its SPLADE pooler knows CLS and SEP, which it leaves out."""
     return [key for key in ("cls_token_id", "sep_token_id") if model.transformer.values.get(key) is not None]
@@ -170,4 +179,4 @@ def _setting(model: Model, own: PoolingConfig) -> str | None:
     return " ".join(parts) + in_requests(wanted)
 
 
-ENGINE = Engine("vLLM", "0.33.0", _default, _setting)
+ENGINE = Engine("vLLM", "0.33.0", _with_dimensions, _setting)
