@@ -168,6 +168,11 @@ def test_pylate_by_its_class_alone(tmp_path):
          r"modules\.json \[2\]: type .*HierarchicalTokenPooling is a reduction .* which is not done here"),
         ({"modules.json": entries(NEW["Transformer"], "pylate.models.Other", MASK)},
          r"modules\.json \[1\]: type must be .*; other code is not run"),
+        ({"modules.json": entries("pylate.models.Other", MASK)}, r"modules\.json \[0\]: type must be .*is not run"),
+        ({"modules.json": entries(PYLATE, MASK)}, r"modules\.json \[0\]: type must be what makes token states"),
+        ({"modules.json": entries(NEW["Transformer"], OLD + "WordWeights"), MODEL: {"model_type": "ColBERT"},
+          "1_WordWeights/config.json": {"vocab": ["a"], "word_weights": {}}},
+         r"modules\.json: expected Pooling where token states are weighted"),
         ({"1_Dense/config.json": {**DENSE, **TOKENS, "in_features": 9}}, r"1_Dense/config\.json: in_features must be"),
     ],
 )  # fmt: skip

@@ -49,6 +49,7 @@ def test_behind_other_layers(tmp_path):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
+        ((QUANTIZER, "Pooling"), r"modules\.json \[0\]: type must be what makes token states"),
         (("Transformer", QUANTIZER, "Pooling"), r"modules\.json \[1\]: type .*Quantizer reads 'sentence_embedding'"),
         (("Transformer", "Pooling", QUANTIZER, "Normalize"), r"modules\.json \[3\]: type must be nothing behind a qu"),
         (("Transformer", "Pooling", QUANTIZER, QUANTIZER), r"modules\.json \[3\]: type must be nothing behind a quant"),

@@ -63,10 +63,8 @@ def follow(sources: Sources, modules: Sequence[Module]) -> Chain:
         _check(i, modules)
     folder, passed = sources.folder, {_states(sources, modules): Chain()}
     dense = _TOKENS if sources.family == "MultiVectorEncoder" else _SENTENCE
-    for i, module in enumerate(modules):
-        if i == 0:
-            continue
-        elif module.name == "Pooling":
+    for module in modules[1:]:
+        if module.name == "Pooling":
             before = _given(passed, _TOKENS, module)
             if before.pooling is not None:
                 raise module.entry.error("type", "something else, as what it would pool is one vector already")
@@ -121,13 +119,13 @@ def _check(i: int, modules: Sequence[Module]) -> None:
     unlike = MODULES.get(module.name) or misplaced(i, modules)
     if unlike is not None:
         raise ValueError(f"{module.entry.name}: type {module.type} is {unlike}")
-    if i > 0 and module.type in QUANTIZERS:
-        return
-    ours = module.type.startswith("sentence_transformers.") or module.type == PYLATE_DENSE
-    if i == 0 and (module.name in _FIRST or not ours):
+    theirs = module.type.startswith("sentence_transformers.")
+    known = module.type in (PYLATE_DENSE, *QUANTIZERS)
+    own = not (theirs or known or module.type.startswith("pylate."))
+    if i == 0 and ((theirs and module.name in _FIRST) or own):
         return  # also one of the model's own code: what makes the token states is not ours to run
     *words, last = (*CLASSES[1:], *OTHERS)
-    if not ours or module.name not in (*words, last):
+    if not (known or (theirs and module.name in (*words, last))):
         raise module.entry.error(
             "type", f"sentence-transformers' Transformer (first), {', '.join(words)} or {last}; other code is not run"
         )
@@ -182,7 +180,10 @@ def _unpooled(passed: dict[str, Chain]) -> Chain:
             f"modules.json: expected a module that gives {_TOKENS}, got {', '.join(map(shown, passed))} from those "
             "that are there"
         )
-    return passed[_TOKENS]
+    found = passed[_TOKENS]
+    if found.word_weights or found.layer_weights:
+        raise ValueError("modules.json: expected Pooling where token states are weighted, got none")
+    return found
 
 
 def _names(document: Document, otherwise: str = _SENTENCE) -> tuple[str, str]:

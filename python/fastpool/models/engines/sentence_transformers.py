@@ -34,7 +34,9 @@ def _default(model: Model) -> Default:
     if wanted.sparse is not None:
         notes = ["its SpladePooling keeps CLS and SEP"]
         if family is None:
-            notes.append("without model_type its SparseEncoder puts an untrained SparseAutoEncoder behind it")
+            notes.append(
+                "without model_type its SparseEncoder adds an untrained SparseAutoEncoder, or fails to load it"
+            )
         return Default(wanted, (*notes, *_refused(model)))
     return Default(wanted, (*_own_code(wanted), *_refused(model)))
 
