@@ -71,8 +71,7 @@ class Sources:
         names = {module.name for module in self.modules or []}
         if "SpladePooling" in names:
             return "SparseEncoder"
-        late = self.of_pylate or ("MultiVectorMask" in names and "Pooling" not in names)
-        return "MultiVectorEncoder" if late else "SentenceTransformer"
+        return "MultiVectorEncoder" if self.of_pylate or "MultiVectorMask" in names else "SentenceTransformer"
 
     @property
     def certainty(self) -> Certainty:
