@@ -57,7 +57,7 @@ def splade(
 
     Input is padded [B, S, V] or packed [T, V], as fastpool.mean has it, with every way of saying what is real. Nothing
     as large as the logits is allocated; fastpool.splade_linear does without the logits themselves. Models that leave
-    [CLS] and [SEP] out (vLLM does, sentence-transformers does not) say so by `starts` and `ends`, or by the mask.
+    [CLS] and [SEP] out (vLLM may, sentence-transformers does not) say so by `starts` and `ends`, or by the mask.
 
     Args:
         logits: of each token, for each word of the vocabulary; float16, bfloat16, float32 or float64; any strides,
