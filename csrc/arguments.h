@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "pool.h"
+#include "quantize.h"
 #include "tensor.h"
 #include "tokens.h"
 
@@ -140,6 +141,22 @@ struct NormalizeBackwardArguments {
   void put_back(StableIValue* stack);
   NormalizeBackwardCall call();
   Tensor output() const;
+
+ private:
+  template <class Move>
+  void move(Move move);
+};
+
+struct QuantizeArguments {
+  Tensor x, ranges;
+  int64_t kind = 0;  // a place in kKinds
+  std::optional<int64_t> truncate_dim;
+  bool zero_bit = false;
+
+  explicit QuantizeArguments(StableIValue* stack);
+  void put_back(StableIValue* stack);
+  QuantizeCall call();  // x and ranges become copies where their columns are not contiguous
+  Tensor output(const QuantizeCall& call) const;
 
  private:
   template <class Move>

@@ -120,6 +120,20 @@ void tokens_backward(StableIValue* stack, uint64_t, uint64_t) {
   });
 }
 
+void quantize(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr const char* name = "quantize";
+  if (ran_in_python(name, stack, native::kCpu, 0)) return;
+  QuantizeArguments arguments(stack);
+  answer(name, stack, arguments, [&] {
+    QuantizeCall call = arguments.call();
+    Tensor out = arguments.output(call);
+    call.out = out.mutable_data();
+    require(cpu::valid_ranges(call), "ranges");
+    cpu::quantize(call, parallel());
+    return out;
+  });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastpool, CPU, m) {
@@ -130,6 +144,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastpool, CPU, m) {
   m.impl("_l2_normalize_backward", l2_normalize_backward);
   m.impl("tokens", tokens);
   m.impl("_tokens_backward", tokens_backward);
+  m.impl("quantize", quantize);
 }
 
 }  // namespace fastpool

@@ -28,6 +28,7 @@ STABLE_TORCH_LIBRARY(fastpool, m) {
       "tokens(Tensor hidden, Tensor? mask=None, Tensor? cu_seqlens=None, *, Tensor? starts=None, Tensor? ends=None, "
       "int? truncate_dim=None, bool normalize=False, ScalarType? out_dtype=None, int? total=None) -> "
       "(Tensor, Tensor)");
+  m.def("quantize(Tensor x, int kind, *, Tensor? ranges=None, int? truncate_dim=None, bool zero_bit=False) -> Tensor");
 }
 
 }  // namespace fastpool

@@ -1,5 +1,6 @@
 // What a kernel file offers; one such table per instruction set (isa.h chooses).
 #pragma once
+#include "../quantize.h"
 #include "../segment.h"
 #include "../state.h"
 #include "../tokens.h"
@@ -73,6 +74,7 @@ struct IsaKernels {
   // Writes rows [begin, end): row i adds up the gradient's rows sources[first[i]] to sources[first[i + 1]], in order.
   void (*scatter_tokens)(const TokensBackwardCall& call, const int64_t* first, const int64_t* sources, int64_t begin,
                          int64_t end);
+  void (*quantize)(const QuantizeCall& call, int64_t begin, int64_t end, void* scratch);
 };
 
 extern const IsaKernels kernels_portable, kernels_avx2, kernels_avx512;

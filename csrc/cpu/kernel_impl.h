@@ -8,6 +8,7 @@
 #include "finish.h"
 #include "kernel.h"
 #include "leaves.h"
+#include "quantize.h"
 #include "rows.h"
 #include "tree.h"
 #include "vec.h"
@@ -231,6 +232,10 @@ static void normalize(const NormalizeCall& call, int64_t begin, int64_t end, voi
   with_dtype(call.dtype, [&](auto t, auto a) {
     normalize_rows<decltype(t), decltype(a)>(call, begin, end, static_cast<decltype(a)*>(scratch));
   });
+}
+
+static void quantize(const QuantizeCall& call, int64_t begin, int64_t end, void* scratch) {
+  with_dtype(call.dtype, [&](auto t, auto a) { quantize_rows<decltype(t), decltype(a)>(call, begin, end, scratch); });
 }
 
 }  // namespace fastpool::FASTPOOL_ISA

@@ -136,6 +136,16 @@ void l2_normalize_backward(const NormalizeBackwardCall& call, const Parallel& pa
   });
 }
 
+void quantize(const QuantizeCall& call, const Parallel& parallel) {
+  if (call.rows == 0 || call.dim == 0) return;
+  const int64_t row_bytes = 2 * padded_columns(call.dim) * accumulator_size(call.dtype);
+  const int64_t threads = threads_for(call.rows * call.dim * size_of(call.dtype), parallel);
+  spread(threads, threads, parallel, [&](int64_t t) {
+    const Buffer scratch(row_bytes);
+    kernels().quantize(call, call.rows * t / threads, call.rows * (t + 1) / threads, scratch.data);
+  });
+}
+
 bool valid_bounds(const PoolCall& call) {
   if (call.starts.data == nullptr && call.ends.data == nullptr) return true;
   for (int64_t b = 0; b < call.batch; ++b) {
@@ -151,6 +161,15 @@ bool valid_dims(const NormalizeCall& call) {
   for (int64_t row = 0; row < call.rows; ++row) {
     const int64_t value = call.truncate_dims[offset_of(row, call.leading, call.sizes, call.truncate_dims_strides)];
     if (value < 0 || value > call.dim) return false;
+  }
+  return true;
+}
+
+bool valid_ranges(const QuantizeCall& call) {
+  if (call.low == nullptr) return true;
+  for (int64_t c = 0; c < call.dim; ++c) {
+    const float width = call.high[c] - call.low[c];
+    if (!(width >= 0 && std::isfinite(width))) return false;
   }
   return true;
 }

@@ -21,11 +21,14 @@ bool reduce(const PoolCall& call, const QueryGradients& gradients, const Paralle
 void pool_backward(const PoolBackwardCall& call, const Parallel& parallel);
 void l2_normalize(const NormalizeCall& call, const Parallel& parallel);
 void l2_normalize_backward(const NormalizeBackwardCall& call, const Parallel& parallel);
+void quantize(const QuantizeCall& call, const Parallel& parallel);
 
 // Whether the values of starts and ends lie within the rows and do not run backwards.
 bool valid_bounds(const PoolCall& call);
 // Whether those of truncate_dims lie within the columns.
 bool valid_dims(const NormalizeCall& call);
+// Whether ranges are finite, and so is their width, and none runs backwards.
+bool valid_ranges(const QuantizeCall& call);
 // Whether float64 weights fit the float32 that they are added up in beside narrower states: the largest finite one of
 // each segment's real tokens is 0 or a normal number of float32.
 bool valid_weights(const PoolCall& call);

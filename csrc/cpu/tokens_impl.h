@@ -67,7 +67,8 @@ constexpr cpu::IsaKernels kernels(const char* name) {
           cpu::InIeee<scatter_gradient>::call,
           cpu::InIeee<normalize_backward>::call,
           cpu::InIeee<pack_tokens>::call,
-          cpu::InIeee<scatter_tokens>::call};
+          cpu::InIeee<scatter_tokens>::call,
+          cpu::InIeee<quantize>::call};
 }
 
 }  // namespace fastpool::FASTPOOL_ISA

@@ -29,7 +29,8 @@ constexpr int kBytes = 16, kWideBytes = 16;
 
 constexpr int kLineBytes = 64;
 
-// Accumulator lanes, and the unsigned integers of the same width that the conversions work on.
+// Accumulator lanes, and the unsigned integers of the same width that the conversions work on; as many whole numbers,
+// and bytes.
 template <class A>
 struct Vec;
 template <>
@@ -39,6 +40,8 @@ struct Vec<float> {
   typedef uint32_t word;
   typedef word bits __attribute__((vector_size(kBytes)));
   typedef uint16_t narrow __attribute__((vector_size(kBytes / 2)));
+  typedef int32_t whole __attribute__((vector_size(kBytes)));
+  typedef uint8_t bytes __attribute__((vector_size(kBytes / 4)));
 };
 template <>
 struct Vec<double> {
@@ -47,6 +50,8 @@ struct Vec<double> {
   typedef uint64_t word;
   typedef word bits __attribute__((vector_size(kBytes)));
   typedef float narrow __attribute__((vector_size(kBytes / 2)));
+  typedef int32_t whole __attribute__((vector_size(kBytes / 2)));
+  typedef uint8_t bytes __attribute__((vector_size(kBytes / 8)));
 };
 struct WideVec {
   typedef float type __attribute__((vector_size(kWideBytes)));

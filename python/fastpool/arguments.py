@@ -83,6 +83,13 @@ TOKENS: Arguments = (
     Argument("total", "int?", "None", keyword=True),
 )
 TOKENS_BACKWARD: Arguments = (Argument("gradient", "Tensor"), *_by_place(_in_order(())))
+QUANTIZE: Arguments = (
+    Argument("x", "Tensor"),
+    Argument("kind", "int"),  # a place in KINDS
+    Argument("ranges", "Tensor?", "None", keyword=True),
+    Argument("truncate_dim", "int?", "None", keyword=True),
+    Argument("zero_bit", "bool", "False", keyword=True),
+)
 
 OPS: dict[str, Arguments] = {
     **{mode.name: of_pooling(mode) for mode in MODES.values()},
@@ -92,6 +99,7 @@ OPS: dict[str, Arguments] = {
     "_l2_normalize_backward": NORMALIZE_BACKWARD,
     "tokens": TOKENS,
     "_tokens_backward": TOKENS_BACKWARD,
+    "quantize": QUANTIZE,
 }
 _RETURNS = {"tokens": "(Tensor, Tensor)"}  # of the others: one tensor
 

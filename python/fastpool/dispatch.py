@@ -129,7 +129,8 @@ def validate(on: bool = True) -> None:
     - A `total` of tokens that is less than there are, on GPUs too.
     - Results: a vector of a pooling mode, of l2_normalize or of tokens that is not finite is a ValueError. It names the
       segment (of l2_normalize: the row), and the first token and column of the input that is not finite, or the weight,
-      the score or the query's element; where all of them are, what has overflowed.
+      the score or the query's element; where all of them are, what has overflowed. What is given to
+      quantize and is not finite, on any device; and the values of its ranges on GPUs.
 
     FASTPOOL_VALIDATE=1 does the same from the start.
     """

@@ -6,17 +6,19 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .calls import Call, NormalizeCall, PoolCall, Result, TokensCall, accumulator
+from .calls import Call, NormalizeCall, PoolCall, QuantizeCall, Result, TokensCall, accumulator
 from .checks import name_of, place
 from .modes import MODES
 from .reference.tokens import real_tokens
 
 
 def check_finite(call: Call, result: Result) -> None:
-    """Raises ValueError where a pooling's or a normalisation's result is not finite, or a token; a gradient's may be
-    anything. Synchronises."""
+    """Raises ValueError where a pooling's or a normalisation's result is not finite, or a token, or what is quantised,
+    whose bytes do not tell; a gradient's result may be anything. Synchronises."""
     if isinstance(call, TokensCall):
         return _check_tokens(call, result[0])
+    if isinstance(call, QuantizeCall):
+        return _check_quantized(call)
     assert isinstance(result, Tensor)
     if not isinstance(call, PoolCall | NormalizeCall) or bool(result.isfinite().all()):
         return
@@ -25,6 +27,11 @@ def check_finite(call: Call, result: Result) -> None:
     if isinstance(call, PoolCall):
         _why_pooled(call, *row, columns=columns)
     _why_normalized(call, row, columns)
+
+
+def _check_quantized(call: QuantizeCall) -> None:
+    for at in (~call.x[..., : call.columns].isfinite()).nonzero()[:1].tolist():
+        raise ValueError(f"{call.op}: x must be finite, got x{place(*at)} = {call.x[tuple(at)].item()}")
 
 
 def _why_pooled(call: PoolCall, segment: int, *query: int, columns: Tensor) -> NoReturn:

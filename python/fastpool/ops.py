@@ -21,6 +21,7 @@ from .calls import (
     NormalizeCall,
     PoolBackwardCall,
     PoolCall,
+    QuantizeCall,
     Result,
     TokensBackwardCall,
     TokensCall,
@@ -34,6 +35,7 @@ _CALLS: dict[str, Callable[..., Call]] = {
     "_pool_backward": PoolBackwardCall.of_op,
     "l2_normalize": NormalizeCall,
     "_l2_normalize_backward": NormalizeBackwardCall.of_op,
+    "quantize": QuantizeCall,
     "tokens": TokensCall,
     "_tokens_backward": TokensBackwardCall.of_op,
 }

@@ -185,7 +185,7 @@ def test_aot_inductor_from_python_and_from_cpp(tmp_path: Path) -> None:
 
 
 def test_schemas_without_python_are_the_same() -> None:
-    public = [*MODES, "l2_normalize", "tokens"]
+    public = [*MODES, "l2_normalize", "quantize", "tokens"]
     code = f"""
         import torch
         torch.ops.load_library({str(LIBRARY.with_name("libfastpool_schemas.so"))!r})

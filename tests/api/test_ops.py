@@ -19,6 +19,7 @@ from fastpool.calls import (
     NormalizeCall,
     PoolBackwardCall,
     PoolCall,
+    QuantizeCall,
     TokensBackwardCall,
     TokensCall,
 )
@@ -213,6 +214,7 @@ def test_calls_hold_what_ops_take() -> None:
         "_pool_backward": (PoolBackwardCall, PoolCall),
         "l2_normalize": (NormalizeCall,),
         "_l2_normalize_backward": (NormalizeBackwardCall, NormalizeCall),
+        "quantize": (QuantizeCall,),
         "tokens": (TokensCall,),
         "_tokens_backward": (TokensBackwardCall, TokensCall),
     }.items():
@@ -224,8 +226,9 @@ def test_calls_hold_what_ops_take() -> None:
 
 
 def test_there_are_few_ops() -> None:
-    """A forward op for each mode and one for several, and as many for gradients as there are kinds of calls."""
+    """A forward op for each mode, one for several, and as many for gradients as there are kinds of calls that have any;
+    and quantize."""
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastpool::")}
     assert names == {*OPS, *(f"_python_{op}" for op in OPS)}
-    assert len(OPS) == len(MODES) + 6
+    assert len(OPS) == len(MODES) + 7
     assert not [op for op in OPS if any(one.type == "str" for one in OPS[op])]  # which torch's stable ABI leaks

@@ -122,7 +122,7 @@ class Backend:
         result: Tensor = getattr(self.ops, call.op_name)(*by_place, **by_name)
         return result
 
-    pool = pool_backward = l2_normalize = l2_normalize_backward = tokens = tokens_backward = _run
+    pool = pool_backward = l2_normalize = l2_normalize_backward = quantize = tokens = tokens_backward = _run
 
 
 def backward(

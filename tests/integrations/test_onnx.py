@@ -124,6 +124,11 @@ def test_what_has_none_says_so(mode: str) -> None:
         to_onnx(model, kwargs={"hidden": hidden})
 
 
+def test_quantize_has_none() -> None:
+    with pytest.raises(Exception, match=r"fastpool\.onnx: quantize has no translation; export the embeddings"):
+        to_onnx(Calls(lambda hidden: fastpool.quantize(hidden, "binary")), kwargs={"hidden": torch.rand(3, 16)})
+
+
 def test_the_docstring() -> None:
     hidden, mask = torch.rand(2, 3, 4), torch.ones(2, 3)
     globs = {"torch": torch, "fastpool": fastpool, "hidden": hidden, "mask": mask.bool()}

@@ -120,7 +120,7 @@ def _direct(call: Call) -> Result:
     return result
 
 
-pool = pool_backward = l2_normalize = l2_normalize_backward = tokens = tokens_backward = _direct
+pool = pool_backward = l2_normalize = l2_normalize_backward = quantize = tokens = tokens_backward = _direct
 
 
 def override_process(requested: int) -> None:

@@ -3,8 +3,8 @@
 from .. import fork, reference
 from ..calls import Call, Result
 
-__all__ = ["l2_normalize", "l2_normalize_backward", "pool", "pool_backward", "supports", "tokens", "tokens_backward"]
-__all__ += ["unavailable"]
+__all__ = ["l2_normalize", "l2_normalize_backward", "pool", "pool_backward", "quantize", "supports", "tokens"]
+__all__ += ["tokens_backward", "unavailable"]
 
 
 def unavailable() -> str | None:
@@ -26,4 +26,4 @@ def _run(call: Call) -> Result:
     return result
 
 
-pool = pool_backward = l2_normalize = l2_normalize_backward = tokens = tokens_backward = _run
+pool = pool_backward = l2_normalize = l2_normalize_backward = quantize = tokens = tokens_backward = _run

@@ -15,6 +15,7 @@ from ..calls import (
     NormalizeCall,
     PoolBackwardCall,
     PoolCall,
+    QuantizeCall,
     TokensBackwardCall,
     TokensCall,
 )
@@ -71,6 +72,7 @@ _READ = {  # what kernels read by rows, or what holds it
     PoolBackwardCall: ("pool",),
     NormalizeCall: ("x",),
     NormalizeBackwardCall: ("normalize",),
+    QuantizeCall: ("x", "ranges"),
 }
 
 
@@ -103,4 +105,4 @@ def _raised_inside(error: BaseException) -> BaseException:
     return error
 
 
-pool = pool_backward = l2_normalize = l2_normalize_backward = _run
+pool = pool_backward = l2_normalize = l2_normalize_backward = quantize = _run

@@ -5,10 +5,12 @@ from torch import Tensor
 from .common import accumulator, why_no_memory
 from .normalize import NormalizeBackwardCall, NormalizeCall
 from .pool import PoolBackwardCall, PoolCall
+from .quantize import QuantizeCall
 from .segments import OfSegments
 from .tokens import TokensBackwardCall, TokensCall
 
-Call = PoolCall | PoolBackwardCall | NormalizeCall | NormalizeBackwardCall | TokensCall | TokensBackwardCall
+_OfTokens = PoolCall | PoolBackwardCall | TokensCall | TokensBackwardCall
+Call = _OfTokens | NormalizeCall | NormalizeBackwardCall | QuantizeCall
 Result = Tensor | tuple[Tensor, Tensor]  # of an op
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "OfSegments",
     "PoolBackwardCall",
     "PoolCall",
+    "QuantizeCall",
     "Result",
     "TokensBackwardCall",
     "TokensCall",

@@ -22,7 +22,7 @@ except ImportError as error:
 
 from ..arguments import named
 from ..modes import MODES
-from .translate import l2_normalize, pool
+from .translate import l2_normalize, pool, quantize
 
 __all__ = ["translation_table"]
 
@@ -31,7 +31,8 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
     """The `custom_translation_table` of torch.onnx.export(dynamo=True): from each of fastpool's ops to what builds it.
 
     Models may call the functions, torch.ops.fastpool.*, or fastpool.nn's modules, with every argument that these take,
-    padded or packed, but for softmax_mean, attention and tokens, which are refused at export; batch, rows and columns
+    padded or packed, but for softmax_mean, attention, tokens and quantize, which are refused at export; batch, rows and
+    columns
     may be dynamic. The results are fastpool's to rounding, not to the bit: a runtime adds in its own order, here 32
     tokens at a time, in float32 (float64 for float64), and rounds once. NaN and infinities in padding reach no result;
     a text without real tokens gives zeros; NaN goes through `max`.
@@ -56,6 +57,7 @@ def translation_table() -> dict[Any, Callable[..., Any]]:
     builders: dict[str, Callable[..., Any]] = {
         **{mode.name: partial(pool, mode) for mode in MODES.values()},
         "l2_normalize": l2_normalize,
+        "quantize": quantize,
         "tokens": _refused,
     }
     return {getattr(torch.ops.fastpool, op).default: _by_name(op, build) for op, build in builders.items()}

@@ -1,5 +1,7 @@
 """The ops themselves, with the arguments of arguments.py."""
 
+from typing import NoReturn
+
 from ..constants import NORM_EPS
 from ..modes import Mode
 from . import finish
@@ -58,3 +60,12 @@ def l2_normalize(
         return op.Where(op.Less(counted(op.Shape(columns, start=-1)), sizes), values, constant(0.0, dtype))
 
     return op.Cast(used(finish.normalize(used(columns), eps, dtype)), to=out_dtype or x.dtype)
+
+
+def quantize(
+    x: Value, kind: int, *, ranges: Value | None = None, truncate_dim: int | None = None, zero_bit: bool = False
+) -> NoReturn:
+    """No graph: a runtime's own tanh and packing of bits would not give these bytes."""
+    raise ValueError(
+        "fastpool.onnx: quantize has no translation; export the embeddings, and quantize what the runtime gives"
+    )

@@ -18,6 +18,7 @@ Not fast, and it synchronises with a GPU: use it to check and to understand.
 
 from .normalize import l2_normalize, l2_normalize_backward
 from .pool import pool, pool_backward
+from .quantize import quantize
 from .tokens import tokens, tokens_backward
 
-__all__ = ["l2_normalize", "l2_normalize_backward", "pool", "pool_backward", "tokens", "tokens_backward"]
+__all__ = ["l2_normalize", "l2_normalize_backward", "pool", "pool_backward", "quantize", "tokens", "tokens_backward"]
