@@ -21,14 +21,14 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import MockTensor
 
-from ..calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall, accumulator
-from ..constants import NORM_EPS
+from ..calls import PoolBackwardCall, PoolCall, accumulator
 from ..modes import MODES, Weight
 from ..text import shown, told
+from .aot_rows import empty, row_launches
 from .config import LOAD_BYTES
 from .launch import Launch, settle_cache_keys
 from .machine_code import Report, read_amd, read_nvidia
-from .plan import DeviceProperties, plan_normalize, plan_normalize_backward, plan_pool
+from .plan import DeviceProperties, plan_pool
 from .plan_backward import plan_pool_backward
 from .targets import last_words
 
@@ -49,6 +49,7 @@ WIDE = {
     "scatter_gradient": ("store",),
     "scatter_weight_gradient": ("load",),
     "normalize_backward": ("load", "store"),
+    "quantize": ("load",),
 }
 
 
@@ -93,10 +94,6 @@ class Variant:
 def kernel_name(launch: Launch) -> str:
     name: str = launch.kernel.fn.__name__
     return name.removesuffix("_kernel")
-
-
-def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 @dataclass(frozen=True)
@@ -159,16 +156,16 @@ def make_call(
     batch, rows = shape
     per_token = (batch, max(1, int(rows))) if layout.padded else (max(1, int(batch * rows)),)
     arguments: dict[str, Any] = {
-        name: _empty(batch + 1, dtype=torch.int32) if name == "cu_seqlens" else _empty(batch, dtype=torch.int64)
+        name: empty(batch + 1, dtype=torch.int32) if name == "cu_seqlens" else empty(batch, dtype=torch.int64)
         for name in layout.bounds
     }
     if layout.mask is not None:
-        arguments["mask"] = _empty(*per_token, dtype=layout.mask)
+        arguments["mask"] = empty(*per_token, dtype=layout.mask)
     if given in QUERIES:
-        arguments["query"] = _empty(QUERIES[given], dim, dtype=dtype)
+        arguments["query"] = empty(QUERIES[given], dim, dtype=dtype)
     elif given is not None:
-        arguments[given] = _empty(*per_token, dtype=torch.float32)
-    return PoolCall(mode, _empty(*per_token, dim, dtype=dtype), normalize=normalize, **arguments)
+        arguments[given] = empty(*per_token, dtype=torch.float32)
+    return PoolCall(mode, empty(*per_token, dim, dtype=dtype), normalize=normalize, **arguments)
 
 
 def _layout_of(call: PoolCall) -> str:
@@ -204,7 +201,7 @@ def _choices(
 
 
 def _gradient(call: PoolCall, of: str, device: DeviceProperties) -> list[Launch]:
-    gradient = _empty(*call.shape, dtype=accumulator(call.hidden.dtype))
+    gradient = empty(*call.shape, dtype=accumulator(call.hidden.dtype))
     return plan_pool_backward(PoolBackwardCall(call, gradient, gradient, of), device)
 
 
@@ -231,13 +228,7 @@ def _launches(dtype: torch.dtype, dim: int, warp_size: int, splits: bool, every:
                 call = make_call(mode, dtype, dim, shape, layout, given=given)
                 for launch in _gradient(call, "query", DeviceProperties("aot", count, warp_size, splits)):
                     yield f"gradient of query {kernel_name(launch)} {mode}({_layout_of(call)})", launch
-    x, one = _empty(1, dim, dtype=dtype), DeviceProperties("aot", 1, warp_size)
-    for given, cut in (("", None), ("(truncate_dims)", _empty(1, dtype=torch.int32))):
-        yield f"l2_normalize{given}", plan_normalize(x, NORM_EPS, x, one, cut)
-        gradient_call = NormalizeBackwardCall(
-            NormalizeCall(x, truncate_dims=cut), _empty(1, dim, dtype=accumulator(dtype))
-        )
-        yield f"gradient of l2_normalize{given}", plan_normalize_backward(gradient_call, one)
+    yield from row_launches(dtype, dim, warp_size)
 
 
 def key_of(launch: Launch) -> tuple[object, ...]:

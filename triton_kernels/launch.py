@@ -20,7 +20,18 @@ def options(warps: int, registers: int) -> dict[str, Any]:
 
 
 # Each calls what stands in those before it.
-_MODULES = ("elementary", "state", "finish", "weight", "segment", "arrival_tree", "normalize", "pool", "backward")
+_MODULES = (
+    "elementary",
+    "state",
+    "finish",
+    "weight",
+    "segment",
+    "arrival_tree",
+    "normalize",
+    "quantize",
+    "pool",
+    "backward",
+)
 
 
 @cache

@@ -267,7 +267,7 @@ class Part:
 def make_normalize_plan(x: Tensor, eps: float, width: int, device: DeviceProperties) -> Part:
     """The plan that normalises the first `width` columns of an x that is not empty."""
     element_size = x.element_size()
-    outer_stride, inner_stride, inner = _two_strides(x)
+    outer_stride, inner_stride, inner = two_strides(x)
     columns = row_columns(width, element_size, device.warp_size)
     vector_width = vector(element_size, width, outer_stride, inner_stride)
     fixed = {
@@ -290,7 +290,7 @@ def plan_normalize(
 
 def launch_normalize(part: Part, x: Tensor, out: Tensor, truncate_dims: Tensor | None, **more: Tensor) -> Launch:
     """x is copied where its rows have more strides than a kernel takes."""
-    if len(_leading(x)) > 2:
+    if len(leading(x)) > 2:
         x = x.contiguous()
     return part.launch(
         {"x": x, "out": out, "truncate_dims": None if truncate_dims is None else truncate_dims.contiguous(), **more}
@@ -301,7 +301,7 @@ def make_normalize_backward_plan(call: NormalizeBackwardCall, device: DeviceProp
     """The plan that writes the gradient of an x that is not empty."""
     x, element_size = call.normalize.x, call.normalize.x.element_size()
     dim, width = call.gradient.shape[-1], x.shape[-1]
-    outer_stride, inner_stride, inner = _two_strides(x)
+    outer_stride, inner_stride, inner = two_strides(x)
     columns = row_columns(width, element_size, device.warp_size)
     vector_width = vector(element_size, dim, width, outer_stride, inner_stride)
     fixed = {
@@ -325,16 +325,16 @@ def _batch_stride(per_token: Tensor | None) -> int:
     return per_token.stride(0) if per_token is not None and per_token.dim() == 2 else 0
 
 
-def _two_strides(x: Tensor) -> tuple[int, int, int]:
+def two_strides(x: Tensor) -> tuple[int, int, int]:
     """Outer stride, inner stride, inner rows of x, or of its copy where it has more strides than that."""
-    leading = _leading(x)
-    if len(leading) > 2:
-        leading = [(x.shape[-1], x.numel() // x.shape[-1])]
-    (outer_stride, _), (inner_stride, inner) = ([(0, 1)] + leading)[-2:]
+    found = leading(x)
+    if len(found) > 2:
+        found = [(x.shape[-1], x.numel() // x.shape[-1])]
+    (outer_stride, _), (inner_stride, inner) = ([(0, 1)] + found)[-2:]
     return outer_stride, inner_stride, inner
 
 
-def _leading(x: Tensor) -> list[tuple[int, int]]:
+def leading(x: Tensor) -> list[tuple[int, int]]:
     """(stride, size) of the fewest dimensions that stand for all but the last one."""
     merged = [(0, 1)]
     for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall
+from ..calls import NormalizeBackwardCall, NormalizeCall, PoolBackwardCall, PoolCall, QuantizeCall
 from .plan import (
     Part,
     PoolPlan,
@@ -14,6 +14,7 @@ from .plan import (
     plan_normalize,
 )
 from .plan_backward import launch_parts, make_pool_backward_plan
+from .plan_quantize import launch_quantize, make_quantize_plan
 from .pool import NORM_EPS
 
 
@@ -73,4 +74,15 @@ def l2_normalize_backward(call: NormalizeBackwardCall) -> Tensor:
         if part is None:
             part = call.known["plan"] = make_normalize_backward_plan(call, device_of(x.device))
         launch_normalize(part, x, out, call.normalize.truncate_dims, gradient=call.gradient).run()
+    return out
+
+
+def quantize(call: QuantizeCall) -> Tensor:
+    """Runs a QuantizeCall."""
+    out = call.output()
+    if out.numel() > 0:
+        part: Part | None = call.known.get("plan")
+        if part is None:
+            part = call.known["plan"] = make_quantize_plan(call, device_of(out.device))
+        launch_quantize(part, call, out).run()
     return out

@@ -49,22 +49,22 @@ def cases(kind: str, dtype: torch.dtype) -> Iterator[Case]:
     for width in (1, 7, 8, 9, 16, 33, 130, 384):
         for more in options(kind, ranges_of(width)):
             yield values(12, width, dtype), kind, more
-    x, ranges = values(60, 133, dtype).view(3, 4, 5, 133), ranges_of(133)
-    far = torch.empty_strided((3, 33), (2**20, 3), dtype=dtype)
-    far.copy_(x[0, 0, :3, :33])
+    x, ranges = values(12, 133, dtype).view(2, 3, 2, 133), ranges_of(133)
+    far = torch.empty_strided((2, 33), (2**20, 3), dtype=dtype)
+    far.copy_(x[0, 0, :, :33])
     for more in options(kind, ranges):
         cut = {name: one[:, :33] if name == "ranges" else one for name, one in more.items()}
         apart = {name: one.T.contiguous().T if name == "ranges" else one for name, one in more.items()}
         yield from (
             (x.transpose(0, 2), kind, more),
-            (x[:, 1:, ::2], kind, apart),
+            (x[:, ::2], kind, apart),
             (x[..., 1:34], kind, cut),
-            (x[1, 2, 3], kind, more),
+            (x[1, 2, 1], kind, more),
             (x[:0], kind, more),
             (x[..., :0], kind, {name: one[:, :0] if name == "ranges" else one for name, one in more.items()}),
             (x, kind, {**more, "truncate_dim": 33}),
             (x, kind, {**cut, "truncate_dim": 33}),
-            (x.expand(2, 3, 4, 5, 133).permute(3, 0, 2, 1, 4), kind, {**more, "truncate_dim": 16}),
+            (x.expand(2, 2, 3, 2, 133).permute(3, 0, 2, 1, 4), kind, {**more, "truncate_dim": 16}),
             (far, kind, cut),
         )
 

@@ -37,6 +37,7 @@ def run(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
     ("only", "wide"),
     [
         ("l2_normalize", {("load",), ("load", "store")}),
+        ("quantize", {("load",)}),
         wide("scatter_gradient weighted_mean(padded, int64 mask, weights)", {("store",)}),
         wide("weighted_mean(padded, int64 mask, weights)", {(), ("load",), ("store",)}),
         wide("first_maximum max(padded", {("load",)}),
