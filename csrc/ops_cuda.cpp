@@ -27,17 +27,28 @@ const DTypeKernels& kernels(DType dtype) {
 
 DType accumulator(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
 
-Rows rows_of(const NormalizeCall& call) {
+template <class Rows, class Call>
+Rows rows_of(const Call& call) {
   Rows rows;
   rows.call = call;
   const int64_t size = size_of(call.dtype), alignment = size * 4 < 16 ? size * 4 : 16;
   int64_t at = static_cast<int64_t>(reinterpret_cast<uintptr_t>(call.x));
   for (int d = 0; d < call.leading; ++d) {
     rows.sizes[d] = call.sizes[d], rows.strides[d] = call.strides[d];
-    if (call.truncate_dims.data != nullptr) rows.truncate_dims_strides[d] = call.truncate_dims_strides[d];
     at |= call.strides[d] * size;
   }
   rows.aligned = at % alignment == 0;
+  return rows;
+}
+Rows rows_of(const NormalizeCall& call) {
+  Rows rows = rows_of<Rows>(call);
+  for (int d = 0; call.truncate_dims.data != nullptr && d < call.leading; ++d)
+    rows.truncate_dims_strides[d] = call.truncate_dims_strides[d];
+  return rows;
+}
+QuantizeRows rows_of(const QuantizeCall& call) {
+  QuantizeRows rows = rows_of<QuantizeRows>(call);
+  rows.ranges_aligned = (reinterpret_cast<uintptr_t>(call.low) | reinterpret_cast<uintptr_t>(call.high)) % 16 == 0;
   return rows;
 }
 
@@ -52,6 +63,11 @@ void run(const NormalizeBackwardCall& call, cudaStream_t stream) {
   const bool aligned = forward.dim % kQuad == 0 && reinterpret_cast<uintptr_t>(call.gradient) % 16 == 0;
   const RowGradients gradients = {call.width, aligned, call.gradient, call.out};
   check_cuda(kernels(forward.dtype).normalize_backward(rows_of(forward), gradients, stream));
+}
+
+void run(const QuantizeCall& call, cudaStream_t stream) {
+  if (call.rows == 0 || call.dim == 0) return;
+  check_cuda(kernels(call.dtype).quantize(rows_of(call), stream));
 }
 
 void check_grid(int64_t blocks, int64_t strips) {
@@ -321,6 +337,20 @@ void tokens_backward(StableIValue* stack, uint64_t, uint64_t) {
   });
 }
 
+void quantize(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr const char* name = "quantize";
+  if (ran_in_python_for(stack[0], name, stack)) return;
+  QuantizeArguments arguments(stack);
+  answer(name, stack, arguments, [&] {
+    QuantizeCall call = arguments.call();
+    const OnDevice device(arguments.x.device());
+    Tensor out = arguments.output(call);
+    call.out = out.mutable_data();
+    run(call, device.stream());
+    return out;
+  });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(FASTPOOL_OPS, FASTPOOL_KEY, m) {
@@ -330,6 +360,7 @@ STABLE_TORCH_LIBRARY_IMPL(FASTPOOL_OPS, FASTPOOL_KEY, m) {
   m.impl("_l2_normalize_backward", l2_normalize_backward);
   m.impl("tokens", tokens);
   m.impl("_tokens_backward", tokens_backward);
+  m.impl("quantize", quantize);
 }
 
 }  // namespace fastpool

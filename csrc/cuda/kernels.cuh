@@ -6,6 +6,7 @@
 #include "kernels.h"
 #include "leaves.cuh"
 #include "normalize.cuh"
+#include "quantize.cuh"
 #include "scatter_gradient.cuh"
 #include "segment.cuh"
 #include "segment_prologue.cuh"
@@ -190,6 +191,17 @@ template <class T>
 cudaError_t normalize_backward(const Rows& rows, const RowGradients& gradients, cudaStream_t stream) {
   return launch_rows(normalize_backward_kernel<T>, rows.call.rows, gradients.width, accumulator_size(rows.call.dtype),
                      stream, rows, gradients);
+}
+template <class T>
+cudaError_t quantize(const QuantizeRows& rows, cudaStream_t stream) {
+  const auto launch = [&](auto kernel) {  // a thread has eight columns, not four
+    return launch_rows(kernel, rows.call.rows, (rows.call.dim + 1) / 2, 0, stream, rows);
+  };
+  switch (rows.call.kind.how) {
+    case How::buckets: return launch(quantize_kernel<T, How::buckets>);
+    case How::tanh: return launch(quantize_kernel<T, How::tanh>);
+    default: return launch(quantize_kernel<T, How::bits>);
+  }
 }
 
 template <class T>

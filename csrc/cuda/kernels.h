@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include "../quantize.h"
 #include "../tokens.h"
 #include "plan.h"
 
@@ -34,6 +35,13 @@ struct RowGradients {
   bool aligned = false;            // four values of the result's gradient may be loaded at once
   const void* gradient = nullptr;  // [rows, dim], of the accumulator
   void* out = nullptr;             // [rows, width]
+};
+
+// quantize's call, likewise.
+struct QuantizeRows {
+  QuantizeCall call;
+  bool aligned = false, ranges_aligned = false;  // rows of x, and of ranges, begin where four values may be loaded
+  int64_t sizes[Rows::kLeading], strides[Rows::kLeading];
 };
 
 // The segments that overlap a tile, as numbers of the first and the last; those between need not. All bits set: none.
@@ -90,6 +98,7 @@ struct DTypeKernels {
   cudaError_t (*pack_tokens)(const TokensCall& call, const TokenRows& rows, bool aligned, cudaStream_t stream);
   cudaError_t (*scatter_tokens)(const TokensBackwardCall& call, const TokenRows& rows, bool aligned,
                                 cudaStream_t stream);
+  cudaError_t (*quantize)(const QuantizeRows& rows, cudaStream_t stream);
 };
 
 extern const DTypeKernels kernels_float16, kernels_bfloat16, kernels_float32, kernels_float64;
