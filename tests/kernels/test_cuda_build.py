@@ -64,7 +64,8 @@ def test_nothing_spills(cuobjdump: str) -> None:
     assert native.info is not None
     # Per dtype: four kinds of states, those of several queries, the gradient of a query, one token, and for gradients
     # the shares and the maxima, each with wide loads and with narrow ones; the gradient of weights or scores, and that
-    # of hidden by its products with queries; the norm and its gradient; buckets, tanh and bits. Per accumulator what prepares gradients.
+    # of hidden by its products with queries; the norm and its gradient; buckets, tanh and bits. Per accumulator what
+    # prepares gradients.
     assert len(kernels) == (4 * (2 * 9 + 7) + 2) * len(native.info.cuda_architectures.split(","))
     for name, registers, stack, local in kernels:
         assert (int(stack), int(local)) == (0, 0), name
