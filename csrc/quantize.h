@@ -57,12 +57,10 @@ FASTPOOL_INLINE V scaled_tanh(V x) {
   return scaled == scaled ? (scaled + magic) - magic : V{};
 }
 
-// 1 or 0.
+// Whether its bit is 1; of a vector a mask.
 template <class V>
-FASTPOOL_INLINE V bit_of(V x, bool zero_bit) {
-  const V zero{}, one = zero + 1;
-  if (zero_bit) return x >= zero ? one : zero;
-  return x > zero ? one : zero;
+FASTPOOL_INLINE auto is_one(V x, bool zero_bit) {
+  return zero_bit ? x >= V{} : x > V{};
 }
 
 }  // namespace fastpool

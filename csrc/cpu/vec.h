@@ -29,8 +29,7 @@ constexpr int kBytes = 16, kWideBytes = 16;
 
 constexpr int kLineBytes = 64;
 
-// Accumulator lanes, and the unsigned integers of the same width that the conversions work on; as many whole numbers,
-// and bytes.
+// Accumulator lanes, and the unsigned integers of the same width that the conversions work on; as many whole numbers.
 template <class A>
 struct Vec;
 template <>
@@ -41,7 +40,6 @@ struct Vec<float> {
   typedef word bits __attribute__((vector_size(kBytes)));
   typedef uint16_t narrow __attribute__((vector_size(kBytes / 2)));
   typedef int32_t whole __attribute__((vector_size(kBytes)));
-  typedef uint8_t bytes __attribute__((vector_size(kBytes / 4)));
 };
 template <>
 struct Vec<double> {
@@ -51,7 +49,6 @@ struct Vec<double> {
   typedef word bits __attribute__((vector_size(kBytes)));
   typedef float narrow __attribute__((vector_size(kBytes / 2)));
   typedef int32_t whole __attribute__((vector_size(kBytes / 2)));
-  typedef uint8_t bytes __attribute__((vector_size(kBytes / 8)));
 };
 struct WideVec {
   typedef float type __attribute__((vector_size(kWideBytes)));

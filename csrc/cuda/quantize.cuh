@@ -23,7 +23,7 @@ FASTPOOL_KERNEL_INLINE void to_whole(const QuantizeRows& rows, int64_t c, A (&x)
     else if constexpr (how == How::tanh)
       x[i] = scaled_tanh(x[i]);
     else
-      x[i] = c + i < call.dim ? bit_of(x[i], call.zero_bit) : A{};
+      x[i] = c + i < call.dim && is_one(x[i], call.zero_bit) ? 1 : 0;
   }
 }
 

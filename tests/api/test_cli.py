@@ -218,9 +218,20 @@ def test_demo_runs(capsys):
     assert "Where is the [socket]?" in out
     # mean finds all five among so few, and by name it does better than any other mode.
     assert re.search(r"expected answer in the first three +│ 5 of 5", out)
-    by_name = [float(share) for share in re.findall(r"([\d.]+)%", out)]
+    searched, in_less_memory = out.split("And in less memory?")
+    by_name = [float(share) for share in re.findall(r"([\d.]+)%", searched)]
     assert len(by_name) == 4
     assert by_name[0] == max(by_name)
+    assert re.search(r"memory, 96 vectors +│ +147\.5 KB │ +36\.9 KB │ +4\.6 KB", in_less_memory)
+    # The same answers; nearly the same; and many of them.
+    same_first, same_ten, found = (
+        [float(share) for share in line] for line in re.findall(r"([\d.]+)% │ +([\d.]+)% │ +([\d.]+)%", in_less_memory)
+    )
+    for exact, in_bytes, in_bits in (same_first, same_ten):
+        assert exact == 100
+        assert in_bytes > 95
+        assert 50 < in_bits < in_bytes
+    assert found[0] == by_name[0]
 
 
 @needs_demo

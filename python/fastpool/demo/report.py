@@ -6,6 +6,7 @@ from rich.table import Table
 from ..terminal import text
 from .corpus import Doc
 from .measure import Comparison
+from .quantized import Stored
 from .search import MODES, QUESTIONS, RIGHT_MODE, Answers, Question
 
 # For each question, what each mode answers.
@@ -135,3 +136,19 @@ def summary(console: Console, results: Results, by_name: dict[str, float], docs:
         "own docstring is among the first three answers. A higher cosine does not mean a better answer.",
         style="dim",
     )
+
+
+def quantized(console: Console, kinds: dict[str, Stored], docs: int) -> None:
+    """What vectors in bytes and bits cost and lose."""
+    _heading(console, "And in less memory?")
+    console.print(
+        "fastpool.quantize makes a byte, or a bit, of each number of the docstrings' vectors; questions stay as they "
+        f"are. With each of the {docs:,} names asked as a question:"
+    )
+    table = _numbers("", *kinds)
+    every = kinds.values()
+    table.add_row(f"memory, {docs:,} vectors", *(_size(kind.bytes) for kind in every))
+    table.add_row("float32's first answer comes first", *(f"{kind.same_first:.1%}" for kind in every))
+    table.add_row("of float32's first ten answers found", *(f"{kind.same_ten:.1%}" for kind in every))
+    table.add_row(f"found by name, of all {docs:,}", *(f"{kind.by_name:.1%}" for kind in every))
+    console.print(table)

@@ -16,7 +16,8 @@ from . import report
 from .corpus import Doc, collect, sample
 from .measure import Comparison
 from .model import Model
-from .search import MODES, QUESTIONS, Question, Vectors, answers, found_by_name, vectors
+from .quantized import stored
+from .search import MODES, QUESTIONS, RIGHT_MODE, Question, Vectors, answers, found_by_name, vectors
 
 
 def choose_docs(count: int) -> tuple[list[Doc], int]:
@@ -85,5 +86,6 @@ def run(queries: Sequence[str], count: int, batch_size: int) -> int:
     by_name = {mode: found_by_name(names[mode], texts[mode]) for mode in MODES}
     report.wrong_modes(console, results)
     report.summary(console, results, by_name, len(docs))
+    report.quantized(console, stored(names[RIGHT_MODE], texts[RIGHT_MODE]), len(docs))
     console.print(f"\nTook {time.perf_counter() - start:.0f} s.")
     return 0 if measured.agree else 1
