@@ -68,8 +68,10 @@ def quantize(
             under validation, as x that is not finite is on any device: fastpool.validate).
         torch.OutOfMemoryError: the result does not fit in memory.
 
-    >>> ranges = fastpool.quantization_ranges(documents)  # once, and kept with the index
-    >>> index, query = (fastpool.quantize(vectors, "int8", ranges=ranges) for vectors in (documents, queries))
+    >>> embeddings = fastpool.mean(hidden, mask, normalize=True)
+    >>> ranges = fastpool.quantization_ranges(embeddings)  # of many documents, once; kept with the index
+    >>> in_bytes = fastpool.quantize(embeddings, "int8", ranges=ranges)
+    >>> in_bits = fastpool.quantize(embeddings, "ubinary")
     """
     if unknown:
         refuse("fastpool.quantize", unknown)
@@ -157,7 +159,8 @@ def dequantize(
         TypeError: a wrong dtype, or something that is not a tensor.
         ValueError: a wrong shape, kind or device; ranges or columns that are missing or not the kind's.
 
-    >>> fastpool.dequantize(fastpool.quantize(vectors, "int8", ranges=ranges), "int8", ranges=ranges)
+    >>> in_bits = fastpool.quantize(torch.randn(9, 20), "binary")
+    >>> signs = fastpool.dequantize(in_bits, "binary", columns=20)
     """
     name = "fastpool.dequantize"
     row, columns = _kind(name, kind), optional_count(name, "columns", columns)

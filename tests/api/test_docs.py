@@ -27,6 +27,7 @@ THEIR_FILES = {  # files of other programs and of models, and what only looks li
     "docs/infinity.md": ["/health", "/embeddings"],
     "docs/model-folders.md": ["modules.json", "config.json", "tokenizer.json", "llm2vec_config.json",
                               "sentence_*_config.json", "projections.safetensors", "model.safetensors"],
+    "docs/quantization.md": ["/v2/embed"],
     "docs/text-embeddings-inference.md": ["text_embeddings_server/models/pooling.py", "backends/python/server",
                                           "requirements.txt", "rocm/pytorch", "1_Pooling/config.json",
                                           "models/pooling.py"],

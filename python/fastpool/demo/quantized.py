@@ -29,9 +29,9 @@ def stored(names: Tensor, docs: Tensor) -> dict[str, Stored]:
     found = {"float32": Stored(docs.nbytes, 1.0, 1.0, found_by_name(names, docs))}
     exact = _best(names, docs)
     for kind in KINDS:
-        own = {"ranges": ranges} if kind == "int8" else {}
-        kept = fastpool.quantize(docs, kind, **own)
-        vectors = fastpool.dequantize(kept, kind, **own)
+        own = ranges if kind == "int8" else None
+        kept = fastpool.quantize(docs, kind, ranges=own)
+        vectors = fastpool.dequantize(kept, kind, ranges=own)
         best = _best(names, vectors)
         same = (best[:, :, None] == exact[:, None]).any(1).to(torch.float64).mean().item()
         first = (best[:, 0] == exact[:, 0]).to(torch.float64).mean().item()
