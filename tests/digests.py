@@ -5,8 +5,9 @@ python tests/digests.py --backends triton          one of them: reference, nativ
                                                    interpreter), cuda (the CUDA sources on the CPU)
 python tests/digests.py --write                    writes digests.json, by the reference
 
-Every backend has the same bits, so there is one digest for each mode, dtype and layout: of results and gradients with
-each of OPTIONS. tests/kernels/test_digests.py compares the backends that take seconds.
+Every backend has the same bits, so there is one digest for each mode, dtype and layout, of results and gradients with
+each of OPTIONS; and for each kind of quantised vectors. tests/kernels/test_digests.py compares the backends that take
+seconds.
 """
 
 import argparse
@@ -24,11 +25,13 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton's kernels are im
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from helpers import quantize_cases
 from torch import Tensor
 
 import fastpool
 from fastpool import dispatch
 from fastpool.backends import native, triton
+from fastpool.kinds import KINDS
 from fastpool.modes import MODES
 from fastpool.testing import (
     DTYPES,
@@ -100,6 +103,15 @@ def normalized(dtype: torch.dtype) -> str:
     return str(digest)
 
 
+def quantized(kind: str) -> str:
+    digest = Digest()
+    for dtype in DTYPES:
+        x, ranges = quantize_cases.values(12, 133, dtype), quantize_cases.ranges_of(133)
+        for options in quantize_cases.options(kind, ranges):
+            digest.add(fastpool.quantize(x, kind, **options).double())
+    return str(digest)
+
+
 def cases(options: Sequence[dict[str, Any]] = OPTIONS) -> Iterator[tuple[str, Callable[[], str]]]:
     """A name, and what computes its digest."""
     for mode, given in variants():
@@ -114,6 +126,8 @@ def cases(options: Sequence[dict[str, Any]] = OPTIONS) -> Iterator[tuple[str, Ca
             yield f"{mode}, special values", partial(special, mode)
     for dtype in DTYPES:
         yield f"l2_normalize, {str(dtype).removeprefix('torch.')}", partial(normalized, dtype)
+    for kind in KINDS:
+        yield f"quantize, {kind}", partial(quantized, kind)
 
 
 def golden() -> Digests:

@@ -338,6 +338,39 @@ void check_tokens(DType dtype, int64_t width, int64_t dim, bool padded, std::mt1
   if (std::memcmp(bits.data(), expected.data(), bits.size()) != 0) fail("the gradient of tokens");
 }
 
+void check_quantize(DType dtype, std::mt19937& random) {
+  const int64_t rows = 300, width = 131, sizes[] = {20, 15}, strides[] = {15 * width, width};
+  Exact x(rows * width * size_of(dtype)), ranges(2 * width * 4);
+  fill(dtype, x, rows * width, random);
+  std::vector<double> low(static_cast<size_t>(width)), high(low);
+  for (int64_t c = 0; c < width; ++c) {
+    const auto i = static_cast<size_t>(c);
+    low[i] = static_cast<int>(random() % 16) / -8.0,
+    high[i] = c % 9 == 0 ? low[i] : static_cast<int>(random() % 16) / 8.0;
+    write(DType::float32, ranges.data, c, low[i]), write(DType::float32, ranges.data, width + c, high[i]);
+  }
+  for (const Kind& kind : kKinds)
+    for (const int64_t dim : {int64_t{1}, int64_t{8}, int64_t{130}, width}) {
+      QuantizeCall call;
+      call.kind = kind, call.dtype = dtype, call.rows = rows, call.dim = dim;
+      call.x = x.data, call.leading = 2, call.sizes = sizes, call.strides = strides;
+      call.low = static_cast<const float*>(ranges.data), call.high = call.low + width;
+      if (!cpu::valid_ranges(call)) fail("ranges");
+      const int64_t columns = call.out_columns();
+      const std::string bytes = same_bits("quantize", rows * columns, [&](void* out, const cpu::Parallel& parallel) {
+        call.out = out;
+        cpu::quantize(call, parallel);
+      });
+      if (kind.how != How::bits || dtype != DType::float64) continue;
+      for (int64_t i = 0; i < rows * dim; ++i) {
+        const auto byte = static_cast<uint8_t>(bytes[static_cast<size_t>(i / dim * columns + i % dim / 8)]);
+        const bool bit = (byte ^ kind.flip) >> (7 - i % dim % 8) & 1;
+        if (bit != (static_cast<const double*>(x.data)[i / dim * width + i % dim] > 0))
+          fail("bit " + std::to_string(i));
+      }
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -355,6 +388,7 @@ int main() {
       check_tokens(dtype, 1, 1, padded, random);
       check_tokens(dtype, 133, 130, padded, random);
     }
+    check_quantize(dtype, random);
   }
   std::printf("%lld results, the same bits with %zu instruction sets: ok\n", static_cast<long long>(checked),
               cpu::isas().size());
