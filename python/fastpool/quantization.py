@@ -8,10 +8,9 @@ from torch import Tensor
 
 from .calls import accumulator
 from .checks import check_float, check_tensor, name_of, place, require
-from .functional import refuse
 from .kinds import KINDS, How, Kind
 from .layouts import OWN, raise_in_callers_words
-from .options import option, optional_count
+from .options import option, optional_count, refuse
 from .reference.quantize import low_and_step
 
 __all__ = ["dequantize", "quantization_ranges", "quantize"]
