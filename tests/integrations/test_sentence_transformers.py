@@ -255,7 +255,7 @@ def test_subclasses(caplog: pytest.LogCaptureFixture) -> None:
 def test_wrong_models() -> None:
     with pytest.raises(TypeError, match="model must be a SentenceTransformer, got str"):
         patch("all-MiniLM-L6-v2")  # type: ignore[type-var]
-    with pytest.raises(ValueError, match="holds no Pooling, Normalize or SpladePooling"):
+    with pytest.raises(ValueError, match="holds no Pooling, Normalize, SpladePooling"):
         patch(nn.Linear(2, 2))
     pooling = modules.Pooling(2)
     pooling.forward = lambda features: features

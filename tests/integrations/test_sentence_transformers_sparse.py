@@ -79,6 +79,48 @@ def test_token_vectors_are_normalised(ours: Any) -> None:
     assert torch.equal(found, fastpool.l2_normalize(LOGITS))
 
 
+class _Words:
+    """A tokenizer of a few words."""
+
+    unk_token_id, unk_token = 1, "[UNK]"
+
+    def convert_tokens_to_ids(self, word: str) -> int:
+        return {".": 5, ",": 6}.get(word, self.unk_token_id)
+
+
+@pytest.mark.parametrize("task", [None, "document", "query"])
+@pytest.mark.parametrize("keep", [None, [5, 7, 9]])
+@pytest.mark.parametrize("tasks", [None, ["query", "document"]])
+@pytest.mark.parametrize("words", [[], [".", ",", "nowhere"]])
+def test_multi_vector_mask(
+    words: list[str], tasks: list[str] | None, keep: list[int] | None, task: str | None, ours: Any
+) -> None:
+    """Theirs, in every way that it has of leaving tokens out; padded, unpadded, and without ids."""
+    package = pytest.importorskip("sentence_transformers.multi_vector_encoder.modules")
+    ids = torch.tensor([[2, 5, 7, 6, 9, 3], [2, 9, 9, 3, 0, 0]])
+    mask, expansion = (ids != 0).long(), torch.zeros(2, 6, dtype=torch.bool)
+    expansion[1, 4:] = True
+    flat = {"input_ids": ids[ids != 0][None], "cu_seq_lens_q": torch.tensor([0, 6, 10]), "seq_idx": None}
+    given = [
+        {"input_ids": ids, "attention_mask": mask, "query_expansion_positions": expansion},
+        {**flat, "token_embeddings": torch.randn(1, 10, 4)},
+        {"attention_mask": mask},
+    ]
+    theirs = package.MultiVectorMask.__dict__["forward"]
+    theirs = getattr(theirs, "fastpool_replaces", theirs)
+
+    def made() -> Any:
+        module = package.MultiVectorMask(words, skiplist_tasks=tasks, keep_only_token_ids=keep)
+        module.resolve_with_tokenizer(_Words())
+        return module
+
+    for features in given:
+        expected, found = theirs(made(), dict(features), task=task), ours(made())(dict(features), task=task)
+        assert expected.keys() == found.keys()
+        assert torch.equal(expected["attention_mask"], found["attention_mask"])
+        assert expected["attention_mask"].dtype == found["attention_mask"].dtype
+
+
 def test_where_results_differ(ours: Any) -> None:
     """The page's rows: in 16 bits, and where padding holds NaN."""
     theirs = modules.SpladePooling.__dict__["forward"]

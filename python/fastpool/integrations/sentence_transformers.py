@@ -1,8 +1,8 @@
 """sentence-transformers through fastpool: `patch` for one model, `install` for every model of the process.
 
-Both put fastpool's `forward` in the place of theirs, in Pooling, Normalize and SpladePooling, and touch nothing else:
-types, attributes, configurations and saved files stay what they are. docs/sentence-transformers.md says where results
-differ.
+Both put fastpool's `forward` in the place of theirs, in Pooling, Normalize, SpladePooling and MultiVectorMask, and
+touch nothing else: types, attributes, configurations and saved files stay what they are. docs/sentence-transformers.md
+says where results differ.
 """
 
 import functools
@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .. import functional, sparse
+from .. import functional, sparse, token_outputs
 from ..calls import accumulator
 from ..models.pooling import POOLING_FLAGS, POOLING_MODES
 
 Features = dict[str, Any]
-Forward = Callable[[nn.Module, Features], Features]
+Forward = Callable[..., Features]  # of a module and features; what else theirs takes comes by name
 Model = TypeVar("Model", bound=nn.Module)
 
 _NAME = "fastpool.integrations.sentence_transformers"
@@ -125,7 +125,7 @@ def _plain(modes: Sequence[str], batch: _Batch) -> Tensor:
     return functional.pool(batch.hidden, weights=weights, modes=modes, **batch.segments())
 
 
-def _pool(module: nn.Module, features: Features) -> Features:
+def _pool(module: nn.Module, features: Features, **_: Any) -> Features:
     """Pooling.forward: features["sentence_embedding"] [B, modes * H] from features["token_embeddings"]."""
     batch = _Batch(module, features)
     modes = _modes(module)
@@ -139,7 +139,7 @@ def _pool(module: nn.Module, features: Features) -> Features:
     return features
 
 
-def _normalize(module: nn.Module, features: Features) -> Features:
+def _normalize(module: nn.Module, features: Features, **_: Any) -> Features:
     """Normalize.forward: features[module_output_name] from features[module_input_name]."""
     name: Any = getattr(module, "module_input_name", "sentence_embedding")  # before 6.0 it has no names
     x = features.get(name)
@@ -152,7 +152,7 @@ def _normalize(module: nn.Module, features: Features) -> Features:
     return features
 
 
-def _splade(module: nn.Module, features: Features) -> Features:
+def _splade(module: nn.Module, features: Features, **_: Any) -> Features:
     """SpladePooling.forward: features["sentence_embedding"] [B, V] from the logits in features["token_embeddings"]."""
     logits, cu_seqlens = features["token_embeddings"], features.get("cu_seq_lens_q")
     mask = features["attention_mask"] if cu_seqlens is None else None
@@ -164,6 +164,24 @@ def _splade(module: nn.Module, features: Features) -> Features:
     name = next(one for one in _SPARSE_WIDTHS if hasattr(module, one))
     if getattr(module, name) is None:
         setattr(module, name, logits.shape[-1])
+    return features
+
+
+def _multi_vector_mask(module: Any, features: Features, task: str | None = None, **_: Any) -> Features:
+    """MultiVectorMask.forward: features["attention_mask"] of the tokens that are compared."""
+    if "cu_seq_lens_q" in features:  # encode() cuts rows by their mask, so they are padded again
+        features = importlib.import_module("sentence_transformers.util.tensor").repad_flattened_features(features)
+    if "input_ids" not in features:
+        return features
+    ids, mask = features["input_ids"], features["attention_mask"].bool()
+    expansion = features.get("query_expansion_positions") if task == "query" else None
+    if expansion is not None:
+        mask = mask | expansion.bool()
+    skip = module._skiplist_ids if (task or "document") in module.skiplist_tasks else None
+    keep = module.keep_only_token_ids if task != "query" else None
+    features["attention_mask"] = token_outputs.keep_mask(
+        ids, mask, skip=None if skip is None else skip.to(ids.device), keep=keep or None
+    )
     return features
 
 
@@ -189,7 +207,7 @@ def _instance_forward(ours: Forward, module: nn.Module, features: Features, **kw
     if _traced():
         theirs: Features = type(module).forward(module, features, **kwargs)
         return theirs
-    return ours(module, features)
+    return ours(module, features, **kwargs)
 
 
 def _class_forward(ours: Forward, base: Any) -> Any:
@@ -200,7 +218,7 @@ def _class_forward(ours: Forward, base: Any) -> Any:
         if type(self) is not base and (own := _overridden(type(self), base, _PARTS)):
             _log_once(f"{type(self).__name__} keeps its own pooling: it overrides {own}")
         elif not _traced():
-            return ours(self, features)
+            return ours(self, features, **kwargs)
         result: Features = theirs(self, features, **kwargs)
         return result
 
@@ -250,6 +268,14 @@ def _replacements() -> dict[Any, Forward]:
             expect(hasattr(example, attribute), f"a SpladePooling has no attribute {attribute}")
         expect(any(hasattr(example, one) for one in _SPARSE_WIDTHS), f"a SpladePooling has no {_SPARSE_WIDTHS[0]}")
         found[package.SpladePooling] = _splade
+    package = _import("sentence_transformers.multi_vector_encoder.modules")
+    if package is not None:  # from 6.0 on
+        kind = getattr(package, "MultiVectorMask", None)
+        expect(isinstance(kind, type) and hasattr(kind, "forward"), f"{package.__name__} has no class MultiVectorMask")
+        example = package.MultiVectorMask()
+        for attribute in ("skiplist_tasks", "keep_only_token_ids", "_skiplist_ids"):
+            expect(hasattr(example, attribute), f"a MultiVectorMask has no attribute {attribute}")
+        found[package.MultiVectorMask] = _multi_vector_mask
     return found
 
 
@@ -262,7 +288,7 @@ def _is_patched(path: str, module: nn.Module) -> bool:
 
 
 def _modules(model: Any) -> Iterator[tuple[str, nn.Module, Forward]]:
-    """Each Pooling, Normalize and SpladePooling in a model, however deep, with what does its work."""
+    """Each Pooling, Normalize, SpladePooling and MultiVectorMask in a model, however deep, with what does its work."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{_NAME}: model must be a SentenceTransformer, got {type(model).__name__}")
     for path, module in model.named_modules():
@@ -277,8 +303,8 @@ def _modules(model: Any) -> Iterator[tuple[str, nn.Module, Forward]]:
 
 
 def patch(model: Model) -> Model:
-    """Makes a model's Pooling, Normalize and SpladePooling modules, however deep in it, run through fastpool. Returns
-    the model.
+    """Makes a model's Pooling, Normalize, SpladePooling and MultiVectorMask modules, however deep in it, run through
+    fastpool. Returns the model.
 
     Types and configurations stay, so the model saves, loads and prints as before; copies and pickles of it are patched
     too, and loading such a pickle needs fastpool. torch.jit.trace and ONNX export record sentence-transformers' own
@@ -290,7 +316,7 @@ def patch(model: Model) -> Model:
 
     Raises:
         TypeError: it is no torch module.
-        ValueError: it holds no Pooling, Normalize or SpladePooling.
+        ValueError: it holds no Pooling, Normalize, SpladePooling or MultiVectorMask.
         RuntimeError: sentence-transformers is not as fastpool knows it (versions 3 to 6 are); a module is a subclass
             with a forward of its own, or something else has replaced its forward. Nothing is patched then.
 
@@ -298,7 +324,9 @@ def patch(model: Model) -> Model:
     """
     found = list(_modules(model))
     if not found:
-        raise ValueError(f"{_NAME}: the model holds no Pooling, Normalize or SpladePooling of sentence-transformers")
+        raise ValueError(
+            f"{_NAME}: the model holds no {', '.join(one.__name__ for one in _replacements())} of sentence-transformers"
+        )
     todo = [(module, ours) for path, module, ours in found if not _is_patched(path, module)]
     for module, ours in todo:
         # Not a bound method: those are pickled by name, and that name is the class's own forward.
@@ -314,8 +342,8 @@ def unpatch(model: Model) -> Model:
 
 
 def install() -> None:
-    """Makes every Pooling, Normalize and SpladePooling of this process run through fastpool, built before or after this
-    call.
+    """Makes every Pooling, Normalize, SpladePooling and MultiVectorMask of this process run through fastpool, built
+    before or after this call.
 
     For programs that build their models themselves. It holds in this process only: start-up code of worker processes
     has to call it too (models that were patched take it along). A subclass with a forward of its own keeps it, and one
