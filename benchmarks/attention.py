@@ -86,13 +86,18 @@ def calls_of(hidden: Tensor) -> Calls:
     }
 
 
-@torch.inference_mode()
 def measure(device: Cpu, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """For each case, microseconds by call, medians, and why others have none."""
-    return [_measure(device, case) for case in cases]
+    return measure_calls(device, cases, calls_of)
 
 
-def _measure(device: Cpu, case: Case) -> dict[str, Any]:
+@torch.inference_mode()
+def measure_calls(device: Cpu, cases: Sequence[Case], calls_of: Callable[[Tensor], Calls]) -> list[dict[str, Any]]:
+    """The same for any calls on a tensor of token states."""
+    return [_measure(device, case, calls_of) for case in cases]
+
+
+def _measure(device: Cpu, case: Case, calls_of: Callable[[Tensor], Calls]) -> dict[str, Any]:
     torch.compiler.reset()
     seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     failures: dict[str, str] = {}
@@ -125,12 +130,16 @@ def _check(name: str, call: Call, exact: Callable[[], Tensor], beyond: float) ->
 
 
 def print_attention(console: Console, found: list[dict[str, Any]]) -> None:
-    title = "pooling by scores, and several modes of one read: multiples of mean"
+    print_calls(console, found, "pooling by scores, and several modes of one read: multiples of mean", "mean")
+
+
+def print_calls(console: Console, found: list[dict[str, Any]], title: str, unit: str) -> None:
+    """What measure_calls gives, as multiples of one of the calls."""
     table = table_of(title, "", *(one["case"].replace(" ", "\n", 1) for one in found))
-    table.add_row("mean, us", *(f"{one['us']['mean']:.0f}" for one in found))
-    names = dict.fromkeys(name for one in found for name in (*one["us"], *one["failures"]) if name != "mean")
+    table.add_row(f"{unit}, us", *(f"{one['us'][unit]:.0f}" for one in found))
+    names = dict.fromkeys(name for one in found for name in (*one["us"], *one["failures"]) if name != unit)
     for name in names:
-        cells = (f"{one['us'][name] / one['us']['mean']:.2f}" if name in one["us"] else "-" for one in found)
+        cells = (f"{one['us'][name] / one['us'][unit]:.2f}" if name in one["us"] else "-" for one in found)
         table.add_row(name, *cells)
     console.print(table)
     for one in found:

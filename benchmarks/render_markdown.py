@@ -305,18 +305,24 @@ class Run:
         return markdown(["case", "", "1 thread, ms", "2 threads, ms", "speed-up"], rows)
 
     def attention(self) -> str:
-        found = self.record["attention"]
-        names = [name for name in dict.fromkeys(name for one in found for name in one["us"]) if name != "mean"]
+        return self._multiples(self.record["attention"], "states", "mean")
+
+    def sparse(self) -> str:
+        return self._multiples(self.record["sparse"], "logits", "max")
+
+    @staticmethod
+    def _multiples(found: list[dict[str, Any]], what: str, unit: str) -> str:
+        names = [name for name in dict.fromkeys(name for one in found for name in one["us"]) if name != unit]
         rows = (
             (
                 one["case"],
                 size_of(one["bytes"]),
-                _time(one["us"]["mean"]),
-                *(_times(one["us"][name] / one["us"]["mean"]) if name in one["us"] else "" for name in names),
+                _time(one["us"][unit]),
+                *(_times(one["us"][name] / one["us"][unit]) if name in one["us"] else "" for name in names),
             )
             for one in found
         )
-        return markdown(["case", "states", "mean", *names], rows)
+        return markdown(["case", what, unit, *names], rows)
 
     def attention_failures(self) -> list[str]:
         """What a call has no figures for, and why; each reason once."""
@@ -379,6 +385,6 @@ class Run:
 
 
 _OPTIONAL = (
-    *("cases", "goals", "growth", "tiny_us", "threads_wall_ms", "attention", "gradients", "end_to_end"),
-    *("real_states", "quality", "quality_about", "load"),
+    *("cases", "goals", "growth", "tiny_us", "threads_wall_ms", "attention", "sparse", "gradients"),
+    *("end_to_end", "real_states", "quality", "quality_about", "load"),
 )

@@ -30,6 +30,7 @@ from benchmarks import (
     plots,
     real_states,
     scaling,
+    sparse,
     tables,
     targets,
     timing_cpu,
@@ -46,7 +47,7 @@ from benchmarks.timing_cuda import Cuda
 from fastpool.triton_kernels.config import slug
 
 SUITES = tuple(dict.fromkeys(case.suite for case in CASES))
-PARTS = (*SUITES, "host", "attention", "gradients", "growth", "quality", "real-states", "end-to-end")
+PARTS = (*SUITES, "host", "attention", "sparse", "gradients", "growth", "quality", "real-states", "end-to-end")
 _WITH_A_MODEL = ("real-states", "end-to-end")
 _PEERS_SHARE = 0.75  # of the time there is: from then on fastpool is measured alone
 
@@ -162,6 +163,11 @@ def _run_on_cpu(
         found += targets.attention_verdicts(scored)
         record.set(attention=scored)
         attention.print_attention(console, scored)
+    if "sparse" in parts and limits.due(console, record, "sparse"):
+        pooled = sparse.measure(device, sparse.CASES[:1] if quick else sparse.CASES)
+        found += targets.sparse_verdicts(pooled)
+        record.set(sparse=pooled)
+        sparse.print_sparse(console, pooled)
     if "gradients" in parts and limits.due(console, record, "gradients"):
         by_memory = gradients.in_processes_of_their_own(rounds=3 if quick else 15)
         record.set(gradients=by_memory)

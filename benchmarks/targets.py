@@ -11,6 +11,7 @@ from benchmarks.providers import BACKENDS, FASTPOOL, LAYOUTS, Provider
 SMALL_BYTES = 8e6
 # On CPUs caches are cold at any size; below this, fixed costs show.
 LARGE_BYTES = 16 << 20
+SPLADE_LIMIT = 10.0  # times as fast as sentence-transformers' module
 TINY_LIMIT = 4.0  # additions of four elements
 # Of calls that weigh tokens by scores, or of several modes: calls that read the same tokens once, of which the dearest
 # counts, and how much more is allowed.
@@ -176,6 +177,18 @@ def tiny_verdicts(tiny_us: dict[str, float]) -> list[Verdict]:
         Verdict(text, "native", int(ratio <= TINY_LIMIT), 1, round(ratio, 4), "1 x 16 x 384")
         for text, ratio in ratios.items()
     ]
+
+
+def sparse_verdicts(rows: Iterable[dict[str, Any]]) -> list[Verdict]:
+    """Verdicts on what sparse.measure gives."""
+    ours, theirs = "splade max", "sentence-transformers, max"
+    ratios = {row["case"]: row["us"][theirs] / row["us"][ours] for row in rows if {ours, theirs} <= set(row["us"])}
+    if not ratios:
+        return []
+    worst = min(ratios, key=lambda case: ratios[case])
+    met = sum(ratio >= SPLADE_LIMIT for ratio in ratios.values())
+    text = f"{theirs} / {ours} ≥ {SPLADE_LIMIT:g}"
+    return [Verdict(text, "native", met, len(ratios), round(ratios[worst], 4), worst)]
 
 
 def attention_verdicts(rows: Iterable[dict[str, Any]]) -> list[Verdict]:

@@ -23,6 +23,7 @@ from benchmarks import (
     real_states,
     run,
     scaling,
+    sparse,
     tables,
     targets,
     timing_cpu,
@@ -315,6 +316,20 @@ def test_attention(monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
     attention.print_attention(console, found)
     assert "flex_attention: wrong: " in printed(console)
     assert "one query only" in printed(console)
+
+
+def test_sparse(console: Console) -> None:
+    """Ours, torch's and sentence-transformers' are right, in 32 and in 16 bits, and timed."""
+    pytest.importorskip("sentence_transformers.sparse_encoder.modules")
+    cases_ = (Case(64, 3, 24, "fp32"), Case(64, 3, 24, "bf16"))
+    found = sparse.measure(QuickCpu(), cases_)
+    for one in found:
+        assert not one["failures"]
+        assert set(one["us"]) == set(sparse.calls_of(cases.build(cases_[0], "cpu").hidden))
+    (verdict,) = targets.sparse_verdicts(found)
+    assert verdict.of == 2
+    sparse.print_sparse(console, found)
+    assert "sentence-transformers, sum" in printed(console)
 
 
 def test_flex_attention_runs_on_a_cpu() -> None:
