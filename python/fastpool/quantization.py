@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .calls import accumulator
-from .checks import check_float, check_tensor, name_of, place, require
+from .checks import check_float, check_memory, check_tensor, name_of, place, require
 from .kinds import KINDS, How, Kind
 from .layouts import OWN, raise_in_callers_words
 from .options import option, optional_count, refuse
@@ -110,6 +110,8 @@ def quantization_ranges(x: Tensor) -> Tensor:
     check_tensor(name, "x", x, optional=False)
     check_float(name, "x", x.dtype)
     require(x.dim() >= 1, ValueError, f"{name}: x must have at least one dimension, got shape []")
+    require(not x.is_meta, ValueError, f"{name}: x must have values, which a meta tensor has not")
+    check_memory(name, "x", x)
     rows = x.shape[:-1].numel()
     require(rows > 0, ValueError, f"{name}: x must have at least one row, got shape {list(x.shape)}")
     if x.shape[-1] == 0:
@@ -170,6 +172,7 @@ def dequantize(
         q.dtype == row.dtype, TypeError, f"{name}: q of {kind} must be {name_of(row.dtype)}, got {name_of(q.dtype)}"
     )
     require(q.dim() >= 1, ValueError, f"{name}: q must have at least one dimension, got shape []")
+    check_memory(name, "q", q)
     width = q.shape[-1]
     given = ranges is not None
     require(
@@ -194,6 +197,8 @@ def dequantize(
         f"{name}: ranges must be float32 [2, {width}] on q's device, {q.device}, "
         f"got {name_of(ranges.dtype)} {list(ranges.shape)} on {ranges.device}",
     )
+    check_memory(name, "ranges", ranges)
     low, step = low_and_step(ranges)
     bucket = (q.view(torch.uint8) ^ row.flip).to(accumulator(dtype))
-    return torch.where(ranges[1] > low, low + (bucket + 0.5) * step, low).to(dtype)
+    # Where the width underflows to 0 all values are alike, too.
+    return torch.where((ranges[1] - low) / 255 > 0, low + (bucket + 0.5) * step, low).to(dtype)

@@ -99,6 +99,11 @@ def check(
             f"{op}: {name} must have one dimension, or for spans of padded input be [{len(hidden)}, n], "
             f"got shape {list(bound.shape)}",
         )
+        require(
+            bound.device == hidden.device,
+            ValueError,
+            f"{op}: {name} must be on {states}'s device, {hidden.device}, got {bound.device}",
+        )
         check_memory(op, name, bound)
     first, *others = bounds.values()
     for other in others:
@@ -120,12 +125,13 @@ def check(
 def _rows(hidden: Tensor) -> tuple[Tensor, int]:
     """The rows of all texts, [T, H], and how many lie from the first of one text to the first of the next. Those of a
     slice, hidden[:, 1:-1], lie apart, and what is between them belongs to no segment. Copied where they do not follow
-    each other by one stride."""
+    each other by one stride, or lie far apart."""
     texts, rows, width = hidden.shape
     plain = type(hidden) in PLAIN and not torch.compiler.is_compiling()
     if plain and not torch._C._are_functorch_transforms_active() and texts > 1 and hidden.numel() > 0:
         of_text, of_row, of_column = hidden.stride()
-        if of_row > 0 and of_text % of_row == 0 and (apart := of_text // of_row) > rows:
+        beside = of_column == 1 and of_row >= width and of_text % of_row == 0
+        if beside and rows < (apart := of_text // of_row) <= 2 * rows:  # a gradient has what lies between, too
             size = (texts - 1) * apart + rows
             return hidden.as_strided((size, width), (of_row, of_column)), apart
     return hidden.flatten(0, 1), rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import repeat
 from typing import Any, NoReturn
 
 import torch
@@ -10,12 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 from . import spans
 from .calls import accumulator
-from .checks import check_float, check_tensor, name_of, require
+from .checks import check_float, check_memory, check_tensor, name_of, require
 from .functional import WRONG, l2_normalize
 from .layouts import Names, raise_in_callers_words, to_op
 from .modes import MODES, Activation, Mode, Reduce
 from .options import count, option, options_given, refuse
 from .recording import below_autograd, skips_autograd
+from .token_rows import in_layout_of, real_rows
 
 __all__ = ["sparse_csr", "splade", "splade_linear"]
 
@@ -56,7 +58,7 @@ def splade(
     vocabulary per segment, most of it 0 (SPLADE, Formal et al., arXiv 2107.05720 and 2109.10086).
 
     Input is padded [B, S, V] or packed [T, V], as fastpool.mean has it, with every way of saying what is real. Nothing
-    as large as the logits is allocated; fastpool.splade_linear does without the logits themselves. Models that leave
+    as large as the logits is allocated; fastpool.splade_linear makes the logits themselves in parts. Models that leave
     [CLS] and [SEP] out (vLLM may, sentence-transformers does not) say so by `starts` and `ends`, or by the mask.
 
     Args:
@@ -135,21 +137,22 @@ def splade_linear(
     out_dtype: torch.dtype | None = None,
     **unknown: NoReturn,
 ) -> Tensor:
-    """fastpool.splade of the logits hidden @ weight.T + bias, of which `chunk` columns exist at a time and never all:
-    at 8,192 tokens and 250,002 words they are 4 GB in bfloat16.
+    """fastpool.splade of the logits hidden @ weight.T + bias, of which `chunk` columns exist at a time: of 8,192 tokens
+    and 250,002 words all of them are 4 GB in bfloat16.
 
-    The gradient computes each chunk again. Logits are torch's own matrix product, whose bits depend on the batch.
+    Where there are several chunks, the gradient computes each again. Logits are torch's own matrix product, whose bits
+    depend on the batch.
 
     Args:
         hidden: what the decoder of a masked language model's head takes, after the head's transform: padded [B, S, H],
             packed [T, H] or jagged [B, *, H].
-        weight: [V, H], the decoder's, of hidden's dtype.
+        weight: [V, H], the decoder's, of hidden's dtype, or of any under torch.autocast.
         bias: [V], likewise.
         mask: which tokens are real, and
         cu_seqlens: where segments are, as fastpool.splade takes them.
         pooling: "max" or "sum".
         activation: "relu" or "log1p_relu".
-        chunk: columns of the vocabulary at a time; if not given, as many as make 64 MiB of logits, 1,024 at least.
+        chunk: columns of the vocabulary at a time; if not given, as many as make 64 MiB of logits, but 1,024 at least.
         lengths: the same as ends, for padded input.
         starts: int32 or int64; the first row of each segment.
         ends: int32 or int64; one behind its last row.
@@ -157,7 +160,8 @@ def splade_linear(
         out_dtype: of the result; hidden's dtype if not given.
 
     Returns:
-        [B, V]. Gradients flow to hidden, weight and bias.
+        [B, V], or [B, n, V] of spans. Gradients flow to hidden, weight and bias; those of chunks are added in the
+        accumulator's dtype. Transforms of torch.func take it where one chunk is all.
 
     Raises:
         TypeError, ValueError: what fastpool.splade raises; a weight or bias of another shape, dtype or device; chunk
@@ -168,46 +172,64 @@ def splade_linear(
     name = "fastpool.splade_linear"
     if unknown:
         refuse(name, unknown)
+    mode = splade_mode(name, pooling, activation).name
+    check_states(name, hidden)
+    bounds = {"lengths": lengths, "starts": starts, "ends": ends}
+    states = real_rows(mode, hidden, mask, cu_seqlens, **bounds)
     _check_linear(name, hidden, weight, bias)
     normalize = option(name, "normalize", normalize, bool)
     if out_dtype is not None:
         check_float(name, "out_dtype", out_dtype)
     words, dtype = weight.shape[0], out_dtype or hidden.dtype
     if chunk is None:
-        rows = hidden.values() if hidden.is_nested else hidden
-        tokens = max(1, rows.shape[:-1].numel())
+        tokens = max(1, states.shape[:-1].numel())
         chunk = max(_LEAST_CHUNK, _CHUNK_BYTES // (tokens * hidden.element_size()))
     chunk = count(name, "chunk", chunk)
-    more: dict[str, Any] = {"pooling": pooling, "activation": activation}
-    more |= {"lengths": lengths, "starts": starts, "ends": ends}
+    more: dict[str, Any] = {"pooling": pooling, "activation": activation, **bounds}
     more["out_dtype"] = accumulator(hidden.dtype) if normalize else dtype
+    recorded = torch.is_grad_enabled()
+    if (
+        recorded and hidden.requires_grad
+    ):  # so that it is the accumulator's dtype in which chunks add up their gradients
+        states = states.to(accumulator(hidden.dtype))
 
-    def pooled(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return splade(torch.nn.functional.linear(hidden, weight, bias), mask, cu_seqlens, **more)
+    def pooled(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = in_layout_of(hidden, states.to(hidden.dtype))
+        return splade(torch.nn.functional.linear(rows, weight, bias), mask, cu_seqlens, **more)
 
     parts = []
-    for begin in range(0, words, chunk):
-        columns = slice(begin, begin + chunk)
-        part = weight[columns], None if bias is None else bias[columns]
-        recomputes = torch.is_grad_enabled() and words > chunk
-        parts.append(checkpoint(pooled, hidden, *part, use_reentrant=False) if recomputes else pooled(hidden, *part))
-    result = torch.cat(parts, 1)
+    biases: Any = repeat(None) if bias is None else bias.split(chunk)
+    for part in zip(weight.split(chunk), biases, strict=False):
+        one = checkpoint(pooled, states, *part, use_reentrant=False) if recorded and words > chunk else None
+        parts.append(pooled(states, *part) if one is None else one)
+    result = torch.cat(parts, -1)
     return l2_normalize(result, out_dtype=dtype) if normalize else result
+
+
+def check_states(name: str, hidden: Tensor) -> None:
+    """Raises TypeError or ValueError for what are no token states, whatever layout they have."""
+    if isinstance(hidden, Tensor) and hidden.is_nested:
+        require(hidden.layout == torch.jagged, TypeError, f"{name}: a nested hidden must be jagged")
+    else:
+        check_tensor(name, "hidden", hidden, optional=False)
+        check_memory(name, "hidden", hidden)
+    check_float(name, "hidden", hidden.dtype)
+    require(
+        hidden.dim() in (2, 3),
+        ValueError,
+        f"{name}: hidden must be padded [B, S, H] or packed [T, H], got shape {list(hidden.shape)}",
+    )
 
 
 def _check_linear(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raises TypeError or ValueError."""
-    for what, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if what == "hidden" and isinstance(tensor, Tensor) and tensor.is_nested:
-            continue
+    for what, tensor in (("weight", weight), ("bias", bias)):
         check_tensor(name, what, tensor, optional=what == "bias")
-    check_float(name, "hidden", hidden.dtype)
-    width = hidden.shape[-1] if hidden.dim() > 1 else None
-    require(
-        width is not None,
-        ValueError,
-        f"{name}: hidden must be padded [B, S, H] or packed [T, H], got shape {list(hidden.shape)}",
-    )
+        if tensor is not None:
+            check_memory(name, what, tensor)
+    device = hidden.device.type
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    width = hidden.shape[-1]
     require(
         weight.dim() == 2 and weight.shape[0] > 0 and weight.shape[1] == width,
         ValueError,
@@ -216,8 +238,9 @@ def _check_linear(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None
     for what, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
+        check_float(name, what, tensor.dtype)
         require(
-            tensor.dtype == hidden.dtype,
+            tensor.dtype == hidden.dtype or casts,
             TypeError,
             f"{name}: {what} must be {name_of(hidden.dtype)} as hidden is, got {name_of(tensor.dtype)}",
         )
@@ -257,6 +280,7 @@ def sparse_csr(x: Tensor, top: int | None = None) -> Tensor:
     check_tensor(name, "x", x, optional=False)
     check_float(name, "x", x.dtype)
     require(x.dim() == 2, ValueError, f"{name}: x must have shape [B, V], got {list(x.shape)}")
+    check_memory(name, "x", x)
     if top is None:
         return x.to_sparse_csr()
     top, (rows, width) = count(name, "top", top), x.shape

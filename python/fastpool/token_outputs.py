@@ -6,7 +6,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .checks import MASK_DTYPES, check_float, check_memory, check_tensor, name_of, require
+from . import dispatch
+from .checks import MASK_DTYPES, check_float, check_memory, check_tensor, name_of, place, require
 from .layouts import OWN, raise_in_callers_words, to_op
 from .options import option, refuse
 from .recording import below_autograd, skips_autograd
@@ -45,8 +46,8 @@ def tokens(
     Args:
         hidden: token states, padded [B, S, H], packed [T, H] or a jagged nested tensor, and
         mask: which of them are real, and
-        cu_seqlens: where segments are, as every pooling function takes them; fastpool.keep_mask makes a mask that
-            leaves out some of the real tokens.
+        cu_seqlens: where segments are, as pooling functions take them (but no spans [B, n]); fastpool.keep_mask makes a
+            mask that leaves out some of the real tokens.
         lengths: the same as ends, for padded input.
         starts: int32 or int64; the first row of each segment.
         ends: int32 or int64; one behind its last row.
@@ -136,7 +137,8 @@ def keep_mask(
 
     Raises:
         TypeError: something that is not a tensor, or a wrong dtype; ids in a list that are not ints.
-        ValueError: a mask of another shape; a tensor on another device than ids, or whose memory was freed or shrunk.
+        ValueError: a mask of another shape, or of other integers than 0 and 1 (on a GPU where asked,
+            fastpool.validate); a tensor on another device than ids, or whose memory was freed or shrunk.
     """
     _check_ids("ids", ids)
     kept = torch.ones_like(ids, dtype=torch.bool)
@@ -154,6 +156,14 @@ def keep_mask(
         )
         _check_place("mask", mask, ids)
         kept = mask != 0
+        # As every function checks an integer mask; whoever is to take what comes out could not any more.
+        checked = mask.dtype != torch.bool and not (mask.is_meta or torch.compiler.is_compiling())
+        if checked and (mask.device.type == "cpu" or dispatch.validates()):
+            for at in (kept & (mask != 1)).nonzero()[:1].tolist():
+                raise ValueError(
+                    f"{_KEEP_MASK}: mask must be 0 and 1, got mask{place(*at)} = {mask[tuple(at)].item()}; one that "
+                    "numbers the texts of a row is for fastpool.segments(mask)"
+                )
     if skip is not None:
         kept = kept & ~torch.isin(ids, _listed("skip", skip, ids))
     if keep is not None:

@@ -102,6 +102,41 @@ def test_memory_that_was_freed() -> None:
             quantize(**given)
 
 
+def test_memory_that_was_freed_beside_the_op() -> None:
+    ranges, bytes_, bits = torch.tensor([[0.0] * 4, [1.0] * 4]), torch.ones(3, 4, dtype=torch.int8), torch.ones(3, 4)
+    calls: list[tuple[str, torch.Tensor, Callable[[torch.Tensor], object]]] = [
+        ("x", bits, fastpool.quantization_ranges),
+        ("q", bytes_, lambda q: fastpool.dequantize(q, "int8_tanh")),
+        ("q", bytes_, lambda q: fastpool.dequantize(q, "binary")),
+        ("q", bytes_, lambda q: fastpool.dequantize(q, "int8", ranges=ranges)),
+        ("ranges", ranges, lambda r: fastpool.dequantize(bytes_, "int8", ranges=r)),
+        ("x", bits, fastpool.sparse_csr),
+    ]
+    for name, tensor, call in calls:
+        freed = tensor.clone()
+        freed.untyped_storage().resize_(4)
+        with pytest.raises(ValueError, match=f"{name} must have memory for its elements"):
+            call(freed)
+
+
+def test_buckets_too_narrow_for_a_width() -> None:
+    """Values that are all but alike come back as they are."""
+    ranges = torch.tensor([[0.0], [1e-44]])
+    q = fastpool.quantize(torch.tensor([[1e-44]]), "uint8", ranges=ranges)
+    assert fastpool.dequantize(q, "uint8", ranges=ranges).tolist() == [[0.0]]
+
+
+def test_what_comes_back_in_another_dtype() -> None:
+    ranges = torch.tensor([[0.1], [0.7]])
+    q = torch.tensor([[3]], dtype=torch.uint8)
+    exact = 0.1 + 3.5 * (0.7 - 0.1) / 255
+    assert abs(fastpool.dequantize(q, "uint8", ranges=ranges, dtype=torch.float64).item() - exact) < 1e-7
+    for kind in ("ubinary", "int8_tanh"):
+        for dtype in (torch.float64, torch.bfloat16):
+            signs = q if kind == "ubinary" else q.view(torch.int8)
+            assert fastpool.dequantize(signs, kind, dtype=dtype).dtype == dtype
+
+
 def test_validation_names_what_is_not_finite() -> None:
     x = torch.zeros(2, 3, 8)
     x[1, 2, 5] = torch.nan

@@ -75,6 +75,26 @@ def test_bits_of_each_span_alone(mode: str, given: str | None, strides: str, bac
             assert same_bits(found, alone(pool, hidden, masked, own_of(given), **more)), mask
 
 
+@pytest.mark.parametrize("shape", [(8, 64, 96), (64, 1, 96)])
+def test_memory(shape: tuple[int, int, int]) -> None:
+    """Where columns or one token lie apart, and of a short slice of a long buffer, no more is made than hidden is."""
+    texts, rows, width = shape
+    laid = torch.randn(texts, width, rows).transpose(1, 2), torch.randn(texts, 40 * rows, width)[:, :rows]
+    for hidden in (*laid, torch.randn(texts, rows, width)):
+        leaf, made = hidden.requires_grad_(), []
+
+        class Made(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                result = function(*args, **(kwargs or {}))
+                made.append(result.numel() if isinstance(result, Tensor) else 0)  # noqa: B023  # used at once
+                return result
+
+        with Made():
+            ends = torch.full((texts, 1), rows)
+            fastpool.mean(leaf, starts=torch.zeros_like(ends), ends=ends).sum().backward()
+        assert max(made) <= 2 * texts * rows * width
+
+
 @pytest.mark.parametrize("strides", STRIDES)
 @pytest.mark.parametrize(("mode", "given"), variants())
 def test_gradients(mode: str, given: str | None, strides: str) -> None:
@@ -246,6 +266,7 @@ def put(x: Tensor, *at: int, value: int) -> Tensor:
 
 BETWEEN = r"must lie between 0 and 70, got "
 WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("mean", {"ends": ENDS.to("meta")}, ValueError, "ends must be on hidden's device, cpu, got meta"),
     ("mean", {"ends": put(ENDS, 1, 2, value=71)}, ValueError, rf"^fastpool\.mean: ends\[:, 2\] {BETWEEN}ends\[:, 2\]\[1\] = 71"),
     ("max", {"starts": put(STARTS, 0, 3, value=-1)}, ValueError, rf"starts\[:, 3\] {BETWEEN}starts\[:, 3\]\[0\] = -1"),
     ("mean", {"ends": put(ENDS, 2, 0, value=2**62)}, ValueError, rf"ends\[:, 0\] {BETWEEN}"),

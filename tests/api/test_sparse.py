@@ -96,7 +96,7 @@ def test_linear(layout: str, pooling: str, activation: str) -> None:
     nested = layout == "nested"
     states = arguments["hidden"].values() if nested else arguments["hidden"]
     offsets = arguments["hidden"].offsets() if nested else None
-    states = states.nan_to_num(7.0)
+    # What stands in padding, NaN here, reaches no gradient, the weight's too.
     generator = torch.Generator().manual_seed(5)
     weight, bias = torch.randn(103, 16, generator=generator), torch.randn(103, generator=generator)
     more: dict[str, Any] = {"pooling": pooling, "activation": activation, "normalize": True}
@@ -109,10 +109,68 @@ def test_linear(layout: str, pooling: str, activation: str) -> None:
         if folded:
             result = fastpool.splade_linear(hidden, *leaves[1:], **own, chunk=40)
         else:
-            result = fastpool.splade(nn.functional.linear(hidden, *leaves[1:]), **own)
+            clean = leaves[0].nan_to_num(7.0)
+            clean = torch.nested.nested_tensor_from_jagged(clean, offsets) if nested else clean
+            result = fastpool.splade(nn.functional.linear(clean, *leaves[1:]), **own)
         found.append([result, *torch.autograd.grad(result.square().sum() + result.sum(), leaves)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_linear_of_spans_in_chunks() -> None:
+    hidden, weight = torch.randn(3, 6, 8), torch.randn(90, 8)
+    starts, ends = torch.tensor([[0, 1], [2, 3], [0, 0]]), torch.tensor([[1, 5], [4, 6], [6, 0]])
+    for normalize in (False, True):
+        found = fastpool.splade_linear(hidden, weight, starts=starts, ends=ends, chunk=40, normalize=normalize)
+        expected = fastpool.splade(hidden @ weight.T, starts=starts, ends=ends, normalize=normalize)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_many_chunks_are_added_in_full_precision() -> None:
+    hidden, weight = torch.randn(4, 9, 16).bfloat16(), torch.randn(4096, 16).bfloat16()
+    found = []
+    for dtype, chunk in ((torch.float64, 4096), (torch.bfloat16, 4096), (torch.bfloat16, 16)):
+        leaf = hidden.to(dtype).requires_grad_()
+        result = fastpool.splade_linear(leaf, weight.to(dtype), pooling="sum", chunk=chunk, out_dtype=torch.float64)
+        found += [torch.autograd.grad(result.sum(), leaf)[0].double()]
+    exact, whole, chunks = found
+    assert (chunks - exact).norm() < 2 * (whole - exact).norm()
+
+
+def test_a_weights_gradient_is_put_together_once() -> None:
+    """Not added up from as many tensors of its size as there are chunks."""
+    hidden, weight = torch.randn(20, 8), torch.randn(3000, 8, requires_grad=True)
+    result = fastpool.splade_linear(hidden, weight, cu_seqlens=torch.tensor([0, 20]), chunk=100)
+
+    class Whole(torch.utils._python_dispatch.TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = function(*args, **(kwargs or {}))
+            self.count += isinstance(made, Tensor) and made.shape == weight.shape and made.data_ptr() != 0
+            return made
+
+    with Whole() as whole:
+        result.sum().backward()
+    assert whole.count < 10
+
+
+def test_linear_normalises_before_it_rounds() -> None:
+    hidden, weight = torch.randn(4, 9, 16).bfloat16(), torch.randn(700, 16).bfloat16()
+    found = fastpool.splade_linear(hidden, weight, normalize=True, chunk=256)
+    logits = torch.cat([nn.functional.linear(hidden, part) for part in weight.split(256)], -1)
+    assert same_bits(found, fastpool.splade(logits, normalize=True))
+    rounded = fastpool.l2_normalize(fastpool.splade(logits))
+    assert not same_bits(found, rounded)
+
+
+def test_autocast() -> None:
+    """As torch's own linear layers; the result is of hidden's dtype."""
+    layer, hidden = nn.Linear(16, 90), torch.randn(3, 6, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = fastpool.splade(layer(hidden), MASK, out_dtype=torch.float32)
+        assert torch.equal(fastpool.splade_linear(hidden, layer.weight, layer.bias, MASK), expected)
+        assert torch.equal(fastpool.nn.Splade(decoder=layer)(hidden, MASK), expected)
 
 
 class Largest(torch.utils._python_dispatch.TorchDispatchMode):
@@ -145,6 +203,10 @@ def test_linear_takes_64_mib_of_logits_at_a_time() -> None:
     with Largest() as largest:
         fastpool.splade_linear(hidden, weight, cu_seqlens=torch.tensor([0, 2**13]))
     assert largest.most == 2**24
+    hidden, weight = torch.randn(2**15, 4), torch.randn(2**11, 4)
+    with Largest() as largest:
+        fastpool.splade_linear(hidden, weight, cu_seqlens=torch.tensor([0, 2**15]))
+    assert largest.most == 2**15 * 1024  # the least
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -176,7 +238,47 @@ def test_module_and_head() -> None:
         torch.testing.assert_close(pooling(states, MASK), expected, rtol=1e-5, atol=1e-6)
         assert {id(one) for one in pooling.parameters()} == {id(one) for one in head.parameters()}
         torch.testing.assert_close(head(states), logits)  # as it was
+    distil = transformers.DistilBertForMaskedLM(
+        transformers.DistilBertConfig(vocab_size=70, dim=16, n_layers=1, n_heads=2, hidden_dim=8)
+    ).eval()
+    parts = nn.Sequential(distil.vocab_transform, distil.activation, distil.vocab_layer_norm)
+    states = distil.distilbert(ids, attention_mask=MASK).last_hidden_state
+    found = fastpool.nn.Splade(decoder=distil.vocab_projector, transform=parts)(states, MASK)
+    expected = fastpool.splade(distil(ids, attention_mask=MASK).logits, MASK)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert repr(fastpool.nn.Splade("sum", normalize=True)) == "Splade(pooling='sum', normalize=True)"
+
+
+def test_module_with_a_decoder_hands_everything_on() -> None:
+    layer, hidden = nn.Linear(16, 90), torch.randn(3, 6, 16)
+    starts, ends = torch.tensor([0, 1, 2]), torch.tensor([4, 4, 6])
+    module = fastpool.nn.Splade("max", "log1p_relu", layer, chunk=40, normalize=True, out_dtype=torch.float64)
+    found = module(hidden, starts=starts, ends=ends)
+    expected = fastpool.splade(
+        layer(hidden), starts=starts, ends=ends, activation="log1p_relu", normalize=True, out_dtype=torch.float64
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert found.dtype == torch.float64
+    packed = fastpool.nn.Splade(decoder=layer)(hidden.flatten(0, 1), cu_seqlens=torch.tensor([0, 5, 18]))
+    assert packed.shape == (2, 90)
+
+
+def test_a_head_whose_activation_is_said() -> None:
+    head = nn.Sequential(nn.LayerNorm(16))
+    head.decoder = nn.Linear(16, 30)
+    hidden = torch.randn(2, 4, 16)
+    for activation in ACTIVATION:
+        pooling = fastpool.nn.Splade.from_mlm_head(head, activation=activation)
+        torch.testing.assert_close(pooling(hidden), fastpool.splade(head(hidden), activation=activation))
+
+
+def with_hook(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda *_: None)
+    return module
+
+
+class Adapter(nn.Linear):
+    """More than its weight and bias."""
 
 
 @pytest.mark.parametrize("top", [None, 1, 3, 8])
@@ -193,7 +295,16 @@ def test_csr(top: int | None) -> None:
         assert found.values().numel() == 3 * top
         assert found.col_indices().view(3, top).diff(dim=1).gt(0).all()
     (gradient,) = torch.autograd.grad((found @ torch.ones(8, 2)).sum(), x)
-    assert torch.equal(gradient[kept != 0], torch.full_like(gradient[kept != 0], 2.0))
+    stored = torch.zeros(3, 8)  # zeros among them, which a store of everything that is not 0 does not have
+    stored[torch.arange(3).repeat_interleave(found.crow_indices().diff()), found.col_indices()] = 2.0
+    assert torch.equal(gradient, stored if top is not None else torch.full((3, 8), 2.0))
+    assert (stored[kept != 0] == 2).all()
+
+
+def test_csr_of_many_ties_keeps_the_lower_columns() -> None:
+    x = (torch.arange(3000) % 3).float()[None]
+    found = fastpool.sparse_csr(x, 700)
+    assert torch.equal(found.col_indices(), (x[0] == 2).nonzero()[:700, 0])
 
 
 def test_csr_keeps_nan_first() -> None:
@@ -217,6 +328,17 @@ ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: fastpool.splade_linear(HIDDEN, WEIGHT.double()), TypeError, "weight must be float32 as hidden is, got float64"),
     (lambda: fastpool.splade_linear(HIDDEN, WEIGHT.to("meta")), ValueError, "weight must be on hidden's device, cpu, got meta"),
     (lambda: fastpool.splade_linear(HIDDEN, WEIGHT, torch.ones(3)), ValueError, r"bias must have shape \[20\], .* got \[3\]"),
+    (lambda: fastpool.splade_linear(HIDDEN, WEIGHT, torch.ones(20).double()), TypeError, "bias must be float32 as hidden is, got float64"),
+    (lambda: fastpool.splade_linear(HIDDEN, WEIGHT, torch.ones(20, device="meta")), ValueError, "bias must be on hidden's device, cpu, got meta"),
+    (lambda: fastpool.splade_linear(HIDDEN, WEIGHT, pooling="mean"), ValueError, "splade_linear: pooling must be one of"),
+    (lambda: fastpool.splade_linear(HIDDEN, WEIGHT, mask=MASK[:2]), ValueError, r"mask must have hidden's shape without its last dimension, \[3, 6\], got \[2, 6\]"),
+    (lambda: fastpool.splade_linear(HIDDEN, WEIGHT, cu_seqlens=torch.tensor([0, 3])), ValueError, r"cu_seqlens goes with packed \[T, H\] hidden, got shape \[3, 6, 8\]"),
+    (lambda: fastpool.splade_linear(HIDDEN[None], WEIGHT), ValueError, r"hidden must be padded .* got shape \[1, 3, 6, 8\]"),
+    (lambda: fastpool.splade_linear(torch.nested.nested_tensor([HIDDEN[0]]), WEIGHT), TypeError, "a nested hidden must be jagged"),
+    (lambda: fastpool.nn.Splade(decoder=nn.Linear(8, 20), transform=nn.Identity())(None), TypeError, "nn.Splade: hidden must be a torch.Tensor, got NoneType"),
+    (lambda: fastpool.nn.Splade(decoder=Adapter(8, 20)), TypeError, "decoder must be a torch.nn.Linear and no subclass, got Adapter"),
+    (lambda: fastpool.nn.Splade(decoder=with_hook(nn.Linear(8, 20))), ValueError, "decoder must have no forward hooks"),
+    (lambda: fastpool.nn.Pooling("splade"), ValueError, "mode must be one of mean, .* fastpool.nn.Splade"),
     (lambda: fastpool.splade_linear(HIDDEN, WEIGHT, chunk=0), ValueError, "chunk must be at least 1, got 0"),
     (lambda: fastpool.splade_linear(HIDDEN[0, 0], WEIGHT), ValueError, r"hidden must be padded .* got shape \[8\]"),
     (lambda: fastpool.splade_linear(HIDDEN.long(), WEIGHT), TypeError, "hidden must be float16, .* got int64"),
@@ -228,11 +350,11 @@ ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: fastpool.sparse_csr(LOGITS[0], 0), ValueError, "top must be at least 1, got 0"),
     (lambda: fastpool.sparse_csr(MASK), TypeError, "x must be float16, .* got bool"),
     (lambda: fastpool.nn.Splade("mean"), ValueError, "nn.Splade: pooling must be one of sum, max"),
-    (lambda: fastpool.nn.Splade(decoder=nn.Identity()), TypeError, "decoder must be a torch.nn.Linear, got Identity"),
+    (lambda: fastpool.nn.Splade(decoder=nn.Identity()), TypeError, "decoder must be a torch.nn.Linear and no subclass, got Identity"),
     (lambda: fastpool.nn.Splade(transform=nn.Identity()), ValueError, "transform goes with a decoder, got none"),
     (lambda: fastpool.nn.Splade(chunk=4), ValueError, "chunk goes with a decoder, got none"),
     (lambda: fastpool.nn.Splade(decoder=nn.Linear(8, 20), truncate_dim=4), ValueError, "truncate_dim is for logits"),
-    (lambda: fastpool.nn.Splade.from_mlm_head(nn.Linear(8, 20)), TypeError, "head must be a module whose `decoder` is a torch.nn.Linear, got Linear"),
+    (lambda: fastpool.nn.Splade.from_mlm_head(nn.Linear(8, 20)), TypeError, "head must be a module whose last step is its `decoder`, .* got Linear with none"),
 ]  # fmt: skip
 
 

@@ -165,6 +165,22 @@ def test_keep_mask_errors(arguments: dict[str, Any], error: type[Exception], wor
         fastpool.keep_mask(**{"ids": IDS, **arguments})
 
 
+def test_a_mask_that_numbers_texts_is_no_mask_to_keep() -> None:
+    """What comes out would tell nobody any more."""
+    for dtype in (torch.int64, torch.int32, torch.uint8, torch.int8, torch.uint16):
+        mask = torch.tensor([[1, 0, 1, 2, 2]], dtype=dtype)
+        with pytest.raises(ValueError, match=r"keep_mask: mask must be 0 and 1, got mask\[0, 3\] = 2; .*segments"):
+            fastpool.keep_mask(torch.arange(5)[None], mask)
+
+
+def test_keep_mask_of_freed_memory() -> None:
+    for name in ("mask", "skip"):
+        freed = torch.ones(1, 5, dtype=torch.int64)
+        freed.untyped_storage().resize_(0)
+        with pytest.raises(ValueError, match=f"keep_mask: {name} must have memory"):
+            fastpool.keep_mask(torch.arange(5)[None], **{name: freed})
+
+
 def test_keep_mask_in_a_graph() -> None:
     punctuation = torch.tensor([7, 4])
     compiled = torch.compile(

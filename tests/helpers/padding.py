@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from fastpool.nn.tokens import in_layout_of, rows
+from fastpool.token_rows import in_layout_of, rows
 
 
 def gradients(module: torch.nn.Module, x: torch.Tensor, arguments: dict[str, Any]) -> list[torch.Tensor]:

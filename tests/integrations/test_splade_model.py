@@ -1,5 +1,6 @@
 """A real SPLADE model from text to sparse vectors: sentence-transformers' own, and the example's."""
 
+import re
 import runpy
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -52,6 +53,11 @@ def test_words_of_a_text(example: dict[str, Any]) -> None:
     torch.testing.assert_close(fastpool.splade(logits)[0], vector, rtol=1e-4, atol=1e-5)
 
 
+def without_last_digits(text: str) -> str:
+    """Weights to a tenth: a matrix product's last bits differ between CPUs."""
+    return re.sub(r"(\d\.\d)\d", r"\1", text)
+
+
 def test_the_example(example: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """Each query finds its own document, by words that it does not hold; the page has the words that come out."""
     example["main"]()
@@ -60,4 +66,4 @@ def test_the_example(example: dict[str, Any], capsys: pytest.CaptureFixture[str]
     rain, lending, river, football, vaccine = example["DOCUMENTS"]
     assert found == [rain, river, lending, football, vaccine]
     page = (EXAMPLE.parents[1] / "docs" / "sparse.md").read_text()
-    assert all(line.split(" 1.")[0].split(" 2.")[0].split("  (")[0].strip() in page for line in lines if "," in line)
+    assert [line for line in lines if line and without_last_digits(line) not in without_last_digits(page)] == []

@@ -14,9 +14,9 @@ from ..calls import accumulator
 from ..checks import has_rows, lacks_memory
 from ..nn import Pooling
 from ..nn.ending import end
-from ..nn.tokens import each
 from ..options import mode_names, option, optional_count
 from ..text import told
+from ..token_rows import each
 from .decisions import Decision
 from .files import Folder, folder_of
 from .layers import Dense, Layer, columns

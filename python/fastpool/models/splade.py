@@ -42,9 +42,15 @@ class Splade:
         return f"sparse, {self.pooling} over tokens of {_ACTIVATIONS[self.activation]}{largest}"
 
     @property
+    def _kept(self) -> str:
+        if self.max_active_dims is None:
+            return ""
+        return f", and fastpool.sparse_csr(vectors, top={self.max_active_dims}) keeps the largest weights"
+
+    @property
     def instead(self) -> str:
         """What the model gives, and what gives it, where a vector pooled of token states is asked for."""
         return (
             f"sparse vectors ({self.source}): fastpool.splade(logits, mask, pooling={self.pooling!r}, "
-            f"activation={self.activation!r}) makes them of the logits of its language model's head"
+            f"activation={self.activation!r}) makes them of the logits of its language model's head{self._kept}"
         )

@@ -14,8 +14,8 @@ from .. import functional, nn
 from ..calls import accumulator
 from ..checks import check_leading, check_memory
 from ..dispatch import validates
-from ..nn.tokens import each, rows
 from ..nn.weighted_layers import LAYERS, START
+from ..token_rows import each, rows
 from .files import Document, Folder, Module, held, inside
 from .weights import Weights
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from .. import functional
 from ..checks import has_rows
 from ..options import count
+from ..token_rows import real_rows, rows
 from .ending import Ending, check_ending, given
 from .multihead import SPREAD, MultiheadPooling, check_computes, check_device, check_query
 from .precision import in_dtype_of, own_precision
-from .tokens import real_rows, rows
 
 SCORERS = ("linear", "tanh")
 

@@ -12,9 +12,9 @@ from .. import functional
 from ..calls import accumulator
 from ..checks import check_float, check_tensor, has_rows
 from ..options import count
+from ..token_rows import in_layout_of, real_rows
 from .ending import Ending, check_ending, given
 from .precision import in_dtype_of, own_precision
-from .tokens import in_layout_of, real_rows
 
 _WIDER = 4  # times as many columns within the feed-forward layer
 # NV-Embed's keys, and its own values where they are left out.

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import dispatch, spans
-from ..calls import PoolCall
-from ..layouts import to_op
+from . import dispatch, spans
+from .calls import PoolCall
+from .layouts import to_op
 
 
 def rows(hidden: Tensor) -> Tensor:
