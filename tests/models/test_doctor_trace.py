@@ -318,8 +318,8 @@ def test_a_model_that_is_finite_again(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     load = embed.load
 
-    def changed(folder):
-        model = load(folder)
+    def changed(folder, config):
+        model = load(folder, config)
         model[0].auto_model.encoder.layer[1].output.dropout = Aside()
         return model
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import functional
 from ..models import PoolingConfig
-from .embed import Modes
+from .embed import Modes, configured
 from .pairs import FEWEST, SEED, Pairs
 
 _RESAMPLES = 2000
@@ -77,6 +77,7 @@ class Row:
     spearman: float | None  # where there are scores
     interval: Interval  # of what decides
     difference: Interval  # of it, this row's minus the configured one's
+    non_zeros: float | None  # of a text's vector, the mean; None of dense vectors
 
     @property
     def decides(self) -> float:
@@ -86,8 +87,12 @@ class Row:
         return figure
 
     @property
+    def label(self) -> str:
+        return " + ".join(mode.removeprefix("splade_") for mode in self.modes)
+
+    @property
     def name(self) -> str:
-        return f"{' + '.join(self.modes)}, {'normalised' if self.normalize else 'not normalised'}"
+        return f"{self.label}, {'normalised' if self.normalize else 'not normalised'}"
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,7 @@ def measure(pairs: Pairs, vectors: Mapping[Modes, Tensor], at: Mapping[str, int]
     """Every pooling of `vectors`, whose row `at[text]` is a text's: normalised, where the dot product is the cosine,
     and as it is.
 
-    The configured one counts as normalised too where its vectors are compared by cosine, which sentence-transformers
-    takes for a model that says nothing else.
+    The configured one counts as normalised too where its vectors are compared by cosine.
 
     Raises:
         ValueError: a similarity is not finite.
@@ -150,8 +154,9 @@ def measure(pairs: Pairs, vectors: Mapping[Modes, Tensor], at: Mapping[str, int]
     kinds = [torch.arange(len(scores))] if pairs.kind == "scores" else [related, unrelated]
     both = min(len(related), len(unrelated)) >= FEWEST
 
-    measures = {}
+    measures, non_zeros = {}, {}
     for modes, vector in vectors.items():
+        non_zeros[modes] = None if config.sparse is None else vector.count_nonzero().item() / len(vector)
         for normalize in (True, False):
             compared = functional.l2_normalize(vector) if normalize else vector
             similarity = torch.linalg.vecdot(compared[a], compared[b]).double()
@@ -168,8 +173,8 @@ def measure(pairs: Pairs, vectors: Mapping[Modes, Tensor], at: Mapping[str, int]
 
             measures[modes, normalize] = similarity, _resampled(figure, *kinds)
 
-    configured = (config.modes, config.normalize or config.similarity in (None, "cosine"))
-    _, configured_samples = measures[configured]
+    own = configured(config)
+    _, own_samples = measures[own]
     rows = {
         pooling: Row(
             *pooling,
@@ -180,8 +185,9 @@ def measure(pairs: Pairs, vectors: Mapping[Modes, Tensor], at: Mapping[str, int]
             auc=auc(similarity[related], similarity[unrelated]).item() if both else None,
             spearman=spearman(similarity, scores).item() if pairs.kind == "scores" else None,
             interval=Interval.of(samples),
-            difference=Interval.of(samples - configured_samples),
+            difference=Interval.of(samples - own_samples),
+            non_zeros=non_zeros[pooling[0]],
         )
         for pooling, (similarity, samples) in measures.items()
     }
-    return Measured(pairs, list(rows.values()), rows[configured])
+    return Measured(pairs, list(rows.values()), rows[own])

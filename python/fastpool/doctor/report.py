@@ -9,6 +9,7 @@ from typing import Any
 from ..models import PoolingConfig
 from ..terminal import console, text
 from ..text import told
+from .embed import WITHOUT
 from .measure import CONFIDENCE, Measured, Row
 from .pairs import Pairs
 from .trace import FLOAT16_MAXIMUM, FLOAT16_OVERFLOWS, Peak, Trace
@@ -23,17 +24,21 @@ def _measure(measured: Measured) -> str:
 def _change(row: Row, own: Row) -> str:
     """What sets a row apart from the configured one, where it is one thing: "cls", or "not normalised"."""
     if row.normalize == own.normalize:
-        return " + ".join(row.modes)
+        return row.label
     return "normalised" if row.normalize else "not normalised"
 
 
 def _source(config: PoolingConfig, what: str, own: Row) -> str:
     """Where the configured row's modes or normalisation come from; the latter from what vectors are compared by, where
-    the model itself does not normalise."""
-    if what == "normalize" and own.normalize and not config.normalize:
+    the model itself does not normalise, or gives sparse ones."""
+    sparse = config.sparse is not None
+    if what == "normalize" and (sparse or (own.normalize and not config.normalize)):
         if config.similarity is None:
-            return "no similarity_fn_name, for which sentence-transformers takes cosine (implied)"
+            by = "cosine" if own.normalize else "the dot product"
+            return f"no similarity_fn_name, for which sentence-transformers takes {by} (implied)"
         what = "similarity"
+    if what == "modes" and sparse:
+        what = "sparse"
     said = config.decision(what)
     return f"{said.source} ({said.certainty})"
 
@@ -87,12 +92,25 @@ def verdict(measured: Measured, config: PoolingConfig) -> list[str]:
     if tied := one_change(measured.tied):
         lines.append(f"These pairs do not tell it apart from: {', '.join(_change(row, own) for row in tied)}.")
     for row in one_change(measured.worse):
-        instead = " + ".join(own.modes) if row.normalize == own.normalize else _change(own, row)
+        instead = own.label if row.normalize == own.normalize else _change(own, row)
         less = f"{-row.difference.high:.3f} to {-row.difference.low:.3f} less"
         lines.append(f"{_change(row, own)} instead of {instead}: {name} {row.decides:.3f}, {less}.")
+    if own.non_zeros is not None:
+        lines.append(_about_special(measured))
     if not measured.worse:
         lines.append("No other pooling is measurably worse; more pairs, or harder ones, may tell.")
     return lines
+
+
+def _about_special(measured: Measured) -> str:
+    """How sparse the configured vectors are, and what [CLS] and [SEP] have to do with it."""
+    own, name = measured.configured, _measure(measured)
+    told = f"On average {own.non_zeros:.1f} weights of a text are not 0"
+    for row in measured.rows:
+        if row.modes == (WITHOUT,) and row.normalize == own.normalize:
+            change = f"{row.difference.low:+.3f} to {row.difference.high:+.3f}"
+            told += f"; without CLS and SEP {row.non_zeros:.1f}, and {name} is {row.decides:.3f} ({change})"
+    return f"{told}."
 
 
 def document(model: str, measured: Measured, config: PoolingConfig, trace: Trace | None = None) -> dict[str, Any]:
@@ -101,7 +119,7 @@ def document(model: str, measured: Measured, config: PoolingConfig, trace: Trace
     return {
         "model": model,
         "configured": {
-            "modes": list(config.modes),
+            "modes": list(measured.configured.modes),
             "normalize": config.normalize,
             "similarity": config.similarity and told(config.similarity),
         },
@@ -148,6 +166,7 @@ def _plain(row: Row, configured: bool) -> dict[str, Any]:
         **{name: value if math.isfinite(value or 0) else None for name, value in figures.items()},
         "interval": [row.interval.low, row.interval.high],
         "difference": [row.difference.low, row.difference.high],
+        "non_zeros": row.non_zeros,
     }
 
 
@@ -175,7 +194,7 @@ def render(model: str, measured: Measured, config: PoolingConfig, trace: Trace |
         cells.append("" if own else f"{row.difference.low:+.3f} to {row.difference.high:+.3f}")
         style = "bold green" if own else "red" if row in measured.worse else "yellow" if row in measured.better else ""
         by = "cosine" if row.normalize else "dot product"
-        table.add_row(f"{'*' if own else ' '} {' + '.join(row.modes)}", by, *cells, style=style)
+        table.add_row(f"{'*' if own else ' '} {row.label}", by, *cells, style=style)
     out.print(table)
     out.print(
         "\n[dim]* the configured pooling. Cosine compares normalised vectors, the dot product those that are not. d: "

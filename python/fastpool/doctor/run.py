@@ -25,7 +25,7 @@ def run(
 
     Raises:
         OSError, ValueError: a file of the model or of pairs cannot be read, and which; the picture cannot be written;
-            the model gives no vector that is pooled of token states; these are not finite, and where.
+            the model gives no vector of a text; token states or logits are not finite, and where.
     """
     # Before the minutes that a large model may take.
     if picture is not None and (picture.suffix not in _PICTURES or not picture.parent.is_dir()):
@@ -36,10 +36,11 @@ def run(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the report prints them
         config = tokens.checked(Folder(folder), PoolingConfig.from_pretrained(folder))
-    config.check_pooled(model)
+    if config.sparse is None:
+        config.check_pooled(model)
     found = pairs.read(file)
     texts = list(dict.fromkeys([*found.a, *found.b]))
-    transformer = embed.load(folder)
+    transformer = embed.load(folder, config)
     serves(transformer.device)
     trace = Trace(transformer[0]) if traced else None
     with report.progress(len(texts), shown=not as_json) as advance:
