@@ -137,6 +137,8 @@ FAMILY_MODES: tuple[tuple[str, str | None], ...] = (
     ("attention", "query"),
     ("attention", "2 queries"),
     ("attention", "4 queries"),
+    ("splade_max_relu", None),
+    ("splade_sum_relu", None),
     ("splade_max_log1p_relu", None),
     ("splade_sum_log1p_relu", None),
 )
