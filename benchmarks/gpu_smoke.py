@@ -32,7 +32,7 @@ from benchmarks.providers import INPUT_LAYOUTS as WAYS
 from benchmarks.providers import Call
 from benchmarks.timing_cuda import Cuda, copies_of, eager_turn, seconds_of, time_calls
 from fastpool.backends import triton
-from fastpool.testing import LAYOUTS, gradients, moved, required, same_bits, sequences, special_values
+from fastpool.testing import LAYOUTS, function_of, gradients, moved, required, same_bits, sequences, special_values
 
 BACKENDS = ("native", "triton")
 _SMALL = 1 << 17  # elements that the interpreter pools within a second or so
@@ -78,6 +78,10 @@ SHAPES = (
     Shape("scores, search", "softmax_mean", "packed_mask", [700, 2000, 1, 0, 31], 132, torch.float32, "scores", True),
     Shape("query", "attention", "padded_right_mask", [16, 3, 0, 11], 384, torch.bfloat16, "query"),
     Shape("query, split", "attention", "packed", [700, 5000, 1, 0, 31], 1024, torch.float16, "query"),
+    Shape("logits", "splade_max_relu", "packed", [30, 3, 0], 30522),
+    Shape("logits, twice", "splade_max_log1p_relu", "padded_right_mask", [30, 3, 0], 30528),
+    Shape("sums of logits", "splade_sum_relu", "packed", [300, 3, 0], 8192),
+    Shape("sums of logits, twice", "splade_sum_log1p_relu", "padded_lengths", [30, 3, 1], 1002, torch.float32),
 )
 # Segments that are split, by a search and by counting; and many that are barely.
 REPEATED = (
@@ -137,7 +141,7 @@ def _interpreted(backend: str) -> bool:
 
 
 def pool(backend: str, mode: str, arguments: dict[str, Any]) -> Tensor:
-    function: Callable[..., Tensor] = getattr(fastpool, mode)
+    function: Callable[..., Tensor] = function_of(mode)
     with fastpool.backend(backend):
         return function(**arguments, normalize=True)
 
@@ -177,7 +181,7 @@ def _apart(result: Tensor, expected: Tensor) -> str:
 
 def _gradients(found: Findings, backend: str, shape: Shape) -> None:
     arguments = shape.arguments()
-    function: Callable[..., Tensor] = getattr(fastpool, shape.mode)
+    function: Callable[..., Tensor] = function_of(shape.mode)
     both = []
     for name, given in (("native", arguments), (backend, found.there(arguments))):
         with fastpool.backend(name):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastpool
 from fastpool import chunks
-from fastpool.testing import error, same_bits, variants
+from fastpool.testing import error, function_of, same_bits, variants
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=6)
 
@@ -238,7 +238,7 @@ def test_means_are_those_of_slices() -> None:
 @pytest.mark.parametrize("mode", [mode for mode, own in variants() if own is None])
 def test_every_mode_gives_the_bits_of_chunks_alone(mode: str) -> None:
     hidden, cu_seqlens = torch.randn(90, 24).bfloat16(), cuts([40, 0, 50])
-    pool = getattr(fastpool, mode)
+    pool = function_of(mode)
     starts, ends, _ = chunks.fixed(cu_seqlens, 17, 4)
     alone = [pool(hidden[None, start:end]) for start, end in zip(starts, ends, strict=True)]
     assert same_bits(pool(hidden, starts=starts, ends=ends), torch.cat(alone))

@@ -141,7 +141,7 @@ def test_padding_is_not_read() -> None:
     """Padding on pages that nobody may read: touching a byte of them ends the process."""
     code = """
         import torch, fastpool
-        from fastpool.testing import required
+        from fastpool.testing import function_of, required
         from helpers.pages import PAGE, at_the_edge, forbid
         width = PAGE // 4
         rows = 80
@@ -175,7 +175,7 @@ def test_no_temporaries_of_the_inputs_size() -> None:
     """The library's own memory: 512 MB are pooled while the process may take hardly any more."""
     code = """
         import resource, torch, fastpool
-        from fastpool.testing import required
+        from fastpool.testing import function_of, required
         torch.set_num_threads(2)
         hidden = torch.ones(4, 32768, 1024)
         mask = torch.ones(4, 32768, dtype=torch.bool)
@@ -195,7 +195,7 @@ def test_no_temporaries_of_the_inputs_size() -> None:
 def test_functions_take_what_ops_take(mode: str) -> None:
     """A function's signature is the op's list of arguments, and two that are Python's alone; splade's also says which
     op, and calls the first logits."""
-    if MODES[mode].of_logits:
+    if mode in MODES and MODES[mode].of_logits:
         signature = inspect.signature(fastpool.splade)
         parameters = {name.replace("logits", "hidden"): one for name, one in signature.parameters.items()}
         assert {parameters.pop(name).kind for name in ("pooling", "activation")} == {inspect.Parameter.KEYWORD_ONLY}
