@@ -25,10 +25,14 @@ def expect_signature(function: Any, owner: Any, *parameters: str) -> None:
         raise UnexpectedEngineError(f"{name} has been replaced already, by {function.__module__}")
 
 
-def start(engine: str, known: tuple[str, ...], attach: Callable[[], None]) -> None:
-    """Runs `attach` where the engine is a known version: one line in the log, info if it ran, a warning if not.
+def start(
+    engine: str, known: tuple[str, ...], attach: Callable[[], None], *more: tuple[str, Callable[[], None]]
+) -> None:
+    """Runs `attach`, of CLS, LAST and MEAN, where the engine is a known version, and behind it `more`, kinds of pooling
+    by their names: one line in the log, info, for what ran. Where `attach` fails nothing else runs, for the engine is
+    another than the one known; where another fails that kind alone is left out. Each failure is a warning.
 
-    FASTPOOL_<ENGINE>=0 leaves the engine alone, without a line. `attach` checks everything before it replaces anything.
+    FASTPOOL_<ENGINE>=0 leaves the engine alone, without a line. Each checks everything before it replaces anything.
     """
     package = engine.lower()
     variable = f"FASTPOOL_{engine.upper()}"
@@ -36,14 +40,28 @@ def start(engine: str, known: tuple[str, ...], attach: Callable[[], None]) -> No
         return
     # A child of the engine's own logger: the line stands where the engine's lines do.
     log = logging.getLogger(f"{package}.fastpool")
+
+    def warn(pooling: str, error: Exception) -> None:
+        kind = "" if isinstance(error, UnexpectedEngineError) else f"{type(error).__name__}: "
+        why = kind + " ".join(str(error).split())
+        log.warning("fastpool leaves %s's %s as it is: %s (%s=0 turns it off)", engine, pooling, why, variable)
+
+    # An engine that looks different must still start, whatever looking at it raises.
     try:
         version: str = import_module(package).__version__
         if not any(version == one or version.startswith(f"{one}.") for one in known):
             raise UnexpectedEngineError(f"fastpool knows {engine} {', '.join(known)}, this is {version}")
         attach()
-    except Exception as error:  # an engine that looks different must still start, whatever looking at it raises
-        kind = "" if isinstance(error, UnexpectedEngineError) else f"{type(error).__name__}: "
-        why = kind + " ".join(str(error).split())
-        log.warning("fastpool leaves %s's pooling as it is: %s (%s=0 turns it off)", engine, why, variable)
-    else:
-        log.info("fastpool does the CLS, LAST and MEAN pooling of %s %s (%s=0 turns it off)", engine, version, variable)
+    except Exception as error:
+        warn("pooling", error)
+        return
+    kinds = ["CLS", "LAST", "MEAN"]
+    for kind, attach_kind in more:
+        try:
+            attach_kind()
+        except Exception as error:
+            warn(f"{kind} pooling", error)
+        else:
+            kinds.append(kind)
+    does = f"{', '.join(kinds[:-1])} and {kinds[-1]}"
+    log.info("fastpool does the %s pooling of %s %s (%s=0 turns it off)", does, engine, version, variable)

@@ -1,8 +1,9 @@
-"""vLLM's CLS, LAST and MEAN pooling by fastpool, with the embedding head's truncation and normalisation in one pass.
+"""vLLM's CLS, LAST and MEAN pooling by fastpool, with the embedding head's truncation and normalisation in one pass;
+and its SPLADE pooling.
 
 vLLM calls `register` in each of its processes, by the entry point `vllm.general_plugins`. It has no registry of pooling
 methods, so `forward` is replaced in the classes: objects, isinstance and everything else about them stay. Read against
-vLLM 0.32.0 and 0.33.0, vllm/model_executor/layers/pooler/seqwise.
+vLLM 0.32.0 and 0.33.0, vllm/model_executor/layers/pooler and models/bert.py.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import functional
+from .. import functional, sparse
 from ..calls import accumulator
 from ..checks import FLOATS
 from ._plugin import UnexpectedEngineError, expect_signature, start
@@ -26,7 +27,7 @@ def register() -> None:
 
     Where FASTPOOL_VLLM=0 nothing happens; where vLLM is not as expected, nothing but a warning in the log.
     """
-    start("vLLM", ("0.32", "0.33"), _attach)
+    start("vLLM", ("0.32", "0.33"), _attach, ("SPLADE", _attach_splade))
 
 
 def _attach() -> None:
@@ -43,9 +44,7 @@ def _attach() -> None:
     expect_signature(head.__init__, head, "self", "projector", "head_dtype", "activation")
     expect_signature(head.forward, head, "self", "pooled_data", "pooling_metadata")
     expect_signature(cursor.is_partial_prefill, cursor, "self")
-    names = {field.name for field in fields(cursor)}
-    if missing := {"first_token_indices_gpu", "last_token_indices_gpu"} - names:
-        raise UnexpectedEngineError(f"PoolingCursor has no {' and no '.join(sorted(missing))}")
+    _expect_fields(cursor, "first_token_indices_gpu", "last_token_indices_gpu")
 
     def does_no_more_than_fastpool(given: Any) -> bool:
         return (
@@ -69,6 +68,53 @@ def _attach() -> None:
     for method, mode in modes.items():
         method.forward = _method_forward(mode)
     pooler.forward = forward
+
+
+def _expect_fields(owner: Any, *names: str) -> None:
+    """Raises UnexpectedEngineError unless a dataclass has these fields."""
+    if missing := set(names) - {field.name for field in fields(owner)}:
+        raise UnexpectedEngineError(f"{owner.__name__} has no {' and no '.join(sorted(missing))}")
+
+
+def _attach_splade() -> None:
+    bert: Any = import_module("vllm.model_executor.models.bert")
+    metadata: Any = import_module("vllm.v1.pool.metadata").PoolingMetadata
+    pooler, head = bert.SPLADESparsePooler, bert.BertMLMHead
+
+    options = ("self", "mlm_head", "cls_token_id", "sep_token_id", "pooling", "remove_cls_sep")
+    expect_signature(pooler.__init__, pooler, *options)
+    expect_signature(pooler.forward, pooler, "self", "hidden_states", "pooling_metadata")
+    expect_signature(head.__init__, head, "self", "hidden_size", "vocab_size", "layer_norm_eps")
+    expect_signature(head.forward, head, "self", "hidden_states")
+    _expect_fields(metadata, "prompt_lens", "prompt_token_ids_cpu")
+
+    theirs = pooler.forward
+
+    def forward(self: Any, hidden_states: Tensor, pooling_metadata: Any) -> Tensor:
+        lengths, ids = pooling_metadata.prompt_lens.tolist(), pooling_metadata.prompt_token_ids_cpu
+        plain = type(self.mlm_head) is head and type(self.mlm_head.decoder) is torch.nn.Linear
+        if not plain or ids is None or not lengths or sum(lengths) != len(hidden_states):
+            result: Tensor = theirs(self, hidden_states, pooling_metadata)
+            return result
+        return _splade(self, hidden_states, lengths, ids)
+
+    pooler.forward = forward
+
+
+def _splade(pooler: Any, hidden: Tensor, lengths: list[int], token_ids: Tensor) -> Tensor:
+    """[N, V]; of a text without anything between CLS and SEP zeros. `token_ids`: on the CPU."""
+    cls, sep = (pooler.cls_token_id, pooler.sep_token_id) if pooler.remove_cls_sep else (None, None)
+    starts, ends, begin = list[int](), list[int](), 0
+    for length, ids in zip(lengths, token_ids.numpy(), strict=True):
+        starts.append(begin + (int(ids[0]) == cls))
+        ends.append(max(starts[-1], begin + length - (int(ids[length - 1]) == sep)))
+        begin += length
+    head = pooler.mlm_head
+    states = head.layer_norm(head.activation(head.dense(hidden)))
+    bounds = _on_device([starts, ends], hidden.device)
+    return sparse.splade_linear(
+        states, head.decoder.weight, head.decoder.bias, pooling=pooler.pooling, starts=bounds[0], ends=bounds[1]
+    )
 
 
 def _method_forward(mode: str) -> Callable[[Any, Tensor, Any], Tensor]:
@@ -127,7 +173,7 @@ def _embed(mode: str, hidden: Tensor, metadata: Any, head: Any) -> Tensor | list
     return [(unit if normalized[row] else plain)[row][:size] for row, size in enumerate(sizes)]
 
 
-def _on_device(values: list[int], device: torch.device) -> Tensor:
+def _on_device(values: list[Any], device: torch.device) -> Tensor:
     """Without waiting for it, as vLLM's own async_tensor_h2d copies lists."""
     host = torch.tensor(values, dtype=torch.int32, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)

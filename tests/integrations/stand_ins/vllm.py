@@ -56,6 +56,11 @@ class PoolingMetadata:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return PoolingMetadata(**{name: None if part is None else part[indices] for name, part in parts.items()})
 
+    def get_prompt_token_ids_cpu(self) -> list[Tensor]:
+        if self.prompt_token_ids_cpu is None:
+            raise ValueError("prompt_token_ids is required but was not set")
+        return [self.prompt_token_ids_cpu[row, :length] for row, length in enumerate(self.prompt_lens)]
+
     def get_pooling_cursor(self) -> PoolingCursor:
         if self.pooling_cursor is None:
             raise RuntimeError("pooling_cursor has not been initialized")
@@ -165,6 +170,47 @@ class SequencePooler(nn.Module):
         return self.head(self.pooling(hidden_states, pooling_metadata), pooling_metadata)
 
 
+class BertMLMHead(nn.Module):
+    def __init__(self, hidden_size: int, vocab_size: int, layer_norm_eps: float = 1e-12) -> None:
+        super().__init__()
+        self.dense, self.activation = nn.Linear(hidden_size, hidden_size), nn.GELU()
+        self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.decoder = nn.Linear(hidden_size, vocab_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.decoder(self.layer_norm(self.activation(self.dense(hidden_states))))
+
+
+class SPLADESparsePooler(nn.Module):
+    def __init__(
+        self,
+        mlm_head: nn.Module,
+        cls_token_id: int | None = 101,
+        sep_token_id: int | None = 102,
+        pooling: str = "max",
+        remove_cls_sep: bool = True,
+    ) -> None:
+        super().__init__()
+        self.mlm_head, self.pooling = mlm_head, pooling
+        self.cls_token_id, self.sep_token_id, self.remove_cls_sep = cls_token_id, sep_token_id, remove_cls_sep
+
+    def forward(self, hidden_states: Tensor, pooling_metadata: PoolingMetadata) -> Tensor:
+        vectors = []
+        lengths = pooling_metadata.prompt_lens.tolist()
+        texts = hidden_states[: sum(lengths)].split(lengths)
+        for states, ids in zip(texts, pooling_metadata.get_prompt_token_ids_cpu(), strict=True):
+            first, behind = 0, len(states)
+            if self.remove_cls_sep:
+                first += int(ids[0]) == self.cls_token_id
+                behind = max(first, behind - (int(ids[-1]) == self.sep_token_id))
+            if first == behind:
+                vectors.append(states.new_zeros(self.mlm_head.decoder.out_features))
+                continue
+            words = torch.log1p(torch.relu(self.mlm_head(states[first:behind])))
+            vectors.append(words.sum(0) if self.pooling == "sum" else words.amax(0))
+        return torch.stack(vectors)
+
+
 _POOLER = "vllm.model_executor.layers.pooler"
 _HOLDS: dict[str, dict[str, Any]] = {
     "vllm": {"__version__": "0.33.0"},
@@ -182,6 +228,8 @@ _HOLDS: dict[str, dict[str, Any]] = {
         "get_seq_pooling_method": get_seq_pooling_method,
     },
     f"{_POOLER}.seqwise.methods": {"_MEAN_POOL_ACCUMULATION_CHUNK_BYTES": 16 * 1024 * 1024},
+    "vllm.model_executor.models": {},
+    "vllm.model_executor.models.bert": {"BertMLMHead": BertMLMHead, "SPLADESparsePooler": SPLADESparsePooler},
     "vllm.pooling_params": {"PoolingParams": PoolingParams},
     "vllm.v1": {},
     "vllm.v1.pool": {},

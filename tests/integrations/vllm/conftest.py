@@ -34,11 +34,12 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     for module in (
         f"{pooler}.seqwise",
         f"{pooler}.activations",
+        "vllm.model_executor.models.bert",
         "vllm.v1.pool.metadata",
         "vllm.pooling_params",
     ):
         vars(names).update({n: v for n, v in vars(import_module(module)).items() if not n.startswith("_")})
-    for touched in (names.CLSPool, names.LastPool, names.MeanPool, names.SequencePooler):
+    for touched in (names.CLSPool, names.LastPool, names.MeanPool, names.SequencePooler, names.SPLADESparsePooler):
         monkeypatch.setattr(touched, "forward", touched.forward)
     plugin.register.cache_clear()
     yield names

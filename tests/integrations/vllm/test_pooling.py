@@ -7,42 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastpool
 from fastpool.integrations import vllm as plugin
 from fastpool.testing import same_bits
+from tests.helpers.vllm_batches import LENGTHS, WIDTH, Ops, metadata, tokens
 
 MODES = {"MEAN": "mean", "CLS": "cls", "LAST": "last"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LENGTHS = [7, 1, 130, 64, 33]
-WIDTH = 48
 modes = pytest.mark.parametrize("kind", MODES)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-def tokens(dtype: torch.dtype, lengths: list[int] = LENGTHS) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return (torch.randn(sum(lengths), WIDTH, generator=generator) + 0.25).to(dtype)
-
-
-def metadata(
-    engine: Any, lengths: list[int] = LENGTHS, wanted: Any = None, prompts: Any = None, index: torch.dtype = torch.int32
-) -> Any:
-    """For requests that are scheduled `lengths` tokens of their `prompts`; `wanted`: (dimensions, use_activation)."""
-    scheduled, prompt_lens = torch.tensor(lengths, dtype=torch.int64), torch.tensor(prompts or lengths)
-    wanted = wanted or [(None, True)] * len(lengths)
-    made = engine.PoolingMetadata(
-        prompt_lens=prompt_lens.to(torch.int64),
-        prompt_token_ids=None,
-        prompt_token_ids_cpu=None,
-        pooling_params=[engine.PoolingParams(task="embed", dimensions=d, use_activation=a) for d, a in wanted],
-        pooling_states=[engine.PoolingStates() for _ in lengths],
-    )
-    made.build_pooling_cursor(
-        scheduled.numpy(), scheduled, torch.device("cpu"), torch.tensor(np.cumsum([0, *lengths]), dtype=index)
-    )
-    return made
 
 
 def embedder(engine: Any, kind: str, **head: Any) -> Any:
@@ -60,27 +34,6 @@ def formula(kind: str, hidden: torch.Tensor, lengths: list[int] = LENGTHS) -> to
 def directly(kind: str, hidden: torch.Tensor, lengths: list[int] = LENGTHS, **options: Any) -> torch.Tensor:
     cu_seqlens = torch.tensor(np.cumsum([0, *lengths]))
     return getattr(fastpool, MODES[kind])(hidden, cu_seqlens=cu_seqlens, **options)
-
-
-class Ops(TorchDispatchMode):
-    """The ops that reach the dispatcher, but for views."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.called: list[tuple[str, dict[str, Any]]] = []
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name, _ in self.called]
-
-    def of(self, name: str) -> list[dict[str, Any]]:
-        """The keyword arguments of its calls."""
-        return [options for called, options in self.called if called == name]
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not any(a.alias_info is not None for a in op._schema.arguments):
-            self.called.append((op.overloadpacket._qualified_op_name, kwargs or {}))
-        return op(*args, **(kwargs or {}))
 
 
 # ---- the pooling methods

@@ -26,6 +26,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
 
 
 def forwards(engine: SimpleNamespace) -> list[Any]:
+    """Of CLS, LAST and MEAN."""
     return [t.forward for t in (engine.CLSPool, engine.LastPool, engine.MeanPool, engine.SequencePooler)]
 
 
@@ -55,6 +56,8 @@ def _other(self: Any, hidden_states: Any, pooling_metadata: Any, more: Any = Non
 def _alike(self: Any, hidden_states: Any, pooling_metadata: Any) -> None: ...
 
 
+# The class whose `forward` is another, of each kind beside them.
+POOLER_OF = {"SPLADE": "SPLADESparsePooler"}
 POOLER = "vllm.model_executor.layers.pooler"
 # What is changed, by its name in vLLM; to what (None: gone); what the line in the log says.
 UNEXPECTED: dict[str, tuple[str, str, Any, str]] = {
@@ -74,25 +77,63 @@ UNEXPECTED: dict[str, tuple[str, str, Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", UNEXPECTED)
-def test_not_as_expected(
-    engine: SimpleNamespace, lines: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
-    where, name, value, message = UNEXPECTED[case]
+def _change(engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, where: str, name: str, value: Any) -> None:
     if where == "modules":
         monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]  # an import of it fails
     elif value is None:
         monkeypatch.delattr(getattr(engine, where, None) or import_module(where), name)
     else:
         monkeypatch.setattr(getattr(engine, where), name, value)
-    before = forwards(engine)
+
+
+@pytest.mark.parametrize("case", UNEXPECTED)
+def test_not_as_expected(
+    engine: SimpleNamespace, lines: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    where, name, value, message = UNEXPECTED[case]
+    _change(engine, monkeypatch, where, name, value)
+    before, others = forwards(engine), [getattr(engine, pooler).forward for pooler in POOLER_OF.values()]
     plugin.register()
     plugin.register()
     assert forwards(engine) == before
+    assert [getattr(engine, pooler).forward for pooler in POOLER_OF.values()] == others
     (line,) = lines
     assert line.levelno == logging.WARNING
     assert line.getMessage().startswith("fastpool leaves vLLM's pooling as it is: ")
     assert re.search(message, line.getMessage())
+
+
+BERT = "vllm.model_executor.models.bert"
+# The same of a kind of pooling beside CLS, LAST and MEAN: that kind alone is left as it is.
+UNEXPECTED_KINDS: dict[str, tuple[str, str, str, Any, str]] = {
+    "splade_pooler": ("SPLADE", "SPLADESparsePooler", "forward", _other, "takes .*more.*expected"),
+    "splade_options": ("SPLADE", "SPLADESparsePooler", "__init__", _other, "takes .*more.*expected"),
+    "splade_head": ("SPLADE", "BertMLMHead", "forward", _other, "takes .*more.*expected"),
+    "splade_head_options": ("SPLADE", "BertMLMHead", "__init__", _other, "takes .*more.*expected"),
+    "splade_another_plugin": ("SPLADE", "SPLADESparsePooler", "forward", _alike, "replaced already, by"),
+    "splade_metadata": ("SPLADE", "PoolingMetadata", "__dataclass_fields__", {}, "no prompt_lens and no prompt_token_"),
+    "splade_no_class": ("SPLADE", BERT, "SPLADESparsePooler", None, "AttributeError: .*SPLADESparsePooler"),
+    "splade_no_module": ("SPLADE", "modules", BERT, None, "bert"),
+}
+
+
+@pytest.mark.parametrize("case", UNEXPECTED_KINDS)
+def test_a_kind_is_not_as_expected(
+    engine: SimpleNamespace, lines: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    kind, where, name, value, message = UNEXPECTED_KINDS[case]
+    _change(engine, monkeypatch, where, name, value)
+    before, theirs = forwards(engine), {kind: getattr(engine, pooler).forward for kind, pooler in POOLER_OF.items()}
+    plugin.register()
+    assert not set(forwards(engine)) & set(before)
+    for other, pooler in POOLER_OF.items():
+        assert (getattr(engine, pooler).forward is theirs[other]) == (other == kind)
+    warning, line = lines
+    assert (warning.levelno, line.levelno) == (logging.WARNING, logging.INFO)
+    assert warning.getMessage().startswith(f"fastpool leaves vLLM's {kind} pooling as it is: ")
+    assert re.search(message, warning.getMessage())
+    others = ["CLS", "LAST", "MEAN", *(other for other in POOLER_OF if other != kind)]
+    assert f" the {', '.join(others[:-1])} and {others[-1]} pooling of vLLM " in line.getMessage()
 
 
 def test_entry_point() -> None:
