@@ -22,9 +22,10 @@ def metadata(
     prompts: Any = None,
     index: torch.dtype = torch.int32,
     ids: Any = None,
+    chunks: Any = None,
 ) -> Any:
     """For requests that are scheduled `lengths` tokens of their `prompts`; `wanted`: (dimensions, use_activation);
-    `ids`: of their tokens."""
+    `ids`: of their tokens; `chunks`: their sizes, or None."""
     scheduled, prompt_lens = torch.tensor(lengths, dtype=torch.int64), torch.tensor(prompts or lengths)
     wanted = wanted or [(None, True)] * len(lengths)
     made = engine.PoolingMetadata(
@@ -34,6 +35,9 @@ def metadata(
         pooling_params=[engine.PoolingParams(task="embed", dimensions=d, use_activation=a) for d, a in wanted],
         pooling_states=[engine.PoolingStates() for _ in lengths],
     )
+    for params, size in zip(made.pooling_params, chunks or [None] * len(lengths), strict=True):
+        if size is not None:  # before vLLM 0.33 there is no such field
+            params.late_chunking_params = engine.LateChunkingParams(size)
     made.build_pooling_cursor(
         scheduled.numpy(), scheduled, torch.device("cpu"), torch.tensor(np.cumsum([0, *lengths]), dtype=index)
     )

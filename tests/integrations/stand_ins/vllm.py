@@ -12,15 +12,23 @@ import torch
 from torch import Tensor, nn
 
 
+@dataclass(slots=True)
+class LateChunkingParams:
+    chunk_size: int
+
+
 @dataclass
 class PoolingParams:
     use_activation: bool | None = None
     dimensions: int | None = None
+    step_tag_id: int | None = None
     task: str | None = None
+    late_chunking_params: LateChunkingParams | None = None
 
 
 class PoolingStates:
-    pass
+    def __init__(self) -> None:
+        self.hidden_states_cache: list[Tensor] = []
 
 
 @dataclass
@@ -170,6 +178,77 @@ class SequencePooler(nn.Module):
         return self.head(self.pooling(hidden_states, pooling_metadata), pooling_metadata)
 
 
+class AllPool(nn.Module):
+    def __init__(self, output_sizes_fn: Any = None) -> None:
+        super().__init__()
+        self.output_sizes_fn, self.enable_chunked_prefill, self.clone_finished = output_sizes_fn, False, False
+
+    def forward(self, hidden_states: Tensor, pooling_metadata: PoolingMetadata) -> list[Tensor | None]:
+        cursor = pooling_metadata.get_pooling_cursor()
+        texts = hidden_states.split(cursor.num_scheduled_tokens_cpu.tolist())
+        if self.output_sizes_fn is not None:
+            texts = [text[:, :size] for text, size in zip(texts, self.output_sizes_fn(), strict=True)]
+        if not self.enable_chunked_prefill:
+            return [text.clone() if self.clone_finished else text for text in texts]
+        result: list[Tensor | None] = []
+        for text, state, finished in zip(texts, pooling_metadata.pooling_states, cursor.finished_mask, strict=True):
+            state.hidden_states_cache.append(text.clone())
+            result.append(torch.cat(state.hidden_states_cache) if finished else None)
+            if finished:
+                state.hidden_states_cache.clear()
+        return result
+
+
+class StepPool(AllPool):
+    def forward(self, hidden_states: Tensor, pooling_metadata: PoolingMetadata) -> list[Tensor | None]:
+        texts = super().forward(hidden_states, pooling_metadata)
+        ids_of_texts = pooling_metadata.get_prompt_token_ids_cpu()
+        return [
+            None if text is None else text[(ids == one.step_tag_id).nonzero()[:, 0]]
+            for text, ids, one in zip(texts, ids_of_texts, pooling_metadata.pooling_params, strict=True)
+        ]
+
+
+def _mean_pool_chunks(data: Tensor, chunk_size: int) -> Tensor:
+    return torch.stack([chunk.float().mean(0) for chunk in data.split(min(chunk_size, len(data)))])
+
+
+class TokenEmbeddingPoolerHead(nn.Module):
+    def __init__(self, head_dtype: Any = None, projector: Any = None, activation: Any = None) -> None:
+        super().__init__()
+        self.projector, self.head_dtype, self.activation = projector, head_dtype, activation
+
+    def forward(self, pooled_data: Any, pooling_metadata: PoolingMetadata) -> list[Tensor | None]:
+        params = pooling_metadata.pooling_params
+        if len(pooled_data) != len(params):
+            raise ValueError(f"pooled_data length ({len(pooled_data)}) does not match ({len(params)})")
+        return [self.forward_chunk(text, one) for text, one in zip(pooled_data, params, strict=True)]
+
+    def forward_chunk(self, pooled_data: Tensor | None, pooling_param: PoolingParams) -> Tensor | None:
+        if pooled_data is None:
+            return None
+        if pooling_param.late_chunking_params is not None:
+            means = _mean_pool_chunks(pooled_data, pooling_param.late_chunking_params.chunk_size)
+            pooled_data = means if self.head_dtype else means.to(pooled_data.dtype)
+        if self.head_dtype is not None:
+            pooled_data = pooled_data.to(self.head_dtype)
+        if self.projector is not None:
+            pooled_data = self.projector(pooled_data)
+        pooled_data = pooled_data[:, : pooling_param.dimensions]
+        normalizes = self.activation is not None and pooling_param.use_activation
+        return self.activation(pooled_data) if normalizes else pooled_data
+
+
+class TokenPooler(nn.Module):
+    def __init__(self, pooling: Any, head: Any = None) -> None:
+        super().__init__()
+        self.pooling, self.head = pooling, head
+
+    def forward(self, hidden_states: Tensor, pooling_metadata: PoolingMetadata) -> Any:
+        pooled_data = self.pooling(hidden_states, pooling_metadata)
+        return pooled_data if self.head is None else self.head(pooled_data, pooling_metadata)
+
+
 class BertMLMHead(nn.Module):
     def __init__(self, hidden_size: int, vocab_size: int, layer_norm_eps: float = 1e-12) -> None:
         super().__init__()
@@ -228,9 +307,16 @@ _HOLDS: dict[str, dict[str, Any]] = {
         "get_seq_pooling_method": get_seq_pooling_method,
     },
     f"{_POOLER}.seqwise.methods": {"_MEAN_POOL_ACCUMULATION_CHUNK_BYTES": 16 * 1024 * 1024},
+    f"{_POOLER}.tokwise": {
+        "AllPool": AllPool,
+        "StepPool": StepPool,
+        "TokenEmbeddingPoolerHead": TokenEmbeddingPoolerHead,
+        "TokenPooler": TokenPooler,
+    },
+    f"{_POOLER}.tokwise.heads": {"_mean_pool_chunks": _mean_pool_chunks},
     "vllm.model_executor.models": {},
     "vllm.model_executor.models.bert": {"BertMLMHead": BertMLMHead, "SPLADESparsePooler": SPLADESparsePooler},
-    "vllm.pooling_params": {"PoolingParams": PoolingParams},
+    "vllm.pooling_params": {"LateChunkingParams": LateChunkingParams, "PoolingParams": PoolingParams},
     "vllm.v1": {},
     "vllm.v1.pool": {},
     "vllm.v1.pool.metadata": {

@@ -30,16 +30,25 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
             monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.delenv("FASTPOOL_VLLM", raising=False)
     pooler = "vllm.model_executor.layers.pooler"
-    names = SimpleNamespace(vllm=import_module("vllm"), methods=import_module(f"{pooler}.seqwise.methods"))
+    names = SimpleNamespace(vllm=import_module("vllm"))
     for module in (
         f"{pooler}.seqwise",
         f"{pooler}.activations",
+        f"{pooler}.tokwise",
         "vllm.model_executor.models.bert",
         "vllm.v1.pool.metadata",
         "vllm.pooling_params",
     ):
         vars(names).update({n: v for n, v in vars(import_module(module)).items() if not n.startswith("_")})
-    for touched in (names.CLSPool, names.LastPool, names.MeanPool, names.SequencePooler, names.SPLADESparsePooler):
+    names.methods = import_module(f"{pooler}.seqwise.methods")
+    for touched in (
+        names.CLSPool,
+        names.LastPool,
+        names.MeanPool,
+        names.SequencePooler,
+        names.SPLADESparsePooler,
+        names.TokenPooler,
+    ):
         monkeypatch.setattr(touched, "forward", touched.forward)
     plugin.register.cache_clear()
     yield names

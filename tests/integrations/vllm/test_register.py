@@ -57,7 +57,7 @@ def _alike(self: Any, hidden_states: Any, pooling_metadata: Any) -> None: ...
 
 
 # The class whose `forward` is another, of each kind beside them.
-POOLER_OF = {"SPLADE": "SPLADESparsePooler"}
+POOLER_OF = {"SPLADE": "SPLADESparsePooler", "token": "TokenPooler"}
 POOLER = "vllm.model_executor.layers.pooler"
 # What is changed, by its name in vLLM; to what (None: gone); what the line in the log says.
 UNEXPECTED: dict[str, tuple[str, str, Any, str]] = {
@@ -83,7 +83,10 @@ def _change(engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, where: str
     elif value is None:
         monkeypatch.delattr(getattr(engine, where, None) or import_module(where), name)
     else:
-        monkeypatch.setattr(getattr(engine, where), name, value)
+        owner = getattr(engine, where, None) or import_module(where)
+        if not hasattr(owner, name):
+            pytest.skip(f"vLLM {engine.vllm.__version__} has no {name}")
+        monkeypatch.setattr(owner, name, value)
 
 
 @pytest.mark.parametrize("case", UNEXPECTED)
@@ -114,6 +117,17 @@ UNEXPECTED_KINDS: dict[str, tuple[str, str, str, Any, str]] = {
     "splade_metadata": ("SPLADE", "PoolingMetadata", "__dataclass_fields__", {}, "no prompt_lens and no prompt_token_"),
     "splade_no_class": ("SPLADE", BERT, "SPLADESparsePooler", None, "AttributeError: .*SPLADESparsePooler"),
     "splade_no_module": ("SPLADE", "modules", BERT, None, "bert"),
+    "token_pooler": ("token", "TokenPooler", "forward", _other, "takes .*more.*expected"),
+    "token_pooler_options": ("token", "TokenPooler", "__init__", _other, "takes .*more.*expected"),
+    "token_method": ("token", "AllPool", "forward", _other, "takes .*more.*expected"),
+    "token_head": ("token", "TokenEmbeddingPoolerHead", "forward", _other, "takes .*more.*expected"),
+    "token_head_options": ("token", "TokenEmbeddingPoolerHead", "__init__", _other, "takes .*more.*expected"),
+    "token_head_of_one": ("token", "TokenEmbeddingPoolerHead", "forward_chunk", _other, "takes .*more.*expected"),
+    "token_method_options": ("token", "AllPool", "__init__", _other, "takes .*more.*expected"),
+    "token_chunks": ("token", f"{POOLER}.tokwise.heads", "_mean_pool_chunks", _other, "takes .*more.*expected"),
+    "token_another_plugin": ("token", "TokenPooler", "forward", _alike, "replaced already, by"),
+    "token_no_class": ("token", f"{POOLER}.tokwise", "AllPool", None, "AttributeError: .*AllPool"),
+    "token_no_module": ("token", "modules", f"{POOLER}.tokwise", None, "tokwise"),
 }
 
 

@@ -22,6 +22,7 @@ ENDS: dict[str, tuple[list[tuple[int, int]], dict[str, Any]]] = {
     "kept": ([(CLS, SEP)] * 5, {"remove_cls_sep": False}),
     "unknown": ([(CLS, SEP)] * 5, {"cls_token_id": None, "sep_token_id": None}),
     "only_cls": ([(CLS, SEP)] * 5, {"sep_token_id": None}),
+    "alike": ([(7, 7)] * 5, {"cls_token_id": 7, "sep_token_id": 7}),
     "others": ([(7, 8)] * 5, {"cls_token_id": 7, "sep_token_id": 8}),
 }
 
