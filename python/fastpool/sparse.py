@@ -175,7 +175,8 @@ def splade_linear(
     mode = splade_mode(name, pooling, activation).name
     check_states(name, hidden)
     bounds = {"lengths": lengths, "starts": starts, "ends": ends}
-    states = real_rows(mode, hidden, mask, cu_seqlens, **bounds)
+    recorded = torch.is_grad_enabled() and any(getattr(one, "requires_grad", False) for one in (hidden, weight, bias))
+    states = real_rows(mode, hidden, mask, cu_seqlens, **bounds, recorded=recorded)
     _check_linear(name, hidden, weight, bias)
     normalize = option(name, "normalize", normalize, bool)
     if out_dtype is not None:
@@ -187,7 +188,6 @@ def splade_linear(
     chunk = count(name, "chunk", chunk)
     more: dict[str, Any] = {"pooling": pooling, "activation": activation, **bounds}
     more["out_dtype"] = accumulator(hidden.dtype) if normalize else dtype
-    recorded = torch.is_grad_enabled()
     if (
         recorded and hidden.requires_grad
     ):  # so that it is the accumulator's dtype in which chunks add up their gradients

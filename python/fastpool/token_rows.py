@@ -42,9 +42,11 @@ def real_rows(
     starts: Tensor | None,
     ends: Tensor | None,
     scores: Tensor | None = None,
+    recorded: bool = True,
 ) -> Tensor:
     """The rows, with 0 in those that are no segment's real token: a product's gradient multiplies all of them, and NaN
-    times 0 is NaN. Raises, before anything is computed, what the mode's function does."""
+    times 0 is NaN; as they are where none is `recorded`. Raises, before anything is computed, what the mode's function
+    does."""
     x: Tensor
     x, cu_seqlens, starts, ends, names = to_op(f"fastpool.{mode}", hidden, cu_seqlens, starts, ends, lengths)
     arguments: dict[str, Any] = {
@@ -59,8 +61,8 @@ def real_rows(
     # A compiler, and torch.func.vmap, cannot read values; there the function does it.
     if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
         for call in calls:
-            dispatch.check(call)
-    if x.dim() == 3 and mask is None and starts is None and ends is None:
+            dispatch.check(call) if recorded else call.check()  # else the function itself looks at values
+    if not recorded or (x.dim() == 3 and mask is None and starts is None and ends is None):
         return x
     real = spans.covered(x, starts, ends) if of_spans else _in_segments(PoolCall(mode, x, **arguments))
     if mask is not None:

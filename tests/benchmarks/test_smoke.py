@@ -22,7 +22,7 @@ from fastpool.testing import LAYOUTS
 
 def test_the_smoke_test_knows_every_mode_and_passes_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert {shape.mode for shape in gpu_smoke.SHAPES} == set(MODES)
-    assert len(gpu_smoke.SHAPES) == 17
+    assert len(gpu_smoke.SHAPES) == 21
     assert {shape.layout for shape in gpu_smoke.SHAPES} <= set(LAYOUTS)
     assert gpu_smoke.main(["bits", "repeat", "--device", "cpu", "--backends", "native"]) == 0
     printed = capsys.readouterr().out

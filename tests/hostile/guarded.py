@@ -12,7 +12,8 @@ from torch import Tensor
 
 import fastpool
 from fastpool.backends import native
-from fastpool.testing import gradients, same_bits
+from fastpool.modes import MODES
+from fastpool.testing import function_of, gradients, same_bits
 
 from . import wrong
 from .calls import Call, draw, numbers
@@ -75,7 +76,7 @@ class _Run:
     def by(self, backend: str, given: dict[str, Any], as_op: bool, validated: bool = False) -> Outcome:
         """The result, and the gradients if there are any; or the error."""
         by_op = as_op or self.name.startswith("_")
-        function = getattr(torch.ops.fastpool if by_op else fastpool, self.name)
+        function = getattr(torch.ops.fastpool, self.name) if by_op else function_of(self.name)
         fastpool.validate(validated)
         try:
             given = _nested(given)  # which torch cannot make in inference mode
@@ -94,10 +95,12 @@ class _Run:
         """What is not as it should be with the outcome of a call that is wrong."""
         if not isinstance(found, Exception):
             return f"answered, and should have said: {words}"
-        text = str(found).splitlines()[0]
+        text, same = (str(one).splitlines()[0] for one in (found, by_reference))
+        if self.name in MODES and MODES[self.name].of_logits and not self.as_op:
+            text, same = (one.replace("logits", "hidden") for one in (text, same))  # what the function calls them
         if words not in text or not isinstance(found, TypeError | ValueError):
             return f"{found!r} is no TypeError or ValueError that says: {words}"
-        if type(found) is not type(by_reference) or text != str(by_reference).splitlines()[0]:
+        if type(found) is not type(by_reference) or text != same:
             return f"{found!r} is not {by_reference!r}"
         return ""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 import fastpool
 from fastpool import dispatch
 from fastpool.modes import MODES
-from fastpool.testing import gradients, required, same_bits
+from fastpool.testing import function_of, gradients, required, same_bits
 
 
 class DeadlineError(Exception):
@@ -90,7 +90,7 @@ def _prepared(route: Route) -> tuple[Callable[[], Any], Any, float]:
     if op != "l2_normalize":
         arguments["mask"] = torch.rand(shape[:2], generator=torch.Generator().manual_seed(1)) > 0.3
         arguments |= required(op, shape)
-    function = getattr(torch.ops.fastpool if how.endswith("op") else fastpool, op)
+    function = getattr(torch.ops.fastpool, op) if how.endswith("op") else function_of(op)
     gradient = torch.ones(shape if op == "l2_normalize" else (shape[0], shape[2]))
 
     def call() -> Any:
