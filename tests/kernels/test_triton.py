@@ -14,6 +14,7 @@ import torch
 
 import fastpool
 from fastpool.calls import PoolCall
+from fastpool.modes import MODES
 from fastpool.testing import (
     DTYPES,
     LAYOUTS,
@@ -219,6 +220,16 @@ def test_scores(scores: str, dtype: torch.dtype, leaves: int, cut: Cut) -> None:
         assert_reference_bits("softmax_mean", {"hidden": hidden[None], "scores": weigher[None]})
     rows = torch.cat([SCORES[scores].to(dtype)[:, None], hidden[:, 1:3]], dim=1)
     assert_reference_bits("attention", {"hidden": rows[None], "query": torch.tensor([1.0, 0.0, 0.0])})
+
+
+@pytest.mark.parametrize("width", [30522, 250002])
+@pytest.mark.parametrize("mode", [name for name, mode in MODES.items() if mode.of_logits])
+def test_vocabularies(mode: str, width: int) -> None:
+    """BERT's and XLM-RoBERTa's words: a program owns a strip of them. Rows begin where two elements may be loaded at
+    once, and no more."""
+    dtype = torch.bfloat16 if width == 30522 else torch.float32
+    batch = sequences([2, 0] if width == 30522 else [1, 1], width, dtype)
+    assert_reference_bits(mode, LAYOUTS["packed"].make(batch, None))
 
 
 @pytest.mark.parametrize(("mode", "given"), variants())
