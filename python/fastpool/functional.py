@@ -17,14 +17,12 @@ from .checks import check_float
 from .constants import NORM_EPS
 from .layouts import OWN, raise_in_callers_words, to_op
 from .modes import MODES, Mode
-from .options import mode_names, option, options_given, refuse
+from .options import WRONG, mode_names, option, options_given, refuse
 from .recording import below_autograd, skips_autograd
 from .signatures import AttentionPooling, Pooling, ScoredPooling, WeightedPooling
 
 __all__ = ["attention", "cls", "explain", "l2_normalize", "last", "max", "mean", "mean_sqrt_len", "softmax_mean"]
 __all__ += ["pool", "sum", "weighted_mean"]
-
-WRONG = (RuntimeError, TypeError, ValueError)  # what calls of ops raise for their arguments
 
 
 def _pooling_function(mode: Mode) -> Callable[..., Tensor]:

@@ -15,6 +15,8 @@ _WORDS: dict[type, str] = {bool: "a bool", int: "an int", float: "a float"}
 _SYMBOLIC: dict[type, type] = {bool: torch.SymBool, int: torch.SymInt, float: torch.SymFloat}
 _is_tracing = torch.jit.is_tracing  # type: ignore[attr-defined]  # torch's types do not export it
 
+WRONG = (RuntimeError, TypeError, ValueError)  # what calls of ops raise for their arguments
+
 
 def option(owner: str, name: str, value: Any, kind: type[T]) -> T:
     """The option as ops take it. Raises TypeError, naming it, where it is something else than `kind` or a number that

@@ -12,6 +12,7 @@ from .calls import PoolCall
 from .checks import PLAIN, check_index_dtype, check_leading, check_memory, check_tensor, require
 from .layouts import Names, refuse_in_callers_words
 from .modes import MODES
+from .options import WRONG
 
 T = TypeVar("T")
 _PER_TOKEN = ("mask", "weights", "scores")
@@ -45,7 +46,7 @@ def on_rows(
         packed["query"] = query.flatten(0, 1)
     try:
         result = function(rows, **{name: value for name, value in packed.items() if value is not None})
-    except (RuntimeError, TypeError, ValueError):
+    except WRONG:
         for mode in modes:
             for call in columns(mode, hidden, names, **arguments):
                 refuse_in_callers_words(call, call.names)

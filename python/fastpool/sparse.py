@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from . import spans
 from .calls import accumulator
 from .checks import check_float, check_memory, check_tensor, name_of, require
-from .functional import WRONG, l2_normalize
+from .functional import l2_normalize
 from .layouts import Names, raise_in_callers_words, to_op
 from .modes import MODES, Activation, Mode, Reduce
-from .options import count, option, options_given, refuse
+from .options import WRONG, count, option, options_given, refuse
 from .recording import below_autograd, skips_autograd
 from .token_rows import in_layout_of, real_rows
 

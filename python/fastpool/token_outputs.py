@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .checks import MASK_DTYPES, check_float, check_memory, check_tensor, name_of, place, require
+from .checks import MASK_DTYPES, check_memory, check_tensor, name_of, place, require
 from .layouts import OWN, raise_in_callers_words, to_op
-from .options import option, refuse
+from .options import WRONG, option, options_given, refuse
 from .recording import below_autograd, skips_autograd
 
 __all__ = ["keep_mask", "tokens"]
@@ -79,13 +79,7 @@ def tokens(
         refuse(name, unknown)
     if lengths is not None or getattr(hidden, "is_nested", False):
         hidden, cu_seqlens, starts, ends, names = to_op(name, hidden, cu_seqlens, starts, ends, lengths)
-    more: dict[str, Any] = {"starts": starts, "ends": ends}
-    if truncate_dim is not None:
-        more["truncate_dim"] = option(name, "truncate_dim", truncate_dim, int)
-    more["normalize"] = option(name, "normalize", normalize, bool)
-    if out_dtype is not None:
-        check_float(name, "out_dtype", out_dtype)
-        more["out_dtype"] = out_dtype
+    more = options_given(name, starts, ends, truncate_dim, normalize, out_dtype)
     if total is not None:
         more["total"] = option(name, "total", total, int)
     op: Callable[..., tuple[Tensor, Tensor]] = torch.ops.fastpool.tokens.default
@@ -94,7 +88,7 @@ def tokens(
             with below_autograd():
                 return op(hidden, mask, cu_seqlens, **more)
         return op(hidden, mask, cu_seqlens, **more)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except WRONG as error:
         raise_in_callers_words(error, names, ("tokens", (hidden, mask, cu_seqlens), more))
 
 
